@@ -1,0 +1,176 @@
+"""Collection: many typed values of an entity, each with an id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Generic, TypeVar
+
+from .client import Client
+from .codec import typed_codec
+from .documents import AsyncDocument, Document
+from .drivers import Flow
+from .errors import ConflictError
+from .flows import batch, call, fetch
+from .ids import uuid7
+from .keys import segment
+from .messages import BATCH_OPERATIONS, INLINE_LIMIT, PAGE_LIMIT, CommitWrite, Entry, List, Page, PrepareRead
+from .values import Snapshot, Values
+
+T = TypeVar("T")
+
+
+class _CollectionFlows(Generic[T]):
+    def __init__(self, client: Client, prefix: str, value_type: Any, bound: Mapping[str, str] | None) -> None:
+        typed_codec(value_type)
+        self._client = client
+        self._prefix = prefix
+        self._value_type = value_type
+        self._bound = bound
+
+    @property
+    def prefix(self) -> str:
+        """What every item's key starts with."""
+        return self._prefix
+
+    def _values(self, item_id: str) -> Values[T]:
+        key = self._prefix + segment(item_id, "an item's id")
+        return Values(self._client, self._client.scope, key, self._value_type, self._bound)
+
+    def _add(self, value: T, item_id: str | None, ttl: float | None, reason: str | None) -> Flow[str]:
+        name = uuid7() if item_id is None else item_id
+        values = self._values(name)
+        try:
+            yield from values.create(value, ttl=ttl, reason=reason)
+        except ConflictError as error:
+            if not _same_bytes(error, values.encode(value)[0].data):
+                raise
+        return name
+
+    def _add_many(self, items: Mapping[str, T] | Iterable[T], reason: str | None) -> Flow[list[str]]:
+        named = dict(items) if isinstance(items, Mapping) else {uuid7(): value for value in items}
+        names = list(named)
+        # Everything is encoded before anything is written: a value that cannot be stored stops them all.
+        commits = {
+            name: self._values(name).commit(
+                self._values(name).encode(named[name])[0], expected=None, ttl=None, reason=reason
+            )
+            for name in names
+        }
+        for start in range(0, len(names), BATCH_OPERATIONS):
+            yield from self._add_batch({name: commits[name] for name in names[start : start + BATCH_OPERATIONS]})
+        return names
+
+    def _add_batch(self, commits: dict[str, CommitWrite]) -> Flow[None]:
+        """Write items in one transaction, leaving out those that are there already with the same bytes."""
+        while commits:
+            try:
+                yield from batch(self._client.scope, list(commits.values()), self._client.config.transfer)
+                return
+            except ConflictError as error:
+                if error.code != "condition_failed":
+                    raise
+            reads = [PrepareRead(commit.scope, commit.key, INLINE_LIMIT) for commit in commits.values()]
+            stored = yield from batch(self._client.scope, reads, self._client.config.transfer)
+            rest: dict[str, CommitWrite] = {}
+            for (name, commit), found in zip(commits.items(), stored, strict=True):
+                if found is None:
+                    rest[name] = commit
+                elif found[0] != commit.data:
+                    values, there = self._values(name), found
+                    raise ConflictError(f"another value has the id {name!r} already").with_loader(
+                        lambda values=values, there=there: Snapshot(values.decode(*there), there[1])
+                    )
+            commits = rest
+
+    def _list(self, limit: int | None, reverse: bool, after: str | None) -> Flow[list[Snapshot[T]]]:
+        cursor = None if after is None else self._prefix + segment(after, "an item's id")
+        found: list[Snapshot[T]] = []
+        while limit is None or len(found) < limit:
+            room = PAGE_LIMIT if limit is None else min(PAGE_LIMIT, limit - len(found))
+            page: Page = yield from call(
+                List(self._client.scope, self._prefix, cursor, room, reverse, max_inline_size=INLINE_LIMIT)
+            )
+            for one in page.found:
+                values = self._values_at(one.entry.key)
+                request = PrepareRead(self._client.scope, one.entry.key, INLINE_LIMIT)
+                stored = yield from fetch(one, request, self._client.config.transfer)
+                if stored is not None:
+                    found.append(Snapshot(values.decode(*stored), stored[1]))
+            cursor = page.cursor
+            if cursor is None:
+                break
+        return found
+
+    def _values_at(self, key: str) -> Values[T]:
+        return Values(self._client, self._client.scope, key, self._value_type, self._bound)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._prefix!r})"
+
+
+class Collection(_CollectionFlows[T]):
+    """Many typed values, by default in the order of their adding: ids are UUIDv7 unless you name them."""
+
+    def add(self, value: T, *, id: str | None = None, ttl: float | None = None, reason: str | None = None) -> str:
+        """Add an item and return its id.
+
+        Adding the same value under the same ``id`` again changes nothing; another value there is a ConflictError.
+        """
+        return self._client.run(self._add(value, id, ttl, reason))
+
+    def add_many(self, items: Mapping[str, T] | Iterable[T], *, reason: str | None = None) -> list[str]:
+        """Add items, by id if they are given as a mapping, and return their ids.
+
+        A thousand go in one transaction and one round trip. Repeating it is safe, as with ``add``.
+        """
+        return self._client.run(self._add_many(items, reason))
+
+    def get(self, item_id: str) -> T | None:
+        """Return an item, None if there is none with this id."""
+        return self._client.run(self._values(item_id).get(None))
+
+    def item(self, item_id: str) -> Document[T]:
+        """Return one item as a document: to update, edit, replace or delete it."""
+        return Document(self._values(item_id))
+
+    def list(self, *, limit: int | None = None, reverse: bool = False, after: str | None = None) -> list[Snapshot[T]]:
+        """Return items in the byte order of their ids (``reverse``: newest first), those behind the id ``after``."""
+        return self._client.run(self._list(limit, reverse, after))
+
+    def delete(self, item_id: str, *, reason: str | None = None) -> Entry | None:
+        """Delete an item and return the entry of the deletion, None if there was nothing."""
+        return self.item(item_id).delete(reason=reason)
+
+
+class AsyncCollection(_CollectionFlows[T]):
+    """The async face of ``Collection``: the same methods, awaited."""
+
+    async def add(self, value: T, *, id: str | None = None, ttl: float | None = None, reason: str | None = None) -> str:
+        """See ``Collection.add``."""
+        return await self._client.arun(self._add(value, id, ttl, reason))
+
+    async def add_many(self, items: Mapping[str, T] | Iterable[T], *, reason: str | None = None) -> list[str]:
+        """See ``Collection.add_many``."""
+        return await self._client.arun(self._add_many(items, reason))
+
+    async def get(self, item_id: str) -> T | None:
+        """See ``Collection.get``."""
+        return await self._client.arun(self._values(item_id).get(None))
+
+    def item(self, item_id: str) -> AsyncDocument[T]:
+        """See ``Collection.item``."""
+        return AsyncDocument(self._values(item_id))
+
+    async def list(
+        self, *, limit: int | None = None, reverse: bool = False, after: str | None = None
+    ) -> list[Snapshot[T]]:
+        """See ``Collection.list``."""
+        return await self._client.arun(self._list(limit, reverse, after))
+
+    async def delete(self, item_id: str, *, reason: str | None = None) -> Entry | None:
+        """See ``Collection.delete``."""
+        return await self.item(item_id).delete(reason=reason)
+
+
+def _same_bytes(error: ConflictError, data: bytes) -> bool:
+    return error.code == "condition_failed" and error.found is not None and error.found[0] == data

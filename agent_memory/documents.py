@@ -1,0 +1,162 @@
+"""Document: one typed value, of an entity or under a key of one's own choosing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Generic, TypeVar, overload
+
+from .drivers import Flow
+from .errors import InvalidRequestError
+from .messages import Entry
+from .values import MISSING, Missing, Snapshot, Values, with_fields
+
+T = TypeVar("T")
+D = TypeVar("D")
+
+
+class _DocumentFlows(Generic[T]):
+    def __init__(self, values: Values[T]) -> None:
+        self._values = values
+
+    @property
+    def key(self) -> str:
+        """The key under which the value lies in the application state."""
+        return self._values.key
+
+    def _update(
+        self, change: Callable[[T], Any] | None, default: Any, reason: str | None, fields: dict[str, Any]
+    ) -> Flow[Snapshot[T]]:
+        if (change is None) == (not fields):
+            raise InvalidRequestError("update takes either a function or fields")
+        return self._values.update(change or with_fields(self._values.value_type, fields), default, reason)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.key!r})"
+
+
+class Document(_DocumentFlows[T]):
+    """One typed value. Thread-safe; every method is one atomic step on the store.
+
+    Reads raise SchemaError or DeserializationError for a value that is there but cannot be read as this type.
+    """
+
+    @overload
+    def get(self) -> T | None: ...
+    @overload
+    def get(self, *, default: D) -> T | D: ...
+    def get(self, *, default: Any = None) -> Any:
+        """Return the value, ``default`` if there is none."""
+        return self._values.client.run(self._values.get(default))
+
+    def snapshot(self) -> Snapshot[T] | None:
+        """Return the value with its entry, None if there is none."""
+        return self._values.client.run(self._values.snapshot())
+
+    def raw(self) -> Snapshot[bytes] | None:
+        """Return the stored bytes with their entry, whatever they hold; None if there is nothing."""
+        return self._values.client.run(self._values.raw())
+
+    def set(self, value: T, *, ttl: float | None = None, reason: str | None = None) -> Entry:
+        """Write the value, whatever stands there. It expires after ``ttl`` seconds."""
+        return self._values.client.run(self._values.set(value, ttl=ttl, reason=reason))
+
+    def create(self, value: T, *, ttl: float | None = None, reason: str | None = None) -> Entry:
+        """Write the value if there is none; raise ConflictError if there is."""
+        return self._values.client.run(self._values.create(value, ttl=ttl, reason=reason))
+
+    def replace(
+        self, value: T, *, expected: Snapshot[T] | Entry | str | None, ttl: float | None = None,
+        reason: str | None = None,
+    ) -> Entry:  # fmt: skip
+        """Write the value if what stands there is still ``expected`` (None: nothing); raise ConflictError otherwise."""
+        return self._values.client.run(self._values.replace(value, expected, ttl=ttl, reason=reason))
+
+    def update(
+        self, change: Callable[[T], T | None] | None = None, /, *, default: T | Callable[[], T] | Missing = MISSING,
+        reason: str | None = None, **fields: Any,
+    ) -> Snapshot[T]:  # fmt: skip
+        """Read, change and write until nobody wrote in between; return what stands there then.
+
+        ``change`` gets a private copy and returns the new value, or None after changing the copy; it may run several
+        times. Instead of it, ``fields`` sets fields of a model. An absent value starts from ``default`` (a value or a
+        function), else from the model's own defaults, else it is a NotFoundError. The result is validated; if it is
+        what stands there already, no version is made. A value keeps its time to live.
+        """
+        return self._values.client.run(self._update(change, default, reason, fields))
+
+    @contextmanager
+    def edit(self, *, default: T | Callable[[], T] | Missing = MISSING, reason: str | None = None) -> Generator[T]:
+        """Change a private copy in a block; it is written when the block ends without an error.
+
+        The block cannot be run again: ConflictError if somebody wrote in between.
+        """
+        draft = self._values.client.run(self._values.begin(default))
+        yield draft.value
+        self._values.client.run(self._values.finish(draft, draft.value, reason))
+
+    def delete(
+        self, *, expected: Snapshot[T] | Entry | str | Missing = MISSING, reason: str | None = None
+    ) -> Entry | None:
+        """Delete the value and return the entry of the deletion, None if there was nothing.
+
+        With ``expected``, only if it did not change since; else ConflictError.
+        """
+        return self._values.client.run(self._values.delete(expected, reason))
+
+
+class AsyncDocument(_DocumentFlows[T]):
+    """The async face of ``Document``: the same methods, awaited."""
+
+    @overload
+    async def get(self) -> T | None: ...
+    @overload
+    async def get(self, *, default: D) -> T | D: ...
+    async def get(self, *, default: Any = None) -> Any:
+        """See ``Document.get``."""
+        return await self._values.client.arun(self._values.get(default))
+
+    async def snapshot(self) -> Snapshot[T] | None:
+        """See ``Document.snapshot``."""
+        return await self._values.client.arun(self._values.snapshot())
+
+    async def raw(self) -> Snapshot[bytes] | None:
+        """See ``Document.raw``."""
+        return await self._values.client.arun(self._values.raw())
+
+    async def set(self, value: T, *, ttl: float | None = None, reason: str | None = None) -> Entry:
+        """See ``Document.set``."""
+        return await self._values.client.arun(self._values.set(value, ttl=ttl, reason=reason))
+
+    async def create(self, value: T, *, ttl: float | None = None, reason: str | None = None) -> Entry:
+        """See ``Document.create``."""
+        return await self._values.client.arun(self._values.create(value, ttl=ttl, reason=reason))
+
+    async def replace(
+        self, value: T, *, expected: Snapshot[T] | Entry | str | None, ttl: float | None = None,
+        reason: str | None = None,
+    ) -> Entry:  # fmt: skip
+        """See ``Document.replace``."""
+        return await self._values.client.arun(self._values.replace(value, expected, ttl=ttl, reason=reason))
+
+    async def update(
+        self, change: Callable[[T], T | None | Awaitable[T | None]] | None = None, /, *,
+        default: T | Callable[[], T] | Missing = MISSING, reason: str | None = None, **fields: Any,
+    ) -> Snapshot[T]:  # fmt: skip
+        """See ``Document.update``; ``change`` may be an async function."""
+        return await self._values.client.arun(self._update(change, default, reason, fields))
+
+    @asynccontextmanager
+    async def edit(
+        self, *, default: T | Callable[[], T] | Missing = MISSING, reason: str | None = None
+    ) -> AsyncGenerator[T]:
+        """See ``Document.edit``."""
+        draft = await self._values.client.arun(self._values.begin(default))
+        yield draft.value
+        await self._values.client.arun(self._values.finish(draft, draft.value, reason))
+
+    async def delete(
+        self, *, expected: Snapshot[T] | Entry | str | Missing = MISSING, reason: str | None = None
+    ) -> Entry | None:
+        """See ``Document.delete``."""
+        return await self._values.client.arun(self._values.delete(expected, reason))

@@ -1,0 +1,179 @@
+"""Run a flow: carry each message it yields to where it is answered, and throw failures back in.
+
+A flow is a generator. It yields messages for the transport and the four effects below, which need a waiting that
+differs between threads and an event loop. Nothing else in the package knows which of the two it runs in.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
+
+import anyio
+
+from .errors import InvalidRequestError
+from .messages import Message
+
+T = TypeVar("T")
+Flow: TypeAlias = Generator[Any, Any, T]
+
+
+class Sleep(NamedTuple):
+    """Wait so many seconds -> True; or False, at once, if the call's deadline would pass first."""
+
+    seconds: float
+
+
+class Gather(NamedTuple):
+    """Run flows side by side, at most ``limit`` at once -> their results in order; the first failure is raised."""
+
+    flows: Sequence[Flow[Any]]
+    limit: int
+
+
+class Wait(NamedTuple):
+    """Wait for something that the caller's function returned -> its result; only in async code."""
+
+    awaitable: Awaitable[Any]
+
+
+class Offload(NamedTuple):
+    """Run a function that takes long -> its result; in async code on a thread."""
+
+    function: Callable[[], Any]
+
+
+class Transport(Protocol):
+    """Answers messages. Deadlines are on ``time.monotonic``'s clock; errors are AgentMemoryErrors only."""
+
+    def send(self, message: Message, deadline: float) -> Any: ...
+
+    async def asend(self, message: Message, deadline: float) -> Any: ...
+
+    def close(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+def run(flow: Flow[T], transport: Transport, deadline: float) -> T:
+    """Run a flow to its end on this thread."""
+    step: Callable[[Any], Any] = flow.send
+    value: Any = None
+    while True:
+        try:
+            request = step(value)
+        except StopIteration as end:
+            return end.value
+        try:
+            effect = _EFFECTS.get(type(request))
+            value = transport.send(request, deadline) if effect is None else effect(request, transport, deadline)
+            step = flow.send
+        except Exception as error:
+            step, value = flow.throw, error
+
+
+async def run_async(flow: Flow[T], transport: Transport, deadline: float) -> T:
+    """Run a flow to its end on the event loop."""
+    step: Callable[[Any], Any] = flow.send
+    value: Any = None
+    try:
+        while True:
+            try:
+                request = step(value)
+            except StopIteration as end:
+                return end.value
+            try:
+                effect = _ASYNC_EFFECTS.get(type(request))
+                if effect is None:
+                    value = await transport.asend(request, deadline)
+                else:
+                    value = await effect(request, transport, deadline)
+                step = flow.send
+            except Exception as error:
+                step, value = flow.throw, error
+    finally:
+        # A cancelled flow ends here, not when it is collected.
+        flow.close()
+
+
+def _sleep(effect: Sleep, transport: Transport, deadline: float) -> bool:
+    if time.monotonic() + effect.seconds >= deadline:
+        return False
+    time.sleep(effect.seconds)
+    return True
+
+
+async def _sleep_async(effect: Sleep, transport: Transport, deadline: float) -> bool:
+    if time.monotonic() + effect.seconds >= deadline:
+        return False
+    await anyio.sleep(effect.seconds)
+    return True
+
+
+def _gather(effect: Gather, transport: Transport, deadline: float) -> list[Any]:
+    if len(effect.flows) == 1:
+        return [run(effect.flows[0], transport, deadline)]
+    with ThreadPoolExecutor(min(effect.limit, len(effect.flows)), "agent-memory-transfer") as pool:
+        futures = [pool.submit(run, flow, transport, deadline) for flow in effect.flows]
+        done, waiting = wait(futures, return_when="FIRST_EXCEPTION")
+        for future in waiting:
+            future.cancel()
+        for future in done:
+            future.result()
+        return [future.result() for future in futures]
+
+
+async def _gather_async(effect: Gather, transport: Transport, deadline: float) -> list[Any]:
+    results: list[Any] = [None] * len(effect.flows)
+    failures: list[Exception] = []
+    limiter = anyio.CapacityLimiter(effect.limit)
+
+    async def one(index: int, flow: Flow[Any]) -> None:
+        async with limiter:
+            try:
+                results[index] = await run_async(flow, transport, deadline)
+            except Exception as error:
+                failures.append(error)
+                group.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        for index, flow in enumerate(effect.flows):
+            group.start_soon(one, index, flow)
+    if failures:
+        raise failures[0]
+    return results
+
+
+def _wait(effect: Wait, transport: Transport, deadline: float) -> Any:
+    close = getattr(effect.awaitable, "close", None)
+    if close is not None:
+        close()
+    raise InvalidRequestError("an async function needs the async API: use AsyncAgentMemory, or memory.aio")
+
+
+async def _wait_async(effect: Wait, transport: Transport, deadline: float) -> Any:
+    return await effect.awaitable
+
+
+def _offload(effect: Offload, transport: Transport, deadline: float) -> Any:
+    return effect.function()
+
+
+async def _offload_async(effect: Offload, transport: Transport, deadline: float) -> Any:
+    return await anyio.to_thread.run_sync(effect.function)
+
+
+_EFFECTS: dict[type, Callable[[Any, Transport, float], Any]] = {
+    Sleep: _sleep,
+    Gather: _gather,
+    Wait: _wait,
+    Offload: _offload,
+}
+_ASYNC_EFFECTS: dict[type, Callable[[Any, Transport, float], Awaitable[Any]]] = {
+    Sleep: _sleep_async,
+    Gather: _gather_async,
+    Wait: _wait_async,
+    Offload: _offload_async,
+}

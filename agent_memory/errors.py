@@ -1,0 +1,168 @@
+"""Every error a caller can meet.
+
+    AgentMemoryError
+    ├── InvalidKeyError            (also ValueError)   a key, id, name, namespace or application that is not allowed
+    ├── InvalidRequestError        (also ValueError)   an argument or a request field that makes no sense
+    ├── SerializationError                             this value cannot be stored
+    ├── DeserializationError                           the stored bytes cannot be turned into a value
+    │   └── SchemaError                                they are JSON, but not the model asked for
+    ├── ConflictError                                  a condition failed: somebody else wrote first
+    ├── NotFoundError              (also LookupError)  there is nothing to change
+    ├── NoRequestContextError      (also LookupError)  no request is being served here
+    ├── AuthenticationError                            no valid token
+    ├── PermissionDeniedError                          a valid token, but not for this scope
+    ├── LimitExceededError                             too large, too many, too long
+    ├── IntegrityError                                 the bytes are not the ones that were written
+    ├── UnavailableError                               try again: the store, the disk or the network did not serve
+    │   └── TimedOutError          (also TimeoutError) the call's deadline passed
+    └── ProtocolError                                  the other side does not speak the protocol
+
+No message, ``repr`` or ``args`` of these holds a value, a token or a signed URL. ``code`` is the stable name that the
+wire uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+class AgentMemoryError(Exception):
+    """The root of every error raised by this package."""
+
+    code = "error"
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
+
+
+class InvalidKeyError(AgentMemoryError, ValueError):
+    """A key, entity kind, id, name, namespace or application that is not allowed; nothing was sent."""
+
+    code = "invalid_key"
+
+
+class InvalidRequestError(AgentMemoryError, ValueError):
+    """An argument or a request field with a value that makes no sense."""
+
+    code = "invalid_request"
+
+
+class SerializationError(AgentMemoryError):
+    """This value cannot be stored; nothing was sent."""
+
+    code = "serialization"
+
+
+class DeserializationError(AgentMemoryError):
+    """The stored bytes are sound but cannot be turned into a value; ``raw()`` still reads them."""
+
+    code = "deserialization"
+
+
+class SchemaError(DeserializationError):
+    """The stored JSON is not the model asked for.
+
+    ``problems`` lists ``(location, type)`` pairs as Pydantic names them, never the values.
+    """
+
+    code = "schema"
+
+    def __init__(self, message: str, *, problems: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.problems = tuple(problems)
+
+
+class ConflictError(AgentMemoryError):
+    """A condition failed: the key is not at the version that the writer expected.
+
+    ``current`` is the snapshot that stands there now, None when there is none. Reading it raises ``SchemaError`` or
+    ``DeserializationError`` if what stands there is not the type that the writer works with.
+    """
+
+    code = "condition_failed"
+
+    def __init__(self, message: str, *, code: str | None = None, found: Any = None) -> None:
+        super().__init__(message, code=code)
+        self.found = found
+        self._load: Callable[[], Any] | None = None
+
+    def with_loader(self, load: Callable[[], Any]) -> ConflictError:
+        """Say how ``current`` is made from what the store found."""
+        self._load = load
+        return self
+
+    @property
+    def current(self) -> Any:
+        return None if self._load is None else self._load()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The loader is bound to a live store; what crosses a process is the message and the code.
+        return (_conflict, (str(self), self.code))
+
+
+def _conflict(message: str, code: str) -> ConflictError:
+    return ConflictError(message, code=code)
+
+
+class NotFoundError(AgentMemoryError, LookupError):
+    """There is no value to change and no default to start from."""
+
+    code = "not_found"
+
+
+class NoRequestContextError(AgentMemoryError, LookupError):
+    """``RequestContext.get()`` was called where no ``memory.request(...)`` is open."""
+
+    code = "no_request_context"
+
+
+class AuthenticationError(AgentMemoryError):
+    """The server wants a valid token."""
+
+    code = "unauthenticated"
+
+
+class PermissionDeniedError(AgentMemoryError):
+    """The token is valid, but not for this namespace, application or operation."""
+
+    code = "permission_denied"
+
+
+class LimitExceededError(AgentMemoryError):
+    """A value, a batch, a page or a request is larger than this store takes."""
+
+    code = "limit_exceeded"
+
+
+class IntegrityError(AgentMemoryError):
+    """The bytes that arrived are not the ones that were written; no value is returned."""
+
+    code = "integrity"
+
+
+class UnavailableError(AgentMemoryError):
+    """The store, its disk or the way to it did not serve; the same call may succeed later.
+
+    ``retry_after`` is the pause in seconds that the other side asked for, if it did.
+    """
+
+    code = "unavailable"
+
+    def __init__(self, message: str, *, code: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message, code=code)
+        self.retry_after = retry_after
+
+
+class TimedOutError(UnavailableError, TimeoutError):
+    """The call's deadline passed. A write may or may not have happened; repeating it is safe."""
+
+    code = "timeout"
+
+
+class ProtocolError(AgentMemoryError):
+    """The other side's answer is not one of this protocol."""
+
+    code = "protocol"

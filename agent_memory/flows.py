@@ -1,0 +1,246 @@
+"""The protocol, as generators: prepare, transfer, commit, with retries, checks and clean failure.
+
+A flow yields messages and effects and gets replies or errors thrown in; ``drivers`` runs it. What stands here works on
+bytes and entries; values and types are the business of the layer above.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import random
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple, TypeVar
+
+from .drivers import Flow, Gather, Sleep
+from .errors import ConflictError, IntegrityError, UnavailableError
+from .ids import uuid7
+from .messages import (
+    BATCH_INLINE_LIMIT,
+    INLINE_LIMIT,
+    Batch,
+    Blob,
+    Chunk,
+    CommitWrite,
+    Delete,
+    Entry,
+    Found,
+    GetRange,
+    List,
+    Message,
+    PrepareRead,
+    PrepareWrite,
+    PutChunk,
+    Scope,
+)
+
+T = TypeVar("T")
+
+_FIRST_PAUSE: Final = 0.02
+_LONGEST_PAUSE: Final = 2.0
+_FRESH_STARTS: Final = 5
+_RENEWALS: Final = 20
+
+
+class Transfer(NamedTuple):
+    """How large values travel: in chunks of so many bytes, so many at once."""
+
+    chunk_size: int = 8 * 1024 * 1024
+    parallelism: int = 4
+
+
+def pause(attempt: int) -> float:
+    """Return the seconds to wait before try number ``attempt + 1``: exponential, with full jitter."""
+    return random.uniform(0.2, 1.0) * min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(attempt, 10))
+
+
+def call(message: Message) -> Flow[Any]:
+    """Send a message until it is answered or the deadline leaves no time; every message may be repeated."""
+    attempt = 0
+    while True:
+        try:
+            return (yield message)
+        except UnavailableError as error:
+            if error.code in _FINAL:
+                raise
+            seconds = pause(attempt) if error.retry_after is None else error.retry_after
+            if not (yield Sleep(seconds)):
+                raise
+            attempt += 1
+
+
+# Repeating these soon would not help: the caller has to act.
+_FINAL: Final = frozenset({"closed", "disk_full", "disk_failed", "newer_schema", "timeout"})
+
+
+# -- read ------------------------------------------------------------------------------------------------------------
+
+
+def read(request: PrepareRead, transfer: Transfer) -> Flow[tuple[bytes, Entry] | None]:
+    """Return the bytes of a key's current version, checked, with its entry; None if there is none."""
+    found: Found | None = yield from call(request)
+    if found is None:
+        return None
+    if found.data is not None:
+        return check_bytes(found.data, found.entry), found.entry
+    return (yield from fetch(found, request, transfer))
+
+
+def fetch(found: Found, request: PrepareRead, transfer: Transfer) -> Flow[tuple[bytes, Entry] | None]:
+    """Return the bytes that a prepared read stands for; raise IntegrityError unless they are the ones written.
+
+    None if the key was deleted, and its bytes swept, while they were being fetched.
+    """
+    starts = renewals = 0
+    while True:
+        if found.data is not None:
+            return check_bytes(found.data, found.entry), found.entry
+        blob = found.blob
+        if blob is None or blob.size != found.entry.size:
+            raise IntegrityError("the store offered chunks that do not add up to the value's size")
+        buffer = io.BytesIO()
+        try:
+            yield from _download(blob, buffer, transfer)
+            return check_bytes(buffer.getvalue(), found.entry), found.entry
+        except (UnavailableError, IntegrityError) as error:
+            if error.code not in _STALE:
+                raise
+            # The URLs expired, or the version was overwritten and swept meanwhile.
+            renewals += 1
+            if renewals > _RENEWALS:
+                raise
+            version = found.entry.version
+            try:
+                again: Found | None = yield from call(request._replace(version=version))
+            except ConflictError:
+                again = None
+            if again is not None and error.code == "chunk_missing":
+                raise
+            if again is None:
+                starts += 1
+                if starts > _FRESH_STARTS:
+                    raise
+                again = yield from call(request)
+                if again is None:
+                    return None
+            found = again
+
+
+_STALE: Final = frozenset({"url_expired", "chunk_missing"})
+
+
+def check_bytes(data: bytes, entry: Entry) -> bytes:
+    """Return ``data`` if it is what the entry says was written."""
+    if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise IntegrityError("the bytes that arrived are not the ones that were written (size or sha256 differs)")
+    return data
+
+
+def _download(blob: Blob, buffer: io.BytesIO, transfer: Transfer) -> Flow[None]:
+    """Fill the buffer part by part, several at once; its bytes are taken out without a copy."""
+    if blob.size == 0:
+        return
+    buffer.seek(blob.size - 1)
+    buffer.write(b"\0")
+    with buffer.getbuffer() as view:
+        parts: list[Flow[Any]] = []
+        start = 0
+        for chunk in blob.chunks:
+            for offset in range(0, chunk.size, transfer.chunk_size):
+                size = min(transfer.chunk_size, chunk.size - offset)
+                parts.append(call(GetRange(chunk, offset, view[start : start + size])))
+                start += size
+        try:
+            yield Gather(parts, transfer.parallelism)
+        finally:
+            # A view that a failed part still holds would keep the buffer from being freed or read.
+            del parts
+
+
+# -- write -----------------------------------------------------------------------------------------------------------
+
+
+def write(commit: CommitWrite, transfer: Transfer) -> Flow[Entry]:
+    """Commit a value that stands in ``commit.data``: in one round trip if it is small, else in the three phases."""
+    ready: CommitWrite = yield from upload(commit, transfer)
+    return (yield from call(ready))
+
+
+def upload(commit: CommitWrite, transfer: Transfer, *, inline_limit: int = INLINE_LIMIT) -> Flow[CommitWrite]:
+    """Return the commit with its bytes uploaded, if they are too large to travel in the message."""
+    data = commit.data
+    if data is None or len(data) <= inline_limit:
+        return commit
+    size = len(data)
+    chunk_size = transfer.chunk_size if size > transfer.chunk_size else None
+    place = PrepareWrite(commit.scope, commit.key, size, chunk_size)
+    blob: Blob = yield from call(place)
+    view = memoryview(data)
+    places = dict(enumerate(blob.chunks))
+    parts: list[Flow[Any]] = []
+    start = 0
+    for index, chunk in enumerate(blob.chunks):
+        parts.append(_put(index, places, view[start : start + chunk.size], place._replace(write_id=blob.id)))
+        start += chunk.size
+    etags: list[str] = yield Gather(parts, transfer.parallelism)
+    chunks = tuple(Chunk(chunk.uri, chunk.size, etag) for chunk, etag in zip(blob.chunks, etags, strict=True))
+    return commit._replace(write_id=blob.id, data=None, blob=Blob(blob.id, chunks))
+
+
+def _put(index: int, places: dict[int, Chunk], data: memoryview, renew: PrepareWrite) -> Flow[str]:
+    renewals = 0
+    while True:
+        try:
+            return (yield from call(PutChunk(places[index], data)))
+        except UnavailableError as error:
+            renewals += 1
+            if error.code != "url_expired" or renewals > _RENEWALS:
+                raise
+            blob: Blob = yield from call(renew)
+            places.update(enumerate(blob.chunks))
+
+
+# -- several keys ----------------------------------------------------------------------------------------------------
+
+
+def batch(
+    scope: Scope, operations: Sequence[PrepareRead | CommitWrite | Delete | List], transfer: Transfer
+) -> Flow[list[Any]]:
+    """Carry out operations in one transaction -> for each read ``(bytes, Entry) | None``, else what the message gives.
+
+    Small values travel in the one message; larger ones are uploaded before it and fetched after it.
+    """
+    ready: list[Any] = []
+    room = BATCH_INLINE_LIMIT
+    for operation in operations:
+        if isinstance(operation, CommitWrite):
+            operation = yield from upload(operation, transfer, inline_limit=min(INLINE_LIMIT, room))
+            room -= len(operation.data or b"")
+        ready.append(operation)
+    replies: list[Any] = yield from call(Batch(scope, tuple(ready)))
+    for index, (operation, reply) in enumerate(zip(operations, replies, strict=True)):
+        if isinstance(operation, PrepareRead) and reply is not None:
+            replies[index] = yield from fetch(reply, operation, transfer)
+    return replies
+
+
+def pages(request: List) -> Flow[list[Found]]:
+    """Return everything that a listing finds, page by page."""
+    found: list[Found] = []
+    while True:
+        page = yield from call(request)
+        found += page.found
+        if page.cursor is None:
+            return found
+        request = request._replace(cursor=page.cursor)
+
+
+def delete_all(scope: Scope, prefix: str, page_limit: int) -> Flow[int]:
+    """Delete every key under a prefix, a page at a time; return how many there were."""
+    count = 0
+    while True:
+        page = yield from call(List(scope, prefix, limit=page_limit))
+        if not page.found:
+            return count
+        yield from call(Batch(scope, tuple(Delete(scope, one.entry.key, uuid7()) for one in page.found)))
+        count += len(page.found)

@@ -1,0 +1,170 @@
+"""Looking after a store in files: comparing its parts, and copying it while others use it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from .errors import InvalidRequestError, UnavailableError
+from .storage.blobs import GRACE_SECONDS, BlobObject, FileBlobs, chunk_sizes, sync_folder
+from .storage.catalog import DEAD, GARBAGE, LIVE, BlobRow, Catalog
+from .storage.sqlite import SqliteCatalog
+
+_COPY_ATTEMPTS: Final = 3
+
+
+class Problem(NamedTuple):
+    """One disagreement. ``place`` is ``scope key`` or a blob's id; ``fixed`` says whether it is mended now."""
+
+    kind: str
+    place: str
+    detail: str
+    fixed: bool
+
+
+class CheckReport(NamedTuple):
+    """What a check looked at, and what does not agree."""
+
+    values: int
+    objects: int
+    problems: tuple[Problem, ...]
+
+    @property
+    def ok(self) -> bool:
+        """True if nothing is wrong, or all that was is mended."""
+        return all(problem.fixed for problem in self.problems)
+
+
+def check(catalog: Catalog, blobs: FileBlobs, *, fix: bool = False) -> CheckReport:
+    """Compare every value with its hash, every row with its file and every file with its row.
+
+    ``fix=True`` deletes files that no row knows once they are older than any upload, and mends what the catalog says of
+    a blob. Bytes that are damaged or missing cannot be mended: such a key raises IntegrityError until it is written
+    again, and is never taken for absent.
+    """
+    problems: list[Problem] = []
+    values = 0
+    live: set[str] = set()
+    for value in catalog.values():
+        values += 1
+        place = f"{value.scope} {value.key}"
+        if value.blob_id is None:
+            if hashlib.sha256(value.data or b"").hexdigest() != value.sha256 or len(value.data or b"") != value.size:
+                problems.append(Problem("damaged", place, "the value in the catalog is not what was written", False))
+            continue
+        live.add(value.blob_id)
+        digest = blobs.digest(value.blob_id, chunk_sizes(value.size, value.chunk_size))
+        if digest is None:
+            problems.append(Problem("missing", place, "a file of the value is missing or cut short", False))
+        elif digest[0] != value.sha256:
+            problems.append(Problem("damaged", place, "the files of the value are not what was written", False))
+        known = catalog.blob(value.blob_id)
+        if known is None or known.state != LIVE:
+            if fix:
+                now = catalog.clock()
+                catalog.mend_blob(
+                    BlobRow(value.blob_id, value.scope, value.key, value.size, value.chunk_size, LIVE, now)
+                )
+            problems.append(Problem("unregistered", place, "the catalog does not know its value's files", fix))
+    problems += _unused_rows(catalog, live, fix)
+    objects = 0
+    for found in blobs.objects():
+        objects += 1
+        problems += _unknown_file(catalog, blobs, found, fix)
+    return CheckReport(values, objects, tuple(problems))
+
+
+def _unused_rows(catalog: Catalog, live: set[str], fix: bool) -> Iterator[Problem]:
+    for blob in catalog.blobs():
+        if blob.state == LIVE and blob.id not in live:
+            # It may have been committed after the values were read: ask again.
+            row = next((value for value in catalog.values() if value.blob_id == blob.id), None)
+            if row is not None:
+                continue
+            if fix:
+                catalog.mend_blob(blob._replace(state=GARBAGE, at_us=catalog.clock()))
+            yield Problem("unused", blob.id, "no key has this blob as its value", fix)
+
+
+def _unknown_file(catalog: Catalog, blobs: FileBlobs, found: BlobObject, fix: bool) -> Iterator[Problem]:
+    known = catalog.blob(found.blob_id) if found.index >= 0 else None
+    # An unfinished upload is a file without a row's name; a young one may still be going on.
+    if (known is not None and known.state != DEAD) or found.age_seconds < GRACE_SECONDS:
+        return
+    if fix:
+        blobs.discard(found)
+    yield Problem("orphan", found.blob_id, "a file that nothing refers to", fix)
+
+
+def backup(catalog: SqliteCatalog, blobs: FileBlobs, key_file: Path, target: Path) -> None:
+    """Copy a store in files to ``target``, consistently, while others read and write.
+
+    The database is copied in one step; then the files that the copy refers to, which outlive their last use by
+    GRACE_SECONDS. The database gets its name last: a backup that was cut short is not there.
+    """
+    target_blobs = FileBlobs(blob_folder(target))
+    for path in (target, target_blobs.folder, signing_key_file(target)):
+        if path.exists():
+            raise InvalidRequestError(f"{path.name!r} is already there; a backup never overwrites")
+    temporary = target.with_name(f"{target.name}.{secrets.token_hex(8)}.part")
+    try:
+        for attempt in range(_COPY_ATTEMPTS):
+            catalog.copy_to(temporary)
+            if _copy_blobs(temporary, blobs, target_blobs):
+                break
+            # Slower than the grace: what the copy refers to was swept meanwhile. A newer copy refers to less of it.
+            temporary.unlink()
+            if attempt == _COPY_ATTEMPTS - 1:
+                raise UnavailableError(
+                    "the store changed faster than it could be copied, or files are missing: run check"
+                )
+        if key_file.exists():
+            shutil.copyfile(key_file, signing_key_file(target))
+            signing_key_file(target).chmod(0o600)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.rename(temporary, target)
+        sync_folder(target.parent)
+    except OSError as error:
+        raise UnavailableError(f"the backup cannot be written: {error.strerror}", code="disk_failed") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _copy_blobs(copy: Path, source: FileBlobs, target: FileBlobs) -> bool:
+    """Copy the files that a copied database refers to; False if one is no longer there."""
+    catalog = SqliteCatalog(copy)
+    try:
+        for value in catalog.values():
+            for index, _ in enumerate(chunk_sizes(value.size, value.chunk_size) if value.blob_id else ()):
+                assert value.blob_id is not None
+                if target.path(value.blob_id, index).exists():
+                    continue
+                try:
+                    with (
+                        open(source.path(value.blob_id, index), "rb") as file,
+                        target.writer(value.blob_id, index) as upload,
+                    ):
+                        while block := file.read(1024 * 1024):
+                            upload.write(block)
+                        upload.finish()
+                except FileNotFoundError:
+                    return False
+        return True
+    finally:
+        catalog.close()
+
+
+def blob_folder(database: Path) -> Path:
+    """Return the folder beside a database file that holds its large values."""
+    return database.with_name(f"{database.name}.blobs")
+
+
+def signing_key_file(database: Path) -> Path:
+    """Return the file beside a database file that holds its signing key."""
+    return database.with_name(f"{database.name}.key")

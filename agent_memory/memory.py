@@ -1,0 +1,308 @@
+"""AgentMemory and AsyncAgentMemory: what an address opens, and the way to everything in it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from .client import Client, Config, Opened
+from .context import AsyncRequestContext, RequestContext, open_request
+from .entities import AsyncEntity, Entity, entity_page
+from .errors import InvalidRequestError
+from .flows import Transfer, call
+from .keys import check_scope_name
+from .maintenance import CheckReport, blob_folder, signing_key_file
+from .messages import Backup, Check, Sweep
+from .service import MIN_CHUNK_BYTES, StateService, SweepReport
+from .signing import Keyring
+from .state import AsyncState, State
+from .storage.blobs import FileBlobs
+from .storage.sqlite import SqliteCatalog
+from .transports.local import LocalTransport
+
+MAX_TIMEOUT_SECONDS: Final = 300.0
+_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+class _Opener:
+    """What both faces share: opening, and the open client."""
+
+    def __init__(
+        self,
+        url: str | os.PathLike[str],
+        *,
+        application: str,
+        namespace: str = "default",
+        token: str | None = None,
+        signing_keys: Sequence[str | bytes] | None = None,
+        timeout: float = 30.0,
+        chunk_size: int = 8 * 1024 * 1024,
+        parallelism: int = 4,
+        blob_hosts: Sequence[str] = (),
+    ) -> None:
+        """Open a memory.
+
+        Args:
+            url: a file path (embedded), ``memory://`` (embedded and volatile), or ``http(s)://`` of a server.
+            application: the application whose state this is.
+            namespace: the tenant.
+            token: what the server asks for; http only.
+            signing_keys: secrets of at least 16 bytes for pickled values: the first signs, all verify. Without them
+                ``AGENT_MEMORY_SIGNING_KEYS`` (comma-separated), and an embedded store makes a key of its own.
+            timeout: seconds that one call may take, retries included; at most 300.
+            chunk_size: bytes in which values above 64 KiB travel; at least 65,536.
+            parallelism: chunks that travel at once.
+            blob_hosts: hosts besides the server's own from which large values may be fetched; http only.
+
+        Raises:
+            InvalidKeyError: the application's or namespace's name is not allowed.
+            ValueError: the address has a scheme that is not one of these, or another argument makes no sense.
+            UnavailableError: the file cannot be opened.
+        """
+        if not 0 < timeout <= MAX_TIMEOUT_SECONDS:
+            raise InvalidRequestError(f"timeout must be above 0 and at most {MAX_TIMEOUT_SECONDS:.0f} seconds")
+        if chunk_size < MIN_CHUNK_BYTES or not 1 <= parallelism <= 64:
+            raise InvalidRequestError(f"chunk_size must be at least {MIN_CHUNK_BYTES} bytes, parallelism 1 to 64")
+        address = os.fspath(url)
+        scheme = _scheme(address)
+        if scheme not in ("http", "https") and (token is not None or blob_hosts):
+            raise InvalidRequestError("token and blob_hosts belong to an http:// or https:// address")
+        owner = None
+        if scheme == "memory":
+            owner, address = os.getpid(), str(Path(tempfile.mkdtemp(prefix="agent-memory-")) / "memory.db")
+        elif scheme is None:
+            address = str(Path(address).absolute())
+        self._client = Client(
+            Config(
+                address,
+                check_scope_name(application, "an application"),
+                check_scope_name(namespace, "a namespace"),
+                token,
+                _keys(signing_keys),
+                float(timeout),
+                Transfer(chunk_size, parallelism),
+                tuple(blob_hosts),
+                _OPENERS[scheme],
+                owner,
+            )
+        )
+        self._bound: Mapping[str, str] | None = None
+
+    @classmethod
+    def of(cls, client: Client, bound: Mapping[str, str] | None = None) -> Self:
+        """Return this face of a client that is open already; closing either closes both."""
+        face = cls.__new__(cls)
+        face._client = client
+        face._bound = bound
+        return face
+
+    @classmethod
+    def from_env(cls, **options: Any) -> Self:
+        """Open what the environment names.
+
+        Reads AGENT_MEMORY_URL and AGENT_MEMORY_APPLICATION, and if they are set AGENT_MEMORY_NAMESPACE,
+        AGENT_MEMORY_TOKEN and AGENT_MEMORY_SIGNING_KEYS. ``options`` override and complete them. Raises ValueError if
+        the first two are missing.
+        """
+        names = {"url": "URL", "application": "APPLICATION", "namespace": "NAMESPACE", "token": "TOKEN"}
+        found = {name: os.environ.get(f"AGENT_MEMORY_{variable}") for name, variable in names.items()}
+        settings = {**{name: text for name, text in found.items() if text}, **options}
+        for name in ("url", "application"):
+            if name not in settings:
+                raise InvalidRequestError(f"set AGENT_MEMORY_{names[name]}, or pass {name}=")
+        return cls(**settings)
+
+    @property
+    def namespace(self) -> str:
+        return self._client.scope.namespace
+
+    @property
+    def application(self) -> str:
+        return self._client.scope.application
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(application={self.application!r}, namespace={self.namespace!r})"
+
+
+class AgentMemory(_Opener):
+    """The memory of an application: typed state per entity, and any state by key.
+
+    Thread-safe, works after ``fork``, and can be pickled to another process (the pickle holds the token and the signing
+    keys: treat it as a secret). Close it, or use it as a context manager.
+    """
+
+    @property
+    def app_state(self) -> State:
+        """The application's state by key."""
+        return State(self._client, self._client.scope, self._bound)
+
+    @contextmanager
+    def request(self, request_id: str, **labels: str) -> Generator[RequestContext]:
+        """Serve a request: inside, ``RequestContext.get()`` finds it and every write carries its id.
+
+        ``labels``, such as ``agent=`` and ``source=``, are provenance too.
+        """
+        with open_request(self._client, request_id, labels):
+            yield RequestContext.get()
+
+    def entity(self, kind: str, id: str) -> Entity:
+        """Return what is remembered about one thing, such as ``("user", "123")``."""
+        return Entity(self._client, kind, id, self._bound)
+
+    def entities(self, kind: str) -> Iterator[str]:
+        """Iterate over the ids of a kind's entities that remember anything, in byte order, page by page."""
+        return self._client.iterate(lambda cursor: entity_page(self._client, kind, cursor))
+
+    def sweep(self) -> SweepReport:
+        """Take away what nobody can reach any more: abandoned uploads, overwritten and expired values, old requests.
+
+        An embedded store does so by itself, a little after every minute's first write; a server all the time.
+        """
+        return self._client.run(call(Sweep()))
+
+    def check(self, *, fix: bool = False) -> CheckReport:
+        """Compare every value with its hash and its files, and with ``fix`` repair what can be repaired."""
+        return self._client.run(call(Check(fix)))
+
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        """Write a consistent copy of an embedded store, files and signing key included, while others use it."""
+        self._client.run(call(Backup(os.fspath(path))))
+
+    @property
+    def aio(self) -> AsyncAgentMemory:
+        """The async face of the same store, closed with it."""
+        return AsyncAgentMemory.of(self._client, self._bound)
+
+    def close(self) -> None:
+        """Close files and connections; calls afterwards raise UnavailableError."""
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncAgentMemory(_Opener):
+    """The async face of ``AgentMemory``: the same methods, awaited."""
+
+    @property
+    def app_state(self) -> AsyncState:
+        """See ``AgentMemory.app_state``."""
+        return AsyncState(self._client, self._client.scope, self._bound)
+
+    @contextmanager
+    def request(self, request_id: str, **labels: str) -> Generator[AsyncRequestContext]:
+        """See ``AgentMemory.request``; a plain ``with`` serves, nothing is awaited."""
+        with open_request(self._client, request_id, labels):
+            yield AsyncRequestContext.get()
+
+    def entity(self, kind: str, id: str) -> AsyncEntity:
+        """See ``AgentMemory.entity``."""
+        return AsyncEntity(self._client, kind, id, self._bound)
+
+    def entities(self, kind: str) -> AsyncIterator[str]:
+        """See ``AgentMemory.entities``."""
+        return self._client.aiterate(lambda cursor: entity_page(self._client, kind, cursor))
+
+    async def sweep(self) -> SweepReport:
+        """See ``AgentMemory.sweep``."""
+        return await self._client.arun(call(Sweep()))
+
+    async def check(self, *, fix: bool = False) -> CheckReport:
+        """See ``AgentMemory.check``."""
+        return await self._client.arun(call(Check(fix)))
+
+    async def backup(self, path: str | os.PathLike[str]) -> None:
+        """See ``AgentMemory.backup``."""
+        await self._client.arun(call(Backup(os.fspath(path))))
+
+    @property
+    def sync(self) -> AgentMemory:
+        """The sync face of the same store, closed with it."""
+        return AgentMemory.of(self._client, self._bound)
+
+    async def close(self) -> None:
+        """See ``AgentMemory.close``."""
+        await self._client.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+# -- what an address opens -------------------------------------------------------------------------------------------
+
+
+def open_embedded(path: Path, *, sweep_after_writes: bool = True, durable: bool = True) -> StateService:
+    """Open a store in a file, its large values in a folder beside it."""
+    catalog = SqliteCatalog(path, durable=durable)
+    return StateService(
+        catalog,
+        FileBlobs(blob_folder(path), durable=durable),
+        key_file=signing_key_file(path),
+        sweep_after_writes=sweep_after_writes,
+    )
+
+
+def _open_file(config: Config) -> Opened:
+    path = Path(config.url)
+    return Opened(LocalTransport(open_embedded(path)), Keyring(config.signing_keys, signing_key_file(path)))
+
+
+def _open_volatile(config: Config) -> Opened:
+    path = Path(config.url)
+
+    def remove() -> None:
+        # A forked child sees the same store, which is not its own to remove.
+        if os.getpid() == config.volatile_owner:
+            shutil.rmtree(path.parent, ignore_errors=True)
+
+    transport = LocalTransport(open_embedded(path, durable=False), on_close=remove)
+    return Opened(transport, Keyring(config.signing_keys, signing_key_file(path)))
+
+
+def _open_http(config: Config) -> Opened:
+    from .transports.http import HttpTransport
+
+    transport = HttpTransport(
+        config.url, config.namespace, config.application, token=config.token, blob_hosts=config.blob_hosts
+    )
+    return Opened(transport, Keyring(config.signing_keys))
+
+
+_OPENERS: Final = {None: _open_file, "memory": _open_volatile, "http": _open_http, "https": _open_http}
+
+
+def _scheme(address: str) -> str | None:
+    match = _SCHEME.match(address)
+    scheme = match.group(1).lower() if match else None
+    if scheme not in _OPENERS:
+        raise InvalidRequestError(f"{scheme}:// is not a scheme that a memory can be opened with")
+    if scheme == "memory" and address != "memory://":
+        raise InvalidRequestError("memory:// stands alone: each one is a private, volatile store")
+    if not address:
+        raise InvalidRequestError("the address is empty")
+    return scheme
+
+
+def _keys(given: Sequence[str | bytes] | None) -> tuple[bytes, ...]:
+    if given is None:
+        given = [key for key in os.environ.get("AGENT_MEMORY_SIGNING_KEYS", "").split(",") if key.strip()]
+    if isinstance(given, str | bytes):
+        raise InvalidRequestError("signing_keys is a list of keys, not one")
+    return tuple(key.strip().encode() if isinstance(key, str) else key for key in given)

@@ -1,0 +1,258 @@
+"""What the protocol says: requests to a store and what comes back.
+
+The flows yield these, the transports carry them, the service answers them. They are NamedTuples because they are made
+on every call: a frozen dataclass takes five times as long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, NamedTuple, TypeAlias
+
+JSON: Final = "application/json"
+BYTES: Final = "application/octet-stream"
+PICKLE: Final = "application/vnd.agent-memory.cloudpickle"
+
+INLINE_LIMIT: Final = 64 * 1024
+"""Bytes: a value up to this size lives in the catalog and travels in the message itself."""
+
+BATCH_OPERATIONS: Final = 1_000
+"""Operations in one batch, at most."""
+
+BATCH_INLINE_LIMIT: Final = 8 * 1024 * 1024
+"""Bytes of values that one batch or page carries in its messages; the rest comes as chunks to fetch."""
+
+PAGE_LIMIT: Final = 1_000
+"""Entries in one page of a listing, at most."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Scope(NamedTuple):
+    """Where keys live: an application of a namespace, or one request of it."""
+
+    namespace: str
+    application: str
+    request_id: str | None = None
+
+    @property
+    def path(self) -> str:
+        """The scope as one string; names hold no slash, so no two scopes share it."""
+        if self.request_id is None:
+            return f"{self.namespace}/{self.application}"
+        return f"{self.namespace}/{self.application}/{self.request_id}"
+
+
+class Entry(NamedTuple):
+    """The metadata of one committed version of a key.
+
+    ``size`` is in bytes, ``sha256`` in lower-case hex. A deletion is a version too: it has ``deleted=True`` and size 0.
+    Times are microseconds since 1970 by the catalog's clock; ``created_at``, ``updated_at`` and ``expires_at`` give them
+    as datetimes in UTC. Order changes by ``version``, never by time.
+    """
+
+    key: str
+    version: int
+    etag: str
+    size: int
+    sha256: str
+    content_type: str
+    signature: str | None
+    schema_name: str | None
+    schema_version: int | None
+    created_us: int
+    updated_us: int
+    expires_us: int | None
+    provenance: Mapping[str, str] | None
+    deleted: bool = False
+
+    @property
+    def created_at(self) -> datetime:
+        return from_us(self.created_us)
+
+    @property
+    def updated_at(self) -> datetime:
+        return from_us(self.updated_us)
+
+    @property
+    def expires_at(self) -> datetime | None:
+        return None if self.expires_us is None else from_us(self.expires_us)
+
+
+def from_us(us: int) -> datetime:
+    """Return the UTC time of so many microseconds since 1970, exactly."""
+    return _EPOCH + timedelta(microseconds=us)
+
+
+def to_us(time: datetime) -> int:
+    """Return the microseconds since 1970 of an aware time, exactly."""
+    return (time - _EPOCH) // timedelta(microseconds=1)
+
+
+class Chunk(NamedTuple):
+    """A run of a value's bytes: where it is read or written, its size in bytes and the store's etag for it."""
+
+    uri: str
+    size: int
+    etag: str | None = None
+
+
+class Blob(NamedTuple):
+    """The bytes of a value outside the catalog, in order. The id of one being written is the write id."""
+
+    id: str
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(chunk.size for chunk in self.chunks)
+
+
+class Found(NamedTuple):
+    """A version that exists: its entry, and its bytes (``data``) or where to fetch them (``blob``)."""
+
+    entry: Entry
+    data: bytes | None
+    blob: Blob | None
+
+
+# -- requests --------------------------------------------------------------------------------------------------------
+
+
+class PrepareRead(NamedTuple):
+    """Ask for a key's current version -> Found | None. ``version`` insists on that one; ``refresh_ttl`` restarts its life."""
+
+    scope: Scope
+    key: str
+    max_inline_size: int = 0
+    version: int | None = None
+    refresh_ttl: bool = False
+
+
+class PrepareWrite(NamedTuple):
+    """Ask where to put ``size`` bytes -> Blob. Without ``chunk_size`` it has exactly one chunk.
+
+    ``write_id`` asks for fresh places of a write that was prepared before and not committed.
+    """
+
+    scope: Scope
+    key: str
+    size: int
+    chunk_size: int | None = None
+    write_id: str | None = None
+
+
+class CommitWrite(NamedTuple):
+    """Make ``data``, or the uploaded ``blob``, the key's new version -> Entry. Fails as a whole with ConflictError.
+
+    The version expires ``ttl_seconds`` after the commit, by the catalog's clock; with ``keep_ttl`` when the current one
+    would, if there is one.
+    """
+
+    scope: Scope
+    key: str
+    write_id: str
+    data: bytes | None
+    blob: Blob | None
+    content_type: str = BYTES
+    sha256: str | None = None
+    signature: str | None = None
+    schema_name: str | None = None
+    schema_version: int | None = None
+    if_match: str | None = None
+    if_none_match: bool = False
+    ttl_seconds: float | None = None
+    keep_ttl: bool = False
+    provenance: Mapping[str, str] | None = None
+    max_inline_size: int = 0
+
+
+class Delete(NamedTuple):
+    """Delete a key -> Entry of the deletion, or None if there was nothing to delete."""
+
+    scope: Scope
+    key: str
+    write_id: str
+    if_match: str | None = None
+    provenance: Mapping[str, str] | None = None
+    max_inline_size: int = 0
+
+
+class List(NamedTuple):
+    """List the keys that start with ``prefix``, in byte order or its reverse -> Page."""
+
+    scope: Scope
+    prefix: str
+    cursor: str | None = None
+    limit: int = 100
+    reverse: bool = False
+    max_inline_size: int | None = None
+
+
+class ListSegments(NamedTuple):
+    """List the distinct segments that follow ``prefix`` and are followed by ``/`` -> SegmentPage."""
+
+    scope: Scope
+    prefix: str
+    cursor: str | None = None
+    limit: int = 100
+
+
+class Batch(NamedTuple):
+    """Carry out several operations in order, in one transaction, all or none -> list of their replies."""
+
+    scope: Scope
+    operations: tuple[PrepareRead | CommitWrite | Delete | List, ...]
+
+
+class PutChunk(NamedTuple):
+    """Transfer: store the bytes of one chunk -> its etag."""
+
+    chunk: Chunk
+    data: memoryview
+
+
+class GetRange(NamedTuple):
+    """Transfer: fill ``into`` with a chunk's bytes from ``offset`` on -> None."""
+
+    chunk: Chunk
+    offset: int
+    into: memoryview
+
+
+class Sweep(NamedTuple):
+    """Maintenance: take away what nobody can reach any more -> SweepReport."""
+
+
+class Check(NamedTuple):
+    """Maintenance: compare the catalog with the stored bytes -> CheckReport."""
+
+    fix: bool = False
+
+
+class Backup(NamedTuple):
+    """Maintenance: write a consistent copy of the store -> None."""
+
+    path: str
+
+
+class Page(NamedTuple):
+    """One page of a listing; ``cursor`` is None at the end. Bytes are there if the request asked for them inline."""
+
+    found: list[Found]
+    cursor: str | None
+
+
+class SegmentPage(NamedTuple):
+    segments: list[str]
+    cursor: str | None
+
+
+Write: TypeAlias = CommitWrite | Delete
+Maintenance: TypeAlias = Sweep | Check | Backup
+Message: TypeAlias = (
+    PrepareRead | PrepareWrite | CommitWrite | Delete | List | ListSegments | Batch | PutChunk | GetRange | Maintenance
+)
+Reply: TypeAlias = Any
+"""What each message is answered with stands in its docstring; flows bind it to a typed name at once."""

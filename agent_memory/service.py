@@ -1,0 +1,441 @@
+"""The rules: one method per message, the same for an embedded store and behind a server.
+
+Synchronous and thread-safe. It knows no HTTP and no SQL: a catalog decides what is current, a blob store keeps what is
+too large for the catalog.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar
+
+from .errors import ConflictError, InvalidKeyError, InvalidRequestError, LimitExceededError, ProtocolError
+from .ids import uuid7
+from .keys import check_key, check_prefix, check_request_id
+from .messages import (
+    BATCH_INLINE_LIMIT,
+    BATCH_OPERATIONS,
+    INLINE_LIMIT,
+    PAGE_LIMIT,
+    Backup,
+    Batch,
+    Blob,
+    Check,
+    Chunk,
+    CommitWrite,
+    Delete,
+    Entry,
+    Found,
+    GetRange,
+    List,
+    ListSegments,
+    Message,
+    Page,
+    PrepareRead,
+    PrepareWrite,
+    PutChunk,
+    SegmentPage,
+    Sweep,
+)
+from .maintenance import CheckReport, backup, check
+from .storage.blobs import GRACE_SECONDS, BlobStore, FileBlobs, chunk_sizes
+from .storage.catalog import GARBAGE, STAGED, BlobRow, Catalog, Operation, Row
+from .storage.sqlite import SqliteCatalog
+
+MAX_VALUE_BYTES: Final = 5 * 1024**3
+"""The largest object that one PUT can make in S3."""
+
+MIN_CHUNK_BYTES: Final = 64 * 1024
+MAX_CHUNKS: Final = 10_000
+MAX_PROVENANCE_BYTES: Final = 2_048
+MAX_TTL_SECONDS: Final = 100 * 366 * 86_400.0
+
+DEAD_SECONDS: Final = 86_400
+RECEIPT_SECONDS: Final = 3_600
+TOMBSTONE_SECONDS: Final = 86_400
+REQUEST_SECONDS: Final = 7 * 86_400
+
+_SWEEP_EVERY_SECONDS: Final = 60.0
+_SMALL_SWEEP: Final = 100
+_BLOB_URI: Final = "blob:"
+
+_C = TypeVar("_C", PrepareRead, CommitWrite, Delete, List)
+
+
+class SweepReport(NamedTuple):
+    """What a sweep took away, in numbers of things."""
+
+    blobs: int = 0
+    expired: int = 0
+    tombstones: int = 0
+    receipts: int = 0
+    request_keys: int = 0
+
+
+def blob_of(blob_id: str, size: int, chunk_size: int | None, etags: Sequence[str | None] | None = None) -> Blob:
+    """Return a blob whose chunks are named for the blob store; a server puts URLs in the names' place."""
+    sizes = chunk_sizes(size, chunk_size)
+    marks = etags or [None] * len(sizes)
+    return Blob(blob_id, tuple(Chunk(f"{_BLOB_URI}{blob_id}/{n}", one, marks[n]) for n, one in enumerate(sizes)))
+
+
+def chunk_name(chunk: Chunk) -> tuple[str, int]:
+    """Return the blob id and the number of a chunk that ``blob_of`` named."""
+    blob_id, _, index = chunk.uri.removeprefix(_BLOB_URI).rpartition("/")
+    return blob_id, int(index)
+
+
+class StateService:
+    """Answers messages from a catalog and a blob store.
+
+    Args:
+        catalog: decides what is current.
+        blobs: keeps values above INLINE_LIMIT bytes.
+        key_file: the signing key of a store in files, for its backup.
+        sweep_after_writes: sweep a little after a write, at most once a minute; for stores that no server tends.
+    """
+
+    def __init__(
+        self, catalog: Catalog, blobs: BlobStore, *, key_file: Path | None = None, sweep_after_writes: bool = False
+    ) -> None:
+        self.catalog = catalog
+        self.blobs = blobs
+        self._key_file = key_file
+        self._next_sweep = time.monotonic() + _SWEEP_EVERY_SECONDS if sweep_after_writes else math.inf
+        self._sweeping = threading.Lock()
+        self._methods: Mapping[type, Callable[[Any], Any]] = {
+            PrepareRead: self.prepare_read,
+            PrepareWrite: self.prepare_write,
+            CommitWrite: self.commit_write,
+            Delete: self.delete,
+            List: self.list,
+            ListSegments: self.list_segments,
+            Batch: self.batch,
+            PutChunk: self.put_chunk,
+            GetRange: self.get_range,
+            Sweep: lambda _: self.sweep(),
+            Check: self.check,
+            Backup: self.backup,
+        }
+
+    def handle(self, message: Message) -> Any:
+        """Answer one message."""
+        return self._methods[type(message)](message)
+
+    # -- reads -------------------------------------------------------------------------------------------------------
+
+    def prepare_read(self, request: PrepareRead) -> Found | None:
+        row = self.catalog.read(request.scope, check_key(request.key))
+        return self._answer(request, row)
+
+    def read_at_once(self, request: PrepareRead) -> tuple[bool, Found | None]:
+        """Answer a read if the catalog's row is all it takes -> (True, answer); else (False, None), nothing was done."""
+        row = self.catalog.read(request.scope, check_key(request.key))
+        if row is None:
+            return True, None
+        simple = row.data is not None and len(row.data) <= request.max_inline_size and request.version is None
+        if not simple or (request.refresh_ttl and row.entry.expires_us is not None):
+            return False, None
+        return True, Found(row.entry, row.data, None)
+
+    def _answer(self, request: PrepareRead, row: Row | None) -> Found | None:
+        if request.refresh_ttl and row is not None and row.entry.expires_us is not None:
+            # Only values that can expire pay for a write.
+            row = self.catalog.apply([request])[0]
+        if row is None:
+            return None
+        if request.version is not None and row.entry.version != request.version:
+            raise ConflictError("that version is no longer there", code="version_gone")
+        return self._found(request, row, request.max_inline_size)
+
+    def list(self, request: List) -> Page:
+        return self._page(request, self.catalog.list(_one_more(_checked_list(request))))
+
+    def list_segments(self, request: ListSegments) -> SegmentPage:
+        _check_limit(request.limit)
+        check_prefix(request.prefix)
+        names = self.catalog.list_segments(request.scope, request.prefix, after=request.cursor, limit=request.limit + 1)
+        if len(names) > request.limit:
+            return SegmentPage(names[: request.limit], names[request.limit - 1])
+        return SegmentPage(names, None)
+
+    def _page(self, request: List, rows: list[Row]) -> Page:
+        size = sum(len(row.data or b"") for row in rows)
+        more = len(rows) > request.limit or size > BATCH_INLINE_LIMIT
+        rows = rows[: request.limit]
+        cut = more or (request.max_inline_size is not None and size + INLINE_LIMIT > BATCH_INLINE_LIMIT)
+        if request.max_inline_size is None:
+            found = [Found(row.entry, None, None) for row in rows]
+        else:
+            limit = request.max_inline_size
+            found = [self._found(request, row, limit) for row in rows]
+        return Page(found, rows[-1].entry.key if rows and cut else None)
+
+    def _found(self, request: PrepareRead | List, row: Row, max_inline_size: int) -> Found:
+        entry = row.entry
+        if row.data is not None:
+            if len(row.data) <= max_inline_size:
+                return Found(entry, row.data, None)
+            return Found(entry, None, self._read_copy(request, row.entry, row.data))
+        if row.blob_id is None:
+            raise ProtocolError("the catalog has a value without bytes")
+        blob = blob_of(row.blob_id, entry.size, row.chunk_size)
+        if entry.size <= min(max_inline_size, INLINE_LIMIT):
+            data = bytearray(entry.size)
+            view, offset = memoryview(data), 0
+            for chunk in blob.chunks:
+                self.blobs.read_into(*chunk_name(chunk), 0, view[offset : offset + chunk.size])
+                offset += chunk.size
+            return Found(entry, bytes(data), None)
+        return Found(entry, None, blob)
+
+    def _read_copy(self, request: PrepareRead | List, entry: Entry, data: bytes) -> Blob:
+        """Put an inline value where a URL can name it, pinned while the key moves on; it is garbage from the start."""
+        blob_id = uuid7()
+        self.catalog.stage(
+            BlobRow(blob_id, request.scope.path, entry.key, entry.size, None, GARBAGE, self.catalog.clock())
+        )
+        self.blobs.put(blob_id, 0, memoryview(data))
+        return blob_of(blob_id, entry.size, None)
+
+    # -- writes ------------------------------------------------------------------------------------------------------
+
+    def prepare_write(self, request: PrepareWrite) -> Blob:
+        check_key(request.key)
+        _check_scope(request.scope.request_id)
+        size, chunk_size = request.size, request.chunk_size
+        if size < 0 or (chunk_size is not None and chunk_size < MIN_CHUNK_BYTES):
+            raise InvalidRequestError(f"size must be 0 or more bytes, chunk_size at least {MIN_CHUNK_BYTES}")
+        if size > MAX_VALUE_BYTES:
+            raise LimitExceededError(f"a value may have at most {MAX_VALUE_BYTES} bytes")
+        if chunk_size is not None and size > chunk_size * MAX_CHUNKS:
+            raise LimitExceededError(f"a value may have at most {MAX_CHUNKS} chunks")
+        if request.write_id is not None:
+            self._renew(request)
+            return blob_of(request.write_id, size, chunk_size)
+        blob_id = uuid7()
+        self.catalog.stage(
+            BlobRow(blob_id, request.scope.path, request.key, size, chunk_size, STAGED, self.catalog.clock())
+        )
+        return blob_of(blob_id, size, chunk_size)
+
+    def _renew(self, request: PrepareWrite) -> None:
+        known = self.catalog.blob(request.write_id or "")
+        wanted = (request.scope.path, request.key, request.size, request.chunk_size)
+        if known is None or (known.scope, known.key, known.size, known.chunk_size) != wanted:
+            raise ConflictError("the prepared write has expired; prepare it again", code="blob_gone")
+        if not self.catalog.renew(known.id):
+            raise ConflictError("the prepared write has expired; prepare it again", code="blob_gone")
+
+    def commit_write(self, request: CommitWrite) -> Entry:
+        return self._apply([request])[0]
+
+    def delete(self, request: Delete) -> Entry | None:
+        return self._apply([request])[0]
+
+    def batch(self, request: Batch) -> list[Any]:
+        if not 0 < len(request.operations) <= BATCH_OPERATIONS:
+            raise LimitExceededError(f"a batch has 1 to {BATCH_OPERATIONS} operations, not {len(request.operations)}")
+        return self._apply(request.operations)
+
+    def _apply(self, requests: Sequence[PrepareRead | CommitWrite | Delete | List]) -> list[Any]:
+        operations = [self._ready(request) for request in requests]
+        writes = any(isinstance(operation, CommitWrite | Delete) for operation in operations)
+        try:
+            results = self.catalog.apply(operations)
+        except ConflictError as error:
+            raise self._explained(error, requests) from None
+        replies: list[Any] = []
+        room = BATCH_INLINE_LIMIT
+        for request, result in zip(requests, results, strict=True):
+            if isinstance(request, PrepareRead) and result is not None:
+                result = self._found(request, result, min(request.max_inline_size, room))
+                room -= len(result.data or b"")
+            elif isinstance(request, List):
+                result = self._page(request, result)
+                room -= sum(len(found.data or b"") for found in result.found)
+            replies.append(result)
+        if writes:
+            self._sweep_after_write()
+        return replies
+
+    def _ready(self, request: _C) -> Operation:
+        """Check a request and complete what the client may leave to the store."""
+        if isinstance(request, List):
+            return _one_more(_checked_list(request))
+        check_key(request.key)
+        if isinstance(request, PrepareRead):
+            return request
+        _check_scope(request.scope.request_id)
+        _check_write(request)
+        if isinstance(request, Delete):
+            return request
+        if request.data is not None:
+            return self._ready_inline(request, request.data)
+        return self._ready_blob(request)
+
+    def _ready_inline(self, request: CommitWrite, data: bytes) -> CommitWrite:
+        if len(data) > INLINE_LIMIT:
+            raise LimitExceededError(f"a value above {INLINE_LIMIT} bytes is prepared and uploaded, not sent inline")
+        sha256 = hashlib.sha256(data).hexdigest()
+        if request.sha256 is not None and request.sha256 != sha256:
+            raise InvalidRequestError("the value does not have the sha256 that was sent with it")
+        return request._replace(sha256=sha256)
+
+    def _ready_blob(self, request: CommitWrite) -> CommitWrite:
+        if request.blob is None:
+            raise InvalidRequestError("a write needs inline data or a prepared blob")
+        known = self.catalog.blob(request.blob.id)
+        if known is None or (known.scope, known.key) != (request.scope.path, request.key):
+            raise ConflictError("the prepared write has expired; prepare it again", code="blob_gone")
+        if known.state != STAGED and request.sha256 is not None:
+            # A repeated commit: the receipt answers it, its bytes may be gone by now.
+            return request._replace(blob=blob_of(known.id, known.size, known.chunk_size))
+        sizes = chunk_sizes(known.size, known.chunk_size)
+        if [chunk.size for chunk in request.blob.chunks] != sizes:
+            raise InvalidRequestError("the chunks to commit are not the ones that were prepared")
+        digest = self.blobs.digest(known.id, sizes)
+        if digest is None:
+            raise ConflictError(
+                "not every chunk was uploaded with the size it was prepared for", code="blob_incomplete"
+            )
+        sha256, etags = digest
+        for chunk, etag in zip(request.blob.chunks, etags, strict=True):
+            if chunk.etag is not None and chunk.etag.strip('"') != etag:
+                raise InvalidRequestError("a chunk's etag is not the one of the bytes that were uploaded")
+        if request.sha256 is not None and request.sha256 != sha256:
+            raise InvalidRequestError("the uploaded bytes do not have the sha256 that the commit names")
+        return request._replace(sha256=sha256, blob=blob_of(known.id, known.size, known.chunk_size))
+
+    def _explained(self, error: ConflictError, requests: Sequence[Any]) -> ConflictError:
+        """Put the current value where the writer asked for it."""
+        row: Row | None = error.found
+        if row is None:
+            return error
+        wanted = max(
+            (r.max_inline_size for r in requests if isinstance(r, CommitWrite | Delete) and r.key == row.entry.key),
+            default=0,
+        )
+        error.found = Found(row.entry, row.data if len(row.data or b"") <= wanted else None, None)
+        return error
+
+    # -- transfer ----------------------------------------------------------------------------------------------------
+
+    def put_chunk(self, request: PutChunk) -> str:
+        return self.blobs.put(*chunk_name(request.chunk), request.data)
+
+    def get_range(self, request: GetRange) -> None:
+        self.blobs.read_into(*chunk_name(request.chunk), request.offset, request.into)
+
+    def uploadable(self, blob_id: str) -> bool:
+        """Say whether a chunk of this blob may still be uploaded."""
+        known = self.catalog.blob(blob_id)
+        return known is not None and known.state == STAGED
+
+    # -- sweeping ----------------------------------------------------------------------------------------------------
+
+    def sweep(self, *, limit: int | None = None) -> SweepReport:
+        """Take away what nobody can reach any more; at most ``limit`` things of each kind, or all of them."""
+        now = self.catalog.clock()
+        most = limit or 1_000
+        catalog = self.catalog
+
+        def all_of(step: Callable[[], int]) -> int:
+            total = 0
+            while True:
+                count = step()
+                total += count
+                if count < most or limit is not None:
+                    return total
+
+        return SweepReport(
+            expired=all_of(lambda: catalog.expire(limit=most)),
+            request_keys=all_of(lambda: catalog.drop_requests(before=now - _us(REQUEST_SECONDS), limit=most)),
+            tombstones=all_of(lambda: catalog.drop_tombstones(before=now - _us(TOMBSTONE_SECONDS), limit=most)),
+            receipts=all_of(lambda: catalog.drop_receipts(before=now - _us(RECEIPT_SECONDS), limit=most)),
+            blobs=all_of(lambda: self._sweep_blobs(now, most)),
+        )
+
+    def _sweep_blobs(self, now: int, limit: int) -> int:
+        before = now - _us(GRACE_SECONDS)
+        claimed = self.catalog.claim_blobs(staged_before=before, garbage_before=before, limit=limit)
+        # An upload that was late may have put objects of a dead blob back.
+        dead = self.catalog.dead_blobs(before=now - _us(DEAD_SECONDS), limit=limit)
+        for blob in (*claimed, *dead):
+            self.blobs.delete(blob.id, len(chunk_sizes(blob.size, blob.chunk_size)))
+        self.catalog.forget_blobs([blob.id for blob in dead])
+        return max(len(claimed), len(dead))
+
+    def _sweep_after_write(self) -> None:
+        if time.monotonic() < self._next_sweep or not self._sweeping.acquire(blocking=False):
+            return
+        try:
+            self._next_sweep = time.monotonic() + _SWEEP_EVERY_SECONDS
+            self.sweep(limit=_SMALL_SWEEP)
+        finally:
+            self._sweeping.release()
+
+    # -- maintenance -------------------------------------------------------------------------------------------------
+
+    def check(self, request: Check) -> CheckReport:
+        if not isinstance(self.blobs, FileBlobs):
+            raise InvalidRequestError("only a store in files can be checked here")
+        return check(self.catalog, self.blobs, fix=request.fix)
+
+    def backup(self, request: Backup) -> None:
+        if not isinstance(self.catalog, SqliteCatalog) or not isinstance(self.blobs, FileBlobs) or not self._key_file:
+            raise InvalidRequestError("only a store in files can be backed up here")
+        backup(self.catalog, self.blobs, self._key_file, Path(request.path))
+
+    def close(self) -> None:
+        self.catalog.close()
+        self.blobs.close()
+
+
+def _us(seconds: int) -> int:
+    return seconds * 1_000_000
+
+
+def _one_more(request: List) -> List:
+    return request._replace(limit=request.limit + 1)
+
+
+def _checked_list(request: List) -> List:
+    _check_limit(request.limit)
+    check_prefix(request.prefix)
+    if request.cursor is not None and not check_key(request.cursor).startswith(request.prefix):
+        raise InvalidRequestError("this cursor belongs to another listing")
+    return request
+
+
+def _check_limit(limit: int) -> None:
+    if not 0 < limit <= PAGE_LIMIT:
+        raise InvalidRequestError(f"limit must be 1 to {PAGE_LIMIT}")
+
+
+def _check_scope(request_id: str | None) -> None:
+    if request_id is not None:
+        check_request_id(request_id)
+
+
+def _check_write(request: CommitWrite | Delete) -> None:
+    if not request.write_id or len(request.write_id) > 128:
+        raise InvalidRequestError("a write id has 1 to 128 characters")
+    if request.if_match is not None and not request.if_match.strip():
+        raise InvalidRequestError("if_match is blank; leave it out to write without a condition")
+    if request.provenance is not None:
+        size = sum(len(name.encode()) + len(text.encode()) for name, text in request.provenance.items())
+        if size > MAX_PROVENANCE_BYTES:
+            raise LimitExceededError(f"provenance may have at most {MAX_PROVENANCE_BYTES} bytes")
+    if isinstance(request, CommitWrite):
+        if request.if_match is not None and request.if_none_match:
+            raise InvalidRequestError("if_match and if_none_match exclude each other")
+        if request.ttl_seconds is not None and not 0 < request.ttl_seconds <= MAX_TTL_SECONDS:
+            raise InvalidRequestError("ttl_seconds must be above 0 and below a hundred years")
+        if not request.content_type or len(request.content_type) > 255:
+            raise InvalidRequestError("content_type has 1 to 255 characters")

@@ -1,0 +1,116 @@
+"""The signature that makes a pickle safe to load, and where its keys come from.
+
+Loading a pickle runs whatever it says, so a value is loaded only if somebody who holds a key signed these very bytes for
+this very place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import os
+import pickle
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from .errors import DeserializationError, IntegrityError, SerializationError, UnavailableError
+from .messages import Entry, Scope
+
+MIN_SIGNING_KEY_BYTES: Final = 16
+
+
+class Keyring:
+    """The keys of a store: given ones, or one in a file that the first signature makes.
+
+    Args:
+        keys: the first signs, all verify. Each has at least 16 bytes.
+        file: where an embedded store keeps a key of its own if none is given; readable by its owner alone.
+    """
+
+    def __init__(self, keys: Sequence[bytes] = (), file: Path | None = None) -> None:
+        for key in keys:
+            if len(key) < MIN_SIGNING_KEY_BYTES:
+                raise ValueError(f"a signing key must have at least {MIN_SIGNING_KEY_BYTES} bytes")
+        self._keys = tuple(keys)
+        self._file = None if keys else file
+
+    def signing_key(self) -> bytes | None:
+        """Return the key to sign with, made if need be; None if there is none and no place for one."""
+        if not self.known_keys() and self._file is not None:
+            _make_key_file(self._file)
+        keys = self.known_keys()
+        return keys[0] if keys else None
+
+    def known_keys(self) -> tuple[bytes, ...]:
+        if not self._keys and self._file is not None:
+            with contextlib.suppress(FileNotFoundError):
+                try:
+                    self._keys = (bytes.fromhex(self._file.read_text().strip()),)
+                except ValueError:
+                    raise IntegrityError(f"the key file {self._file.name!r} is damaged; restore it") from None
+        return self._keys
+
+    def sign(self, scope: Scope, key: str, content_type: str, sha256: str) -> str:
+        """Return ``v1:<key id>:<hex HMAC-SHA256>`` over the place and the hash of the bytes."""
+        secret = self.signing_key()
+        if secret is None:
+            raise SerializationError(
+                "this value would be pickled, and there is no key to sign the pickle with: pass signing_keys=[…] or set "
+                "AGENT_MEMORY_SIGNING_KEYS, or store JSON types, bytes or a Pydantic model"
+            )
+        return f"v1:{_key_id(secret)}:{_mac(secret, scope, key, content_type, sha256)}"
+
+    def load(self, data: bytes, scope: Scope, entry: Entry) -> Any:
+        """Return the object; raise IntegrityError, before anything is loaded, unless the signature holds here."""
+        version, _, rest = (entry.signature or "").partition(":")
+        key_id, _, mac = rest.partition(":")
+        secret = next((known for known in self.known_keys() if _key_id(known) == key_id), None)
+        if not entry.signature:
+            raise IntegrityError("the value is a pickle without a signature; it was not loaded, raw() reads its bytes")
+        if version != "v1" or secret is None:
+            raise IntegrityError("the pickle is signed with a key that is not among signing_keys; it was not loaded")
+        expected = _mac(secret, scope, entry.key, entry.content_type, entry.sha256)
+        if not hmac.compare_digest(mac.encode(), expected.encode()):
+            raise IntegrityError("the pickle was altered or signed for another place; it was not loaded")
+        try:
+            return pickle.loads(data)
+        except Exception as error:
+            # Loading runs the value's own code, which may raise anything, a missing module most of all.
+            raise DeserializationError(
+                f"the pickle could not be loaded: {type(error).__name__}; raw() reads it"
+            ) from None
+
+
+def _key_id(key: bytes) -> str:
+    return hashlib.sha256(b"agent-memory key id" + key).hexdigest()[:16]
+
+
+def _mac(secret: bytes, scope: Scope, key: str, content_type: str, sha256: str) -> str:
+    mac = hmac.new(secret, digestmod=hashlib.sha256)
+    # An absent request id is told from every present one by a length that no text has.
+    for part in (scope.namespace, scope.application, scope.request_id, key, content_type, sha256):
+        text = b"" if part is None else part.encode()
+        mac.update((2**64 - 1 if part is None else len(text)).to_bytes(8, "big"))
+        mac.update(text)
+    return mac.hexdigest()
+
+
+def _make_key_file(path: Path) -> None:
+    """Make a key that two processes which start at once agree on: whoever links first has made it."""
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, secrets.token_hex(32).encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+    except OSError as error:
+        raise UnavailableError(f"the key file {path.name!r} cannot be made: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,157 @@
+"""Application state and request state: values by key. Typed keys are documents with a key of one's own choosing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, overload
+
+from .client import Client
+from .documents import AsyncDocument, Document
+from .drivers import Flow
+from .flows import batch, call, delete_all
+from .keys import check_prefix
+from .messages import INLINE_LIMIT, PAGE_LIMIT, Entry, List, Page, PrepareRead, Scope
+from .values import MISSING, Missing, Snapshot, Untyped, Values
+
+T = TypeVar("T")
+D = TypeVar("D")
+
+
+class _StateFlows:
+    """What both faces of a state do, as flows."""
+
+    def __init__(self, client: Client, scope: Scope, bound: Mapping[str, str] | None = None) -> None:
+        self._client = client
+        self._scope = scope
+        self._bound = bound
+
+    def _values(self, key: str, value_type: Any) -> Values[Any]:
+        return Values(self._client, self._scope, key, Untyped if value_type is None else value_type, self._bound)
+
+    def _get_many(self, keys: Sequence[str], value_type: Any) -> Flow[dict[str, Any]]:
+        values = [self._values(key, value_type) for key in keys]
+        reads = [PrepareRead(self._scope, one.key, INLINE_LIMIT) for one in values]
+        if not reads:
+            return {}
+        stored = yield from batch(self._scope, reads, self._client.config.transfer)
+        return {one.key: one.decode(*found) for one, found in zip(values, stored, strict=True) if found is not None}
+
+    def _page(self, prefix: str, cursor: str | None) -> Flow[tuple[list[str], str | None]]:
+        page: Page = yield from call(List(self._scope, check_prefix(prefix), cursor, PAGE_LIMIT))
+        return [found.entry.key for found in page.found], page.cursor
+
+
+class State(_StateFlows):
+    """The keys of one scope. Thread-safe. Without a condition, the last committed writer wins."""
+
+    @overload
+    def get(self, key: str, *, default: D) -> Any | D: ...
+    @overload
+    def get(self, key: str) -> Any: ...
+    @overload
+    def get(self, key: str, *, as_type: type[T]) -> T | None: ...
+    @overload
+    def get(self, key: str, *, as_type: type[T], default: D) -> T | D: ...
+    def get(self, key: str, *, as_type: Any = None, default: Any = None) -> Any:
+        """Return the value of a key, ``default`` if there is none.
+
+        With ``as_type`` it is validated as that type. Raises DeserializationError, or SchemaError, for a value that
+        cannot be read; a default never replaces one that is there.
+        """
+        return self._client.run(self._values(key, as_type).get(default))
+
+    def get_many(self, keys: Sequence[str], *, as_type: Any = None) -> dict[str, Any]:
+        """Return the values of those keys that are there, from one moment, in one round trip; at most 1,000 keys."""
+        return self._client.run(self._get_many(keys, as_type))
+
+    def snapshot(self, key: str, *, as_type: Any = None) -> Snapshot[Any] | None:
+        """Return the value of a key with its entry, None if there is none."""
+        return self._client.run(self._values(key, as_type).snapshot())
+
+    def set(
+        self, key: str, value: Any, *, as_type: Any = None, ttl: float | None = None, reason: str | None = None
+    ) -> Entry:
+        """Write a value, whatever stands there, and return its entry.
+
+        A Pydantic model and JSON types are stored as JSON, bytes as they are, anything else as a signed pickle; with
+        ``as_type`` always as that type. It expires after ``ttl`` seconds. Raises SerializationError for a value that
+        could not be read back.
+        """
+        return self._client.run(self._values(key, as_type).set(value, ttl=ttl, reason=reason))
+
+    def delete(
+        self, key: str, *, expected: Snapshot[Any] | Entry | str | Missing = MISSING, reason: str | None = None
+    ) -> Entry | None:
+        """Delete a key and return the entry of the deletion, None if there was nothing.
+
+        With ``expected``, only if it did not change since; else ConflictError.
+        """
+        return self._client.run(self._values(key, None).delete(expected, reason))
+
+    def keys(self, prefix: str = "") -> Iterator[str]:
+        """Iterate over the keys that start with ``prefix``, in byte order, page by page."""
+        return self._client.iterate(lambda cursor: self._page(prefix, cursor))
+
+    def key(self, key: str, value_type: type[T]) -> Document[T]:
+        """Return a typed key: its values are always of this type."""
+        return Document(Values(self._client, self._scope, key, value_type, self._bound))
+
+
+class AsyncState(_StateFlows):
+    """The async face of ``State``: the same methods, awaited."""
+
+    @overload
+    async def get(self, key: str, *, default: D) -> Any | D: ...
+    @overload
+    async def get(self, key: str) -> Any: ...
+    @overload
+    async def get(self, key: str, *, as_type: type[T]) -> T | None: ...
+    @overload
+    async def get(self, key: str, *, as_type: type[T], default: D) -> T | D: ...
+    async def get(self, key: str, *, as_type: Any = None, default: Any = None) -> Any:
+        """See ``State.get``."""
+        return await self._client.arun(self._values(key, as_type).get(default))
+
+    async def get_many(self, keys: Sequence[str], *, as_type: Any = None) -> dict[str, Any]:
+        """See ``State.get_many``."""
+        return await self._client.arun(self._get_many(keys, as_type))
+
+    async def snapshot(self, key: str, *, as_type: Any = None) -> Snapshot[Any] | None:
+        """See ``State.snapshot``."""
+        return await self._client.arun(self._values(key, as_type).snapshot())
+
+    async def set(
+        self, key: str, value: Any, *, as_type: Any = None, ttl: float | None = None, reason: str | None = None
+    ) -> Entry:
+        """See ``State.set``."""
+        return await self._client.arun(self._values(key, as_type).set(value, ttl=ttl, reason=reason))
+
+    async def delete(
+        self, key: str, *, expected: Snapshot[Any] | Entry | str | Missing = MISSING, reason: str | None = None
+    ) -> Entry | None:
+        """See ``State.delete``."""
+        return await self._client.arun(self._values(key, None).delete(expected, reason))
+
+    def keys(self, prefix: str = "") -> AsyncIterator[str]:
+        """See ``State.keys``."""
+        return self._client.aiterate(lambda cursor: self._page(prefix, cursor))
+
+    def key(self, key: str, value_type: type[T]) -> AsyncDocument[T]:
+        """See ``State.key``."""
+        return AsyncDocument(Values(self._client, self._scope, key, value_type, self._bound))
+
+
+class RequestState(State):
+    """The state of one request: swept seven days after its last write."""
+
+    def clear(self) -> int:
+        """Delete every key of this request; return how many there were."""
+        return self._client.run(delete_all(self._scope, "", PAGE_LIMIT))
+
+
+class AsyncRequestState(AsyncState):
+    """The async face of ``RequestState``."""
+
+    async def clear(self) -> int:
+        """See ``RequestState.clear``."""
+        return await self._client.arun(delete_all(self._scope, "", PAGE_LIMIT))

@@ -1,0 +1,265 @@
+"""Immutable objects for values that are too large for the catalog; here in local files.
+
+A blob is one object a chunk, ``<id>.<number>``, written once and never changed. Durability (G5) is why this is our own
+code: a file and its folder reach the disk before the write is acknowledged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple, Protocol
+
+from ..errors import AgentMemoryError, ConflictError, IntegrityError, UnavailableError
+
+_BLOCK: Final = 1024 * 1024
+
+URL_SECONDS: Final = 300
+"""How long a chunk's URL lives."""
+
+GRACE_SECONDS: Final = 2 * URL_SECONDS + 300
+"""How long a blob outlives its last use: nobody holds a working URL to it then."""
+
+
+def chunk_sizes(size: int, chunk_size: int | None) -> list[int]:
+    """Return the sizes of a value's chunks: all but the last are ``chunk_size``; without one there is a single chunk."""
+    if chunk_size is None or size <= chunk_size:
+        return [size]
+    whole, rest = divmod(size, chunk_size)
+    return [chunk_size] * whole + ([rest] if rest else [])
+
+
+class BlobObject(NamedTuple):
+    """One stored chunk, as a listing sees it: its blob, its number, its size in bytes and its age in seconds."""
+
+    blob_id: str
+    index: int
+    size: int
+    age_seconds: float
+
+
+class BlobStore(Protocol):
+    """Thread-safe. Raises UnavailableError when a call may be repeated, IntegrityError for an object that is gone."""
+
+    def put(self, blob_id: str, index: int, data: memoryview) -> str:
+        """Store a chunk durably and return its etag. The same bytes again give the same; others are a ConflictError."""
+        ...
+
+    def read_into(self, blob_id: str, index: int, offset: int, into: memoryview) -> None: ...
+
+    def digest(self, blob_id: str, sizes: list[int]) -> tuple[str, list[str]] | None:
+        """Return the sha256 of the whole and the etags of the chunks; None if one is missing or of another size."""
+        ...
+
+    def delete(self, blob_id: str, count: int) -> None:
+        """Delete a blob's objects; those that are not there do not matter."""
+        ...
+
+    def objects(self) -> Iterator[BlobObject]: ...
+
+    def ping(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class FileBlobs:
+    """Blobs in a local folder, spread over 256 subfolders.
+
+    Args:
+        folder: made, readable by its owner alone, with the first blob.
+        durable: whether bytes reach the disk before they are acknowledged; False only for volatile stores.
+    """
+
+    def __init__(self, folder: Path, *, durable: bool = True) -> None:
+        self.folder = folder
+        self._durable = durable
+
+    def path(self, blob_id: str, index: int) -> Path:
+        return self.folder / blob_id[-2:] / f"{blob_id}.{index}"
+
+    def put(self, blob_id: str, index: int, data: memoryview) -> str:
+        with self.writer(blob_id, index) as upload:
+            upload.write(data)
+            return upload.finish()
+
+    def writer(self, blob_id: str, index: int) -> Upload:
+        """Open an upload that becomes the chunk when it is finished, and leaves nothing behind otherwise."""
+        path = self.path(blob_id, index)
+        try:
+            self._make_folder(path.parent)
+            return Upload(path, self._durable)
+        except OSError as error:
+            raise _translate(error) from None
+
+    def read_into(self, blob_id: str, index: int, offset: int, into: memoryview) -> None:
+        try:
+            with open(self.path(blob_id, index), "rb", buffering=0) as file:
+                file.seek(offset)
+                filled = 0
+                while filled < len(into):
+                    count = file.readinto(into[filled : filled + 64 * _BLOCK])
+                    if not count:
+                        raise IntegrityError("a stored chunk is shorter than the catalog says")
+                    filled += count
+        except OSError as error:
+            raise _translate(error) from None
+
+    def digest(self, blob_id: str, sizes: list[int]) -> tuple[str, list[str]] | None:
+        whole, etags = hashlib.sha256(), list[str]()
+        buffer = bytearray(_BLOCK)
+        view = memoryview(buffer)
+        for index, size in enumerate(sizes):
+            try:
+                with open(self.path(blob_id, index), "rb", buffering=0) as file:
+                    if os.fstat(file.fileno()).st_size != size:
+                        return None
+                    chunk = whole if len(sizes) == 1 else hashlib.sha256()
+                    while count := file.readinto(buffer):
+                        whole.update(view[:count])
+                        if chunk is not whole:
+                            chunk.update(view[:count])
+                    etags.append(chunk.hexdigest())
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                raise _translate(error) from None
+        return whole.hexdigest(), etags
+
+    def delete(self, blob_id: str, count: int) -> None:
+        # By name, not by number: an upload that was killed left a file of its own.
+        try:
+            for file in self.path(blob_id, 0).parent.glob(f"{blob_id}.*"):
+                file.unlink(missing_ok=True)
+        except OSError as error:
+            raise _translate(error) from None
+
+    def objects(self) -> Iterator[BlobObject]:
+        """Iterate over stored chunks; an upload that never finished counts, as chunk -1 of a blob with its file's name."""
+        now = time.time()
+        for folder in sorted(self.folder.glob("??")) if self.folder.is_dir() else ():
+            for file in sorted(folder.iterdir()):
+                with contextlib.suppress(FileNotFoundError):
+                    status = file.stat()
+                    blob_id, _, index = file.name.rpartition(".")
+                    number = int(index) if index.isdigit() else -1
+                    yield BlobObject(
+                        blob_id if number >= 0 else file.name, number, status.st_size, now - status.st_mtime
+                    )
+
+    def discard(self, found: BlobObject) -> None:
+        """Delete an object that no row of the catalog knows."""
+        name = f"{found.blob_id}.{found.index}" if found.index >= 0 else found.blob_id
+        for folder in self.folder.glob("??"):
+            (folder / name).unlink(missing_ok=True)
+
+    def ping(self) -> None:
+        parent = self.folder if self.folder.exists() else self.folder.parent
+        if not os.access(parent, os.W_OK):
+            raise UnavailableError("the blob folder cannot be written")
+
+    def close(self) -> None:
+        """Nothing stays open between calls."""
+
+    def _make_folder(self, folder: Path) -> None:
+        if folder.is_dir():
+            return
+        for path in (self.folder, folder):
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(mode=0o700)
+                self._sync_folder(path.parent)
+
+    def _sync_folder(self, folder: Path) -> None:
+        if self._durable:
+            sync_folder(folder)
+
+
+class Upload:
+    """One chunk on its way to disk: written beside its place and linked there when it is whole and synced."""
+
+    def __init__(self, path: Path, durable: bool) -> None:
+        self._path = path
+        self._durable = durable
+        self._temporary = path.parent / f"{path.name}.{secrets.token_hex(8)}.part"
+        self._hash = hashlib.sha256()
+        self._file = open(self._temporary, "xb", buffering=0, opener=_private)  # noqa: SIM115  (closed in __exit__)
+        self.size = 0
+
+    def write(self, data: memoryview | bytes) -> None:
+        view = memoryview(data)
+        self._hash.update(view)
+        try:
+            while view:
+                count = self._file.write(view)
+                self.size += count
+                view = view[count:]
+        except OSError as error:
+            raise _translate(error) from None
+
+    def finish(self) -> str:
+        """Make the bytes the chunk, durably, and return their etag; other bytes in its place are a ConflictError."""
+        etag = self._hash.hexdigest()
+        try:
+            if self._durable:
+                sync_file(self._file.fileno())
+            # A link, unlike a rename, never replaces what another upload put there first.
+            os.link(self._temporary, self._path)
+            if self._durable:
+                sync_folder(self._path.parent)
+        except FileExistsError:
+            if _file_sha256(self._path) != etag:
+                raise ConflictError("other bytes were uploaded to this chunk before", code="chunk_exists") from None
+        except OSError as error:
+            raise _translate(error) from None
+        return etag
+
+    def __enter__(self) -> Upload:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        with contextlib.suppress(OSError):
+            self._temporary.unlink(missing_ok=True)
+
+
+def sync_file(descriptor: int) -> None:
+    """Bring a file to the medium, past the drive's cache where the system lets us."""
+    try:
+        import fcntl
+
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # type: ignore[attr-defined]  # macOS only
+    except (ImportError, AttributeError, OSError):
+        os.fsync(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's names to the medium: a new file is not durable before its name is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def _file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _translate(error: OSError) -> AgentMemoryError:
+    match error.errno:
+        case errno.ENOENT:
+            return IntegrityError("a chunk of the value is missing from the blob store", code="chunk_missing")
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            return UnavailableError("the disk is full; nothing was changed", code="disk_full")
+        case _:
+            return UnavailableError(f"the blob folder failed: {os.strerror(error.errno or 0)}", code="disk_failed")

@@ -1,0 +1,237 @@
+"""What a catalog does: the only place where "current" is decided.
+
+A catalog keeps one row a key: the metadata of its newest version, small values, and for large ones the id of a blob. It
+also knows every blob that was ever handed out and not yet forgotten, and the receipts of recent writes. The rules of a
+write (conditions, versions, receipts) stand here as pure functions; a backend runs them inside its own transaction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+
+from ..errors import ConflictError
+from ..messages import CommitWrite, Delete, Entry, List, PrepareRead, Scope, Write
+
+Clock: TypeAlias = Callable[[], int]
+"""Microseconds since 1970."""
+
+STAGED: Final = "staged"
+LIVE: Final = "live"
+GARBAGE: Final = "garbage"
+DEAD: Final = "dead"
+
+
+class Row(NamedTuple):
+    """The current version of a key, as stored: its bytes, or the blob that holds them."""
+
+    entry: Entry
+    data: bytes | None
+    blob_id: str | None
+    chunk_size: int | None
+
+
+class BlobRow(NamedTuple):
+    """What the catalog knows of a blob.
+
+    staged: handed out, not committed. live: some key's current value. garbage: no longer, but readers may still fetch
+    it. dead: its objects are deleted, and will be once more in case an upload was late. ``at_us`` is when it became so.
+    """
+
+    id: str
+    scope: str
+    key: str
+    size: int
+    chunk_size: int | None
+    state: str
+    at_us: int
+
+
+class StoredValue(NamedTuple):
+    """One row as the consistency check sees it."""
+
+    scope: str
+    key: str
+    size: int
+    sha256: str
+    data: bytes | None
+    blob_id: str | None
+    chunk_size: int | None
+
+
+Operation: TypeAlias = PrepareRead | CommitWrite | Delete | List
+
+
+class Catalog(Protocol):
+    """Thread-safe. Raises UnavailableError when a call may be repeated, IntegrityError when the database is damaged."""
+
+    @property
+    def clock(self) -> Clock: ...
+
+    def read(self, scope: Scope, key: str) -> Row | None:
+        """Return the current version; None for a key that is absent, deleted or expired. Never waits for a writer."""
+        ...
+
+    def list(self, request: List) -> list[Row]:
+        """Return live rows after the key ``cursor`` (before it, if reversed) in byte order of the key.
+
+        At most ``limit`` rows, fewer when their values exceed BATCH_INLINE_LIMIT bytes; values only if the request
+        has a ``max_inline_size``.
+        """
+        ...
+
+    def list_segments(self, scope: Scope, prefix: str, *, after: str | None, limit: int) -> list[str]:
+        """Return the distinct segments that follow ``prefix`` and end in ``/``, in byte order, live keys only."""
+        ...
+
+    def apply(self, operations: Sequence[Operation]) -> list[Any]:
+        """Carry out operations in order in one transaction, durably, all or none.
+
+        A write whose receipt exists gives the first result again. Raises ConflictError, whose ``found`` is the current
+        Row, when a condition fails; ``write_id_reused`` and ``blob_gone`` are its codes for a write id or a blob that
+        cannot be used. Writes give an Entry (None for a delete of nothing), reads a Row or None, lists rows.
+        """
+        ...
+
+    def receipt(self, write: Write) -> Entry | None:
+        """Return the first result of a write that was carried out before, if that is still known."""
+        ...
+
+    def stage(self, blob: BlobRow) -> None:
+        """Remember a blob before anybody may upload to it."""
+        ...
+
+    def blob(self, blob_id: str) -> BlobRow | None: ...
+
+    def renew(self, blob_id: str) -> bool:
+        """Restart the life of a staged blob; False if it is no longer staged."""
+        ...
+
+    def claim_blobs(self, *, staged_before: int, garbage_before: int, limit: int) -> list[BlobRow]:
+        """Mark blobs that nobody may use any more as dead and return them; from then on they cannot be committed."""
+        ...
+
+    def dead_blobs(self, *, before: int, limit: int) -> list[BlobRow]: ...
+
+    def forget_blobs(self, ids: Sequence[str]) -> None: ...
+
+    def expire(self, *, limit: int) -> int:
+        """Turn expired rows into tombstones; return how many."""
+        ...
+
+    def drop_tombstones(self, *, before: int, limit: int) -> int:
+        """Forget old tombstones, having raised their scopes' version floors; return how many."""
+        ...
+
+    def drop_receipts(self, *, before: int, limit: int) -> int: ...
+
+    def drop_requests(self, *, before: int, limit: int) -> int:
+        """Forget the state of requests that were last written before then; return how many keys and requests went."""
+        ...
+
+    def values(self) -> Iterator[StoredValue]:
+        """Iterate over every live row, inline values included."""
+        ...
+
+    def blobs(self) -> Iterator[BlobRow]: ...
+
+    def mend_blob(self, blob: BlobRow) -> None:
+        """Set what the catalog knows of a blob, as the consistency check found it."""
+        ...
+
+    def secret(self, name: str) -> bytes:
+        """Return a random secret of 32 bytes that all processes on this catalog share; the first call makes it."""
+        ...
+
+    def ping(self) -> None:
+        """Raise UnavailableError if the catalog cannot serve."""
+        ...
+
+    def close(self) -> None: ...
+
+
+# -- the rules of a write --------------------------------------------------------------------------------------------
+
+
+class Current(NamedTuple):
+    """What a write needs to know of the row that stands there."""
+
+    version: int
+    etag: str
+    live: bool
+    created_us: int
+    expires_us: int | None
+    ttl_us: int | None
+
+
+class Receipt(NamedTuple):
+    """The result of a write that was carried out: ``version`` is None for a delete that found nothing."""
+
+    fingerprint: str
+    version: int | None
+    etag: str
+    created_us: int
+    updated_us: int
+    expires_us: int | None
+
+
+def fingerprint(write: Write) -> str:
+    """Return what identifies the intent of a write: the same write id may only ever come with the same intent."""
+    if isinstance(write, Delete):
+        intent: tuple[Any, ...] = ("delete", write.key, write.if_match)
+    else:
+        intent = (
+            "write", write.key, write.if_match, write.if_none_match, write.sha256, write.content_type,
+            write.signature, write.schema_name, write.schema_version, write.ttl_seconds, write.keep_ttl,
+        )  # fmt: skip
+    return hashlib.sha256(repr(intent).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def replay(write: Write, receipt: Receipt) -> Entry | None:
+    """Return the first result of a repeated write; raise ConflictError if it is another write with the same id."""
+    if receipt.fingerprint != fingerprint(write):
+        raise ConflictError("this write id was used for a different write", code="write_id_reused")
+    if receipt.version is None:
+        return None
+    return entry_of(write, receipt.version, receipt.etag, receipt.created_us, receipt.updated_us, receipt.expires_us)
+
+
+def conditions_hold(write: Write, current: Current | None) -> bool:
+    """Say whether the row that stands there is the one the writer expects."""
+    live = current is not None and current.live
+    if write.if_match is not None:
+        return current is not None and live and current.etag == write.if_match
+    return not (isinstance(write, CommitWrite) and write.if_none_match and live)
+
+
+def next_entry(write: Write, current: Current | None, floor: int, now_us: int) -> tuple[Entry, int | None]:
+    """Return the entry of the version that this write makes, and its time to live in microseconds."""
+    version = (current.version if current else floor) + 1
+    # The version in front is for people who read logs; uniqueness comes from the random part.
+    etag = f"{version}-{secrets.token_hex(8)}"
+    live = current if current and current.live else None
+    expires_us = ttl_us = None
+    if isinstance(write, CommitWrite) and write.ttl_seconds is not None:
+        ttl_us = round(write.ttl_seconds * 1_000_000)
+        expires_us = now_us + ttl_us
+    elif isinstance(write, CommitWrite) and write.keep_ttl and live:
+        expires_us, ttl_us = live.expires_us, live.ttl_us
+    return entry_of(write, version, etag, live.created_us if live else now_us, now_us, expires_us), ttl_us
+
+
+def entry_of(write: Write, version: int, etag: str, created_us: int, updated_us: int, expires_us: int | None) -> Entry:
+    if isinstance(write, Delete):
+        return Entry(
+            write.key, version, etag, 0, _EMPTY_SHA256, "application/octet-stream", None, None, None,
+            created_us, updated_us, None, write.provenance, True,
+        )  # fmt: skip
+    size = len(write.data) if write.data is not None else write.blob.size if write.blob is not None else 0
+    return Entry(
+        write.key, version, etag, size, write.sha256 or "", write.content_type, write.signature,
+        write.schema_name, write.schema_version, created_us, updated_us, expires_us, write.provenance, False,
+    )  # fmt: skip
+
+
+_EMPTY_SHA256: Final = hashlib.sha256(b"").hexdigest()

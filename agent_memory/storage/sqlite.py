@@ -1,0 +1,587 @@
+"""The catalog in a SQLite file.
+
+One write connection a process, under a lock, always ``BEGIN IMMEDIATE``; a pool of read connections, so that readers
+never wait for a writer. Statements are fetched to their end, so that none keeps a snapshot open.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import apsw
+
+from ..errors import AgentMemoryError, ConflictError, IntegrityError, LimitExceededError, UnavailableError
+from ..keys import successor
+from ..messages import BATCH_INLINE_LIMIT, CommitWrite, Delete, Entry, List, PrepareRead, Scope, Write
+from .catalog import (
+    DEAD,
+    GARBAGE,
+    LIVE,
+    STAGED,
+    BlobRow,
+    Clock,
+    Current,
+    Operation,
+    Receipt,
+    Row,
+    StoredValue,
+    conditions_hold,
+    fingerprint,
+    next_entry,
+    replay,
+)
+from .migrations.sqlite import MIGRATIONS
+
+BUSY_SECONDS: Final = 1.0
+"""How long one attempt waits for another process's write; the flow tries again until the call's deadline."""
+
+_IDLE_READERS: Final = 16
+_JOURNAL_BYTES: Final = 64 * 1024 * 1024
+_PAGE = 500
+
+_COLUMNS: Final = (
+    "key, version, etag, size, sha256, content_type, signature, schema_name, schema_version, "
+    "created_us, updated_us, expires_us, provenance, deleted, blob_id, chunk_size, value"
+)
+_SELECT: Final = f"SELECT {_COLUMNS} FROM entry WHERE scope = ? AND key = ?"
+_LIVE: Final = "NOT deleted AND (expires_us IS NULL OR expires_us > ?)"
+_UPSERT: Final = """
+    INSERT INTO entry (scope, key, version, etag, size, sha256, content_type, signature, schema_name, schema_version,
+        created_us, updated_us, expires_us, ttl_us, provenance, deleted, blob_id, chunk_size, value)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (scope, key) DO UPDATE SET version = excluded.version, etag = excluded.etag, size = excluded.size,
+        sha256 = excluded.sha256, content_type = excluded.content_type, signature = excluded.signature,
+        schema_name = excluded.schema_name, schema_version = excluded.schema_version,
+        created_us = excluded.created_us, updated_us = excluded.updated_us, expires_us = excluded.expires_us,
+        ttl_us = excluded.ttl_us, provenance = excluded.provenance, deleted = excluded.deleted,
+        blob_id = excluded.blob_id, chunk_size = excluded.chunk_size, value = excluded.value"""
+
+
+def system_clock() -> int:
+    """Microseconds since 1970."""
+    return time.time_ns() // 1000
+
+
+class SqliteCatalog:
+    """A catalog in one file, which several processes may open at once.
+
+    Args:
+        path: the database file; it is made, readable by its owner alone, if it is not there.
+        durable: whether a commit reaches the disk before it is acknowledged; False only for volatile stores.
+        clock: microseconds since 1970.
+
+    Raises:
+        UnavailableError: the file cannot be opened or is locked for longer than a second.
+        IntegrityError: the file is no SQLite database, or a damaged one.
+    """
+
+    def __init__(self, path: Path, *, durable: bool = True, clock: Clock = system_clock) -> None:
+        self._path = path
+        self._durable = durable
+        self._clock = clock
+        self._write_lock = threading.Lock()
+        self._readers: deque[apsw.Connection] = deque()
+        self._closed = False
+        with _translated():
+            self._writer = self._open()
+            _retry_busy(self._prepare_file)
+
+    @property
+    def clock(self) -> Clock:
+        return self._clock
+
+    # -- connections -------------------------------------------------------------------------------------------------
+
+    def _open(self) -> apsw.Connection:
+        try:
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise UnavailableError(f"cannot open the database {self._path.name!r}: {error.strerror}") from None
+        connection = apsw.Connection(str(self._path))
+        connection.set_busy_timeout(round(BUSY_SECONDS * 1000))
+        connection.execute("PRAGMA trusted_schema = OFF")
+        connection.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
+        connection.execute("PRAGMA fullfsync = ON")
+        connection.execute(f"PRAGMA journal_size_limit = {_JOURNAL_BYTES}")
+        return connection
+
+    def _prepare_file(self) -> None:
+        self._writer.execute("PRAGMA journal_mode = WAL")
+        self._writer.execute("CREATE TABLE IF NOT EXISTS migration (name TEXT PRIMARY KEY, applied_us INTEGER) STRICT")
+        known = [name for name, _ in MIGRATIONS]
+        for name, migrate in MIGRATIONS:
+            with self._writing() as connection:
+                applied = {row[0] for row in connection.execute("SELECT name FROM migration").fetchall()}
+                newer = sorted(applied.difference(known))
+                if newer:
+                    raise UnavailableError(
+                        f"the database {self._path.name!r} was made by a newer agent-memory (it has {newer[-1]}): "
+                        "upgrade this one",
+                        code="newer_schema",
+                    )
+                if name not in applied:
+                    migrate(connection)
+                    connection.execute("INSERT INTO migration VALUES (?, ?)", (name, self._clock()))
+
+    @contextmanager
+    def _reading(self) -> Generator[apsw.Connection]:
+        try:
+            connection = self._readers.pop()
+        except IndexError:
+            connection = self._new_reader()
+        try:
+            with _translated():
+                yield connection
+        finally:
+            self._release(connection)
+
+    def _new_reader(self) -> apsw.Connection:
+        if self._closed:
+            raise UnavailableError("this memory is closed", code="closed")
+        with _translated():
+            connection = self._open()
+            connection.execute("PRAGMA query_only = ON")
+            # A reader is hardly ever kept waiting in WAL mode. If it is, the flow waits, not the event loop's thread.
+            connection.set_busy_timeout(0)
+            return connection
+
+    def _release(self, connection: apsw.Connection) -> None:
+        if self._closed or len(self._readers) >= _IDLE_READERS:
+            connection.close()
+        else:
+            self._readers.append(connection)
+
+    @contextmanager
+    def _writing(self) -> Generator[apsw.Connection]:
+        if not self._write_lock.acquire(timeout=BUSY_SECONDS):
+            raise UnavailableError("the database is busy with other writes of this process")
+        try:
+            if self._closed:
+                raise UnavailableError("this memory is closed", code="closed")
+            with _translated():
+                self._writer.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._writer
+                    self._writer.execute("COMMIT")
+                except BaseException:
+                    # A full disk may have rolled back already.
+                    if self._writer.in_transaction:
+                        self._writer.execute("ROLLBACK")
+                    raise
+        finally:
+            self._write_lock.release()
+
+    # -- reads -------------------------------------------------------------------------------------------------------
+
+    def read(self, scope: Scope, key: str) -> Row | None:
+        # The hottest path of an embedded store: no context managers here.
+        try:
+            connection = self._readers.pop()
+        except IndexError:
+            connection = self._new_reader()
+        try:
+            rows = connection.execute(_SELECT, (scope.path, key)).fetchall()
+        except apsw.Error as error:
+            raise _translate(error) from None
+        finally:
+            self._release(connection)
+        return self._live(rows[0]) if rows else None
+
+    def _live(self, row: Any) -> Row | None:
+        if row[13] or (row[11] is not None and row[11] <= self._clock()):
+            return None
+        return _row(row)
+
+    def list(self, request: List) -> list[Row]:
+        with self._reading() as connection:
+            return self._list(connection, request)
+
+    def _list(self, connection: apsw.Connection, request: List) -> list[Row]:
+        where, bindings = _range(request.scope, request.prefix)
+        if request.cursor is not None:
+            where += f" AND key {'<' if request.reverse else '>'} ?"
+            bindings.append(request.cursor)
+        columns = _COLUMNS if request.max_inline_size is not None else _COLUMNS.replace("value", "NULL")
+        order = "DESC" if request.reverse else "ASC"
+        sql = f"SELECT {columns} FROM entry WHERE {where} AND {_LIVE} ORDER BY key {order} LIMIT ?"
+        found: list[Row] = []
+        size = 0
+        cursor = connection.execute(sql, (*bindings, self._clock(), request.limit))
+        for values in cursor:
+            row = _row(values)
+            size += len(row.data or b"")
+            if found and size > BATCH_INLINE_LIMIT:
+                cursor.close()
+                break
+            found.append(row)
+        return found
+
+    def list_segments(self, scope: Scope, prefix: str, *, after: str | None, limit: int) -> list[str]:
+        # Skip from segment to segment: an entity with a million items costs one look-up, not a million.
+        found: list[str] = []
+        end = successor(prefix)
+        start = prefix if after is None else f"{prefix}{after}0"
+        sql = (
+            f"SELECT key FROM entry WHERE scope = ? AND key >= ? AND {'key < ? AND' if end else ''} {_LIVE} "
+            "AND instr(substr(key, ?), '/') > 0 ORDER BY key LIMIT 1"
+        )
+        bounds = (end,) if end else ()
+        with self._reading() as connection:
+            while len(found) < limit:
+                row = connection.execute(sql, (scope.path, start, *bounds, self._clock(), len(prefix) + 1)).fetchall()
+                if not row:
+                    break
+                name = str(row[0][0])[len(prefix) :].partition("/")[0]
+                if not found or found[-1] != name:
+                    found.append(name)
+                # "0" follows "/" in every encoding of text: the smallest key that no longer starts with "name/".
+                start = f"{prefix}{name}0"
+        return found
+
+    def receipt(self, write: Write) -> Entry | None:
+        with self._reading() as connection:
+            known = _receipt(connection, write)
+        return replay(write, known) if known else None
+
+    def blob(self, blob_id: str) -> BlobRow | None:
+        with self._reading() as connection:
+            rows = connection.execute("SELECT * FROM blob WHERE id = ?", (blob_id,)).fetchall()
+        return BlobRow(*rows[0]) if rows else None
+
+    def values(self) -> Iterator[StoredValue]:
+        place = ("", "")
+        while True:
+            with self._reading() as connection:
+                rows = connection.execute(
+                    "SELECT scope, key, size, sha256, value, blob_id, chunk_size FROM entry "
+                    "WHERE (scope, key) > (?, ?) AND NOT deleted ORDER BY scope, key LIMIT ?",
+                    (*place, _PAGE),
+                ).fetchall()
+            if not rows:
+                return
+            yield from (StoredValue(*row) for row in rows)
+            place = (str(rows[-1][0]), str(rows[-1][1]))
+
+    def blobs(self) -> Iterator[BlobRow]:
+        place = ""
+        while True:
+            with self._reading() as connection:
+                rows = connection.execute(
+                    "SELECT * FROM blob WHERE id > ? ORDER BY id LIMIT ?", (place, _PAGE)
+                ).fetchall()
+            if not rows:
+                return
+            yield from (BlobRow(*row) for row in rows)
+            place = str(rows[-1][0])
+
+    def ping(self) -> None:
+        with self._reading() as connection:
+            connection.execute("SELECT 1 FROM entry LIMIT 1").fetchall()
+
+    # -- writes ------------------------------------------------------------------------------------------------------
+
+    def apply(self, operations: Sequence[Operation]) -> list[Any]:
+        if not any(isinstance(operation, CommitWrite | Delete) or _refreshes(operation) for operation in operations):
+            with self._reading() as connection:
+                connection.execute("BEGIN")
+                try:
+                    return [self._apply(connection, operation) for operation in operations]
+                finally:
+                    connection.execute("COMMIT")
+        with self._writing() as connection:
+            return [self._apply(connection, operation) for operation in operations]
+
+    def _apply(self, connection: apsw.Connection, operation: Operation) -> Any:
+        if isinstance(operation, CommitWrite | Delete):
+            return self._write(connection, operation)
+        if isinstance(operation, List):
+            return self._list(connection, operation)
+        rows = connection.execute(_SELECT, (operation.scope.path, operation.key)).fetchall()
+        row = self._live(rows[0]) if rows else None
+        if row is not None and operation.refresh_ttl and row.entry.expires_us is not None:
+            expires = connection.execute(
+                "UPDATE entry SET expires_us = ? + ttl_us WHERE scope = ? AND key = ? RETURNING expires_us",
+                (self._clock(), operation.scope.path, operation.key),
+            ).fetchall()
+            row = row._replace(entry=row.entry._replace(expires_us=expires[0][0]))
+        return row
+
+    def _write(self, connection: apsw.Connection, write: Write) -> Entry | None:
+        known = _receipt(connection, write)
+        if known is not None:
+            return replay(write, known)
+        scope, key, now = write.scope.path, write.key, self._clock()
+        found = connection.execute(
+            "SELECT version, etag, NOT deleted AND (expires_us IS NULL OR expires_us > ?), created_us, expires_us, "
+            "ttl_us, blob_id FROM entry WHERE scope = ? AND key = ?",
+            (now, scope, key),
+        ).fetchall()
+        current = Current(*found[0][:6]) if found else None
+        old_blob = found[0][6] if found else None
+        if not conditions_hold(write, current):
+            rows = connection.execute(_SELECT, (scope, key)).fetchall()
+            raise ConflictError(
+                "the key is not at the version that was expected", found=self._live(rows[0]) if rows else None
+            )
+        entry = None
+        if isinstance(write, CommitWrite) or (current is not None and current.live):
+            entry, ttl_us = next_entry(write, current, 0 if current else self._floor(connection, scope), now)
+            self._put(connection, write, entry, ttl_us, now)
+            if old_blob is not None:
+                connection.execute("UPDATE blob SET state = ?, at_us = ? WHERE id = ?", (GARBAGE, now, old_blob))
+        connection.execute(
+            "INSERT INTO receipt (scope, write_id, fingerprint, at_us, version, etag, created_us, updated_us, expires_us)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (scope, write.write_id, fingerprint(write), now)
+            + ((entry.version, entry.etag, entry.created_us, entry.updated_us, entry.expires_us)
+               if entry else (None, "", 0, 0, None)),
+        )  # fmt: skip
+        if write.scope.request_id is not None:
+            connection.execute(
+                "INSERT INTO scope (scope, last_write_us) VALUES (?, ?) "
+                "ON CONFLICT (scope) DO UPDATE SET last_write_us = excluded.last_write_us",
+                (scope, now),
+            )
+        return entry
+
+    def _put(self, connection: apsw.Connection, write: Write, entry: Entry, ttl_us: int | None, now: int) -> None:
+        data: bytes | None = None
+        blob_id: str | None = None
+        chunk_size: int | None = None
+        if isinstance(write, CommitWrite):
+            data = write.data
+            if write.blob is not None:
+                blob_id = write.blob.id
+                claimed = connection.execute(
+                    "UPDATE blob SET state = ?, at_us = ? WHERE id = ? AND scope = ? AND key = ? AND state = ? "
+                    "RETURNING chunk_size",
+                    (LIVE, now, blob_id, write.scope.path, write.key, STAGED),
+                ).fetchall()
+                if not claimed:
+                    raise ConflictError("the prepared write has expired; prepare it again", code="blob_gone")
+                chunk_size = claimed[0][0]
+        connection.execute(
+            _UPSERT,
+            (
+                write.scope.path, entry.key, entry.version, entry.etag, entry.size, entry.sha256, entry.content_type,
+                entry.signature, entry.schema_name, entry.schema_version, entry.created_us, entry.updated_us,
+                entry.expires_us, ttl_us, json.dumps(dict(entry.provenance)) if entry.provenance else None,
+                int(entry.deleted), blob_id, chunk_size, data,
+            ),
+        )  # fmt: skip
+
+    def _floor(self, connection: apsw.Connection, scope: str) -> int:
+        rows = connection.execute("SELECT version_floor FROM scope WHERE scope = ?", (scope,)).fetchall()
+        return int(rows[0][0]) if rows else 0
+
+    # -- blobs and sweeping ------------------------------------------------------------------------------------------
+
+    def stage(self, blob: BlobRow) -> None:
+        with self._writing() as connection:
+            connection.execute("INSERT INTO blob VALUES (?, ?, ?, ?, ?, ?, ?)", tuple(blob))
+
+    def renew(self, blob_id: str) -> bool:
+        with self._writing() as connection:
+            rows = connection.execute(
+                "UPDATE blob SET at_us = ? WHERE id = ? AND state = ? RETURNING id", (self._clock(), blob_id, STAGED)
+            ).fetchall()
+        return bool(rows)
+
+    def claim_blobs(self, *, staged_before: int, garbage_before: int, limit: int) -> list[BlobRow]:
+        with self._writing() as connection:
+            rows = connection.execute(
+                "UPDATE blob SET state = ?, at_us = ? WHERE id IN (SELECT id FROM blob WHERE "
+                "(state = ? AND at_us < ?) OR (state = ? AND at_us < ?) LIMIT ?) RETURNING *",
+                (DEAD, self._clock(), STAGED, staged_before, GARBAGE, garbage_before, limit),
+            ).fetchall()
+        return [BlobRow(*row) for row in rows]
+
+    def dead_blobs(self, *, before: int, limit: int) -> list[BlobRow]:
+        with self._reading() as connection:
+            rows = connection.execute(
+                "SELECT * FROM blob WHERE state = ? AND at_us < ? LIMIT ?", (DEAD, before, limit)
+            ).fetchall()
+        return [BlobRow(*row) for row in rows]
+
+    def forget_blobs(self, ids: Sequence[str]) -> None:
+        if ids:
+            with self._writing() as connection:
+                connection.executemany("DELETE FROM blob WHERE id = ? AND state = 'dead'", [(one,) for one in ids])
+
+    def expire(self, *, limit: int) -> int:
+        now = self._clock()
+        with self._writing() as connection:
+            rows = connection.execute(
+                "SELECT scope, key, blob_id FROM entry WHERE expires_us IS NOT NULL AND expires_us <= ? LIMIT ?",
+                (now, limit),
+            ).fetchall()
+            for scope, key, blob_id in rows:
+                connection.execute(
+                    "UPDATE entry SET deleted = 1, updated_us = ?, size = 0, expires_us = NULL, ttl_us = NULL, "
+                    "signature = NULL, provenance = NULL, blob_id = NULL, chunk_size = NULL, value = NULL "
+                    "WHERE scope = ? AND key = ?",
+                    (now, scope, key),
+                )
+                if blob_id is not None:
+                    connection.execute("UPDATE blob SET state = ?, at_us = ? WHERE id = ?", (GARBAGE, now, blob_id))
+        return len(rows)
+
+    def drop_tombstones(self, *, before: int, limit: int) -> int:
+        with self._writing() as connection:
+            rows = connection.execute(
+                "SELECT scope, key, version FROM entry WHERE deleted AND updated_us < ? LIMIT ?", (before, limit)
+            ).fetchall()
+            for scope, key, version in rows:
+                connection.execute(
+                    "INSERT INTO scope (scope, version_floor) VALUES (?, ?) ON CONFLICT (scope) "
+                    "DO UPDATE SET version_floor = max(version_floor, excluded.version_floor)",
+                    (scope, version),
+                )
+                connection.execute("DELETE FROM entry WHERE scope = ? AND key = ?", (scope, key))
+        return len(rows)
+
+    def drop_receipts(self, *, before: int, limit: int) -> int:
+        # Receipts are numbered in the order of their making: the oldest stand first, no index on time is needed.
+        with self._writing() as connection:
+            rows = connection.execute(
+                "DELETE FROM receipt WHERE id IN (SELECT id FROM receipt ORDER BY id LIMIT ?) AND at_us < ? RETURNING id",
+                (limit, before),
+            ).fetchall()
+        return len(rows)
+
+    def drop_requests(self, *, before: int, limit: int) -> int:
+        now, handled = self._clock(), 0
+        with self._writing() as connection:
+            scopes = connection.execute(
+                "SELECT scope FROM scope WHERE last_write_us IS NOT NULL AND last_write_us < ? LIMIT ?", (before, limit)
+            ).fetchall()
+            for (scope,) in scopes:
+                room = limit - handled
+                if room <= 0:
+                    break
+                rows = connection.execute(
+                    "DELETE FROM entry WHERE rowid IN (SELECT rowid FROM entry WHERE scope = ? LIMIT ?) "
+                    "RETURNING blob_id",
+                    (scope, room),
+                ).fetchall()
+                for (blob_id,) in rows:
+                    if blob_id is not None:
+                        connection.execute("UPDATE blob SET state = ?, at_us = ? WHERE id = ?", (GARBAGE, now, blob_id))
+                if len(rows) < room:
+                    connection.execute("DELETE FROM scope WHERE scope = ?", (scope,))
+                handled += len(rows) + 1
+        return handled
+
+    def mend_blob(self, blob: BlobRow) -> None:
+        with self._writing() as connection:
+            connection.execute("INSERT OR REPLACE INTO blob VALUES (?, ?, ?, ?, ?, ?, ?)", tuple(blob))
+
+    def secret(self, name: str) -> bytes:
+        with self._writing() as connection:
+            connection.execute("INSERT OR IGNORE INTO secret VALUES (?, ?)", (name, secrets.token_bytes(32)))
+            rows = connection.execute("SELECT value FROM secret WHERE name = ?", (name,)).fetchall()
+        return bytes(rows[0][0])
+
+    def copy_to(self, path: Path) -> None:
+        """Write a consistent copy of the database while others go on reading and writing."""
+        with self._reading() as source:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            target = apsw.Connection(str(path))
+            try:
+                with target.backup("main", source, "main") as backup:
+                    # In one step: a copy in several starts over whenever another process writes.
+                    backup.step(-1)
+                target.execute("PRAGMA journal_mode = DELETE").fetchall()
+            finally:
+                target.close()
+
+    def close(self) -> None:
+        with self._write_lock:
+            self._closed = True
+            self._writer.close()
+        while self._readers:
+            self._readers.pop().close()
+
+
+# -- rows ------------------------------------------------------------------------------------------------------------
+
+
+def _row(row: Any) -> Row:
+    provenance = row[12]
+    return Row(
+        Entry(*row[:12], json.loads(provenance) if provenance is not None else None, False), row[16], row[14], row[15]
+    )
+
+
+def _range(scope: Scope, prefix: str) -> tuple[str, list[Any]]:
+    end = successor(prefix)
+    if end is None:
+        return "scope = ? AND key >= ?", [scope.path, prefix]
+    return "scope = ? AND key >= ? AND key < ?", [scope.path, prefix, end]
+
+
+def _receipt(connection: apsw.Connection, write: Write) -> Receipt | None:
+    rows = connection.execute(
+        "SELECT fingerprint, version, etag, created_us, updated_us, expires_us FROM receipt "
+        "WHERE scope = ? AND write_id = ?",
+        (write.scope.path, write.write_id),
+    ).fetchall()
+    return Receipt(*rows[0]) if rows else None
+
+
+def _refreshes(operation: Operation) -> bool:
+    return isinstance(operation, PrepareRead) and operation.refresh_ttl
+
+
+# -- errors ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _translated() -> Generator[None]:
+    try:
+        yield
+    except apsw.Error as error:
+        raise _translate(error) from None
+
+
+def _translate(error: apsw.Error) -> AgentMemoryError:
+    """Name what went wrong without SQLite's own text, which may repeat a value."""
+    match error:
+        case apsw.BusyError() | apsw.LockedError():
+            return UnavailableError("the database is busy with another process's write")
+        case apsw.FullError():
+            return UnavailableError("the disk is full; nothing was changed", code="disk_full")
+        case apsw.IOError():
+            return UnavailableError("the disk failed; nothing was changed", code="disk_failed")
+        case apsw.CantOpenError() | apsw.ReadOnlyError() | apsw.PermissionsError():
+            return UnavailableError("the database cannot be opened for writing; check the file and its folder")
+        case apsw.NotADBError() | apsw.CorruptError():
+            return IntegrityError("the database file is damaged, or no SQLite database; restore it from a backup")
+        case apsw.TooBigError():
+            return LimitExceededError("the value is too large for the catalog")
+        case apsw.ConnectionClosedError():
+            return UnavailableError("this memory is closed", code="closed")
+        case _:
+            return UnavailableError(f"the database failed: {type(error).__name__}")
+
+
+def _retry_busy(function: Callable[[], None]) -> None:
+    """Opening meets Busy without SQLite's own waiting when another process switches the file to WAL or recovers it."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            with _translated():
+                return function()
+        except UnavailableError as error:
+            if error.code != "unavailable" or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)

@@ -1,0 +1,276 @@
+"""Flows on the value of one key: read, write with and without conditions, read-modify-write.
+
+Between the protocol, which moves bytes, and the faces of the API, which run flows. Typed and untyped keys differ in the
+codec alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import random
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
+
+from pydantic import BaseModel, ValidationError
+
+from .client import Client, provenance
+from .codec import Encoded, decode_untyped, encode_untyped, typed_codec
+from .drivers import Flow, Sleep, Wait
+from .errors import ConflictError, InvalidRequestError, NotFoundError, SerializationError
+from .flows import call, fetch, read, write
+from .ids import uuid7
+from .keys import check_key, unescape
+from .messages import INLINE_LIMIT, PICKLE, CommitWrite, Delete, Entry, Found, PrepareRead, Scope
+
+T = TypeVar("T")
+
+
+class Missing(Enum):
+    """Says that an argument was not given, where None is a value."""
+
+    MISSING = "missing"
+
+
+MISSING: Final = Missing.MISSING
+
+
+class Untyped:
+    """Stands in the place of a value type where any value may be stored."""
+
+
+class Snapshot(NamedTuple, Generic[T]):
+    """A value together with the entry it was read from; ``replace(…, expected=snapshot)`` compares with it."""
+
+    value: T
+    entry: Entry
+
+    @property
+    def version(self) -> int:
+        return self.entry.version
+
+    @property
+    def etag(self) -> str:
+        return self.entry.etag
+
+    @property
+    def id(self) -> str:
+        """The last segment of the key: the id of a collection's item, the name of a document."""
+        last = self.entry.key.rpartition("/")[2]
+        return unescape(last) or last
+
+
+class Draft(NamedTuple, Generic[T]):
+    """A private copy of a value, and what it was made from."""
+
+    value: T
+    data: bytes | None
+    entry: Entry | None
+
+
+class Values(Generic[T]):
+    """The flows of one key. ``bound`` is provenance that every write carries besides the ambient one."""
+
+    def __init__(
+        self, client: Client, scope: Scope, key: str, value_type: Any, bound: Mapping[str, str] | None = None
+    ) -> None:
+        self.client = client
+        self.scope = scope
+        self.key = check_key(key)
+        self.value_type = value_type
+        self.bound = bound
+        if value_type is not Untyped:
+            typed_codec(value_type)
+
+    # -- values and bytes --------------------------------------------------------------------------------------------
+
+    def encode(self, value: T) -> tuple[Encoded, T]:
+        """Return the bytes, and the value as a reader will get it."""
+        if self.value_type is Untyped:
+            return encode_untyped(value), value
+        if isinstance(value, BaseModel) and isinstance(self.value_type, type) and type(value) is not self.value_type:
+            # Pydantic would write the declared model's fields and drop the others in silence.
+            raise SerializationError(f"expected a {self.value_type.__name__}, not a {type(value).__name__}")
+        return typed_codec(self.value_type).encode(value)
+
+    def decode(self, data: bytes, entry: Entry) -> T:
+        def load_pickle() -> Any:
+            return self.client.keyring.load(data, self.scope, entry)
+
+        if self.value_type is Untyped:
+            return decode_untyped(data, entry.content_type, load_pickle)
+        return typed_codec(self.value_type).decode(data, entry.content_type, load_pickle)
+
+    def commit(
+        self, encoded: Encoded, *, expected: str | None | Missing, ttl: float | None, reason: str | None,
+        keep_ttl: bool = False,
+    ) -> CommitWrite:  # fmt: skip
+        """Return the message that writes these bytes; ``expected`` is an etag, or None for "must not be there"."""
+        sha256 = hashlib.sha256(encoded.data).hexdigest()
+        signature = None
+        if encoded.content_type == PICKLE:
+            signature = self.client.keyring.sign(self.scope, self.key, PICKLE, sha256)
+        return CommitWrite(
+            self.scope, self.key, uuid7(), encoded.data, None, encoded.content_type, sha256, signature,
+            encoded.schema_name, None, expected if isinstance(expected, str) else None, expected is None, ttl, keep_ttl,
+            provenance(self.bound, reason), INLINE_LIMIT,
+        )  # fmt: skip
+
+    # -- reads -------------------------------------------------------------------------------------------------------
+
+    def get(self, default: Any) -> Flow[Any]:
+        stored = yield from read(self._request(), self.client.config.transfer)
+        return default if stored is None else self.decode(*stored)
+
+    def snapshot(self) -> Flow[Snapshot[T] | None]:
+        stored = yield from read(self._request(), self.client.config.transfer)
+        return None if stored is None else Snapshot(self.decode(*stored), stored[1])
+
+    def raw(self) -> Flow[Snapshot[bytes] | None]:
+        stored = yield from read(self._request(), self.client.config.transfer)
+        return None if stored is None else Snapshot(*stored)
+
+    def _request(self) -> PrepareRead:
+        return PrepareRead(self.scope, self.key, INLINE_LIMIT)
+
+    # -- writes ------------------------------------------------------------------------------------------------------
+
+    def set(self, value: T, *, ttl: float | None = None, reason: str | None = None) -> Flow[Entry]:
+        return self._write(self.encode(value)[0], MISSING, ttl, reason)
+
+    def create(self, value: T, *, ttl: float | None = None, reason: str | None = None) -> Flow[Entry]:
+        return self._write(self.encode(value)[0], None, ttl, reason)
+
+    def replace(
+        self, value: T, expected: Snapshot[Any] | Entry | str | None, *, ttl: float | None = None,
+        reason: str | None = None,
+    ) -> Flow[Entry]:  # fmt: skip
+        return self._write(self.encode(value)[0], etag_of(expected), ttl, reason)
+
+    def _write(
+        self, encoded: Encoded, expected: str | None | Missing, ttl: float | None, reason: str | None
+    ) -> Flow[Entry]:
+        commit = self.commit(encoded, expected=expected, ttl=ttl, reason=reason)
+        try:
+            return (yield from write(commit, self.client.config.transfer))
+        except ConflictError as error:
+            stored = yield from self._found(error)
+            raise self._explained(error, stored) from None
+
+    def delete(self, expected: Snapshot[Any] | Entry | str | Missing, reason: str | None) -> Flow[Entry | None]:
+        if_match = None if expected is MISSING else etag_of(cast(Any, expected))
+        request = Delete(self.scope, self.key, uuid7(), if_match, provenance(self.bound, reason), INLINE_LIMIT)
+        try:
+            return (yield from call(request))
+        except ConflictError as error:
+            stored = yield from self._found(error)
+            raise self._explained(error, stored) from None
+
+    # -- read-modify-write -------------------------------------------------------------------------------------------
+
+    def update(self, change: Callable[[T], Any], default: Any, reason: str | None) -> Flow[Snapshot[T]]:
+        """Change a private copy and write it on the condition that nothing changed meanwhile; else do it again."""
+        stored = yield from read(self._request(), self.client.config.transfer)
+        attempt = 0
+        while True:
+            draft = self._draft(stored, default)
+            result = change(draft.value)
+            if inspect.isawaitable(result):
+                result = yield Wait(result)
+            try:
+                return (yield from self.finish(draft, draft.value if result is None else result, reason))
+            except ConflictError as error:
+                if error.code != "condition_failed" or not (yield Sleep(_contention_pause(attempt))):
+                    raise
+                attempt += 1
+                stored = yield from self._found(error)
+
+    def begin(self, default: Any) -> Flow[Draft[T]]:
+        """Return a private copy to edit."""
+        stored = yield from read(self._request(), self.client.config.transfer)
+        return self._draft(stored, default)
+
+    def finish(self, draft: Draft[T], value: T, reason: str | None) -> Flow[Snapshot[T]]:
+        """Write an edited draft if the key did not change since; equal bytes make no new version."""
+        encoded, written = self.encode(value)
+        if draft.entry is not None and (encoded.data, encoded.content_type) == (draft.data, draft.entry.content_type):
+            return Snapshot(written, draft.entry)
+        expected = None if draft.entry is None else draft.entry.etag
+        commit = self.commit(encoded, expected=expected, ttl=None, reason=reason, keep_ttl=True)
+        try:
+            entry = yield from write(commit, self.client.config.transfer)
+        except ConflictError as error:
+            stored = yield from self._found(error)
+            raise self._explained(error, stored) from None
+        return Snapshot(written, entry)
+
+    def _draft(self, stored: tuple[bytes, Entry] | None, default: Any) -> Draft[T]:
+        if stored is not None:
+            return Draft(self.decode(*stored), *stored)
+        if default is not MISSING:
+            value = default() if callable(default) else copy.deepcopy(default)
+        else:
+            value = self._initial()
+        return Draft(value, None, None)
+
+    def _initial(self) -> Any:
+        if isinstance(self.value_type, type) and issubclass(self.value_type, BaseModel):
+            try:
+                return self.value_type()
+            except ValidationError:
+                pass
+        raise NotFoundError("there is no value to change, and no default= to start from")
+
+    # -- conflicts ---------------------------------------------------------------------------------------------------
+
+    def _found(self, error: ConflictError) -> Flow[tuple[bytes, Entry] | None]:
+        """Return what stood in the way, reading it if it did not come with the error."""
+        if error.code != "condition_failed":
+            return None
+        found = error.found
+        if isinstance(found, Found) and found.data is None and found.blob is None:
+            return (yield from read(self._request(), self.client.config.transfer))
+        if isinstance(found, Found):
+            return (yield from fetch(found, self._request(), self.client.config.transfer))
+        return cast("tuple[bytes, Entry] | None", found)
+
+    def _explained(self, error: ConflictError, stored: tuple[bytes, Entry] | None) -> ConflictError:
+        error.found = stored
+        return error.with_loader(lambda: None if stored is None else Snapshot(self.decode(*stored), stored[1]))
+
+
+def with_fields(value_type: Any, fields: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """Return the change that sets some fields of a model and validates the result."""
+    if not (isinstance(value_type, type) and issubclass(value_type, BaseModel)):
+        raise InvalidRequestError("only a Pydantic model can be updated by field; give a function instead")
+    model = value_type
+    unknown = sorted(set(fields) - set(model.model_fields))
+    if unknown and model.model_config.get("extra") != "allow":
+        raise InvalidRequestError(f"{model.__name__} has no field {', '.join(unknown)}")
+
+    def change(value: Any) -> Any:
+        try:
+            return model.model_validate({**dict(value), **fields}, by_name=True, by_alias=True)
+        except ValidationError as error:
+            places = ", ".join(
+                f"{'.'.join(map(str, problem['loc']))}: {problem['type']}" for problem in error.errors()[:5]
+            )
+            raise SerializationError(f"the change is not a valid {model.__name__}: {places}") from None
+
+    return change
+
+
+def etag_of(expected: Snapshot[Any] | Entry | str | None) -> str | None:
+    """Return the etag to compare with; None stands for "must not be there"."""
+    if expected is None:
+        return None
+    etag = expected if isinstance(expected, str) else expected.etag
+    if not etag.strip():
+        raise InvalidRequestError("a blank etag is no condition; pass a snapshot, or use set() to overwrite")
+    return etag
+
+
+def _contention_pause(attempt: int) -> float:
+    return random.uniform(0.0, min(0.25, 0.001 * 2.0 ** min(attempt, 8)))
