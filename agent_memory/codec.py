@@ -9,15 +9,22 @@ from __future__ import annotations
 import json
 import math
 import re
-import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final, Generic, NamedTuple, TypeVar, get_args, get_origin
+from typing import Any, Final, Generic, NamedTuple, TypeVar, cast, get_args, get_origin
 
-import cloudpickle
+import cloudpickle  # pyright: ignore[reportMissingTypeStubs]
 import pydantic_core
-from pydantic import BaseModel, PydanticSchemaGenerationError, PydanticUserError, Secret, SecretBytes, SecretStr
-from pydantic import TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    PydanticSchemaGenerationError,
+    PydanticUserError,
+    Secret,
+    SecretBytes,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+)
 
 from .errors import DeserializationError, SchemaError, SerializationError
 from .messages import BYTES, JSON, PICKLE
@@ -37,7 +44,7 @@ class Encoded(NamedTuple):
 
 
 def snake_case(name: str) -> str:
-    """Return a class name as a document name: ``UserProfile`` and ``HTTPLog`` become ``user_profile`` and ``http_log``."""
+    """Return a class name as a document name: ``UserProfile`` becomes ``user_profile``, ``HTTPLog`` ``http_log``."""
     name = re.sub(r"[^0-9A-Za-z_]+", "_", name).strip("_")
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
     return name.lower()
@@ -134,15 +141,10 @@ def typed_codec(value_type: Any) -> TypedCodec[Any]:
         return TypedCodec(value_type)
 
 
-def _is_model(value_type: Any) -> bool:
-    return (
-        isinstance(value_type, type)
-        and not isinstance(value_type, types.GenericAlias)
-        and (
-            issubclass(value_type, BaseModel)
-            or hasattr(value_type, "__pydantic_validator__")
-            or hasattr(value_type, "__dataclass_fields__")
-        )
+def _is_model(value_type: object) -> bool:
+    """Say whether a class has a name of its own to store values under: models and dataclasses do, ``int`` does not."""
+    return isinstance(value_type, type) and (
+        issubclass(value_type, BaseModel) or "__dataclass_fields__" in dir(value_type)
     )
 
 
@@ -180,9 +182,9 @@ def _has_lost_number(value: Any) -> bool:
     if isinstance(value, float):
         return not math.isfinite(value)
     if isinstance(value, Mapping):
-        return any(_has_lost_number(item) for item in value.values())  # pyright: ignore[reportUnknownVariableType]
+        return any(map(_has_lost_number, cast("Mapping[Any, Any]", value).values()))
     if isinstance(value, (list, tuple, set, frozenset)):
-        return any(_has_lost_number(item) for item in value)  # pyright: ignore[reportUnknownVariableType]
+        return any(map(_has_lost_number, cast("Iterable[Any]", value)))
     return False
 
 
@@ -222,7 +224,7 @@ def encode_untyped(value: Any) -> Encoded:
                 )
             except UnicodeEncodeError:
                 pass  # A lone surrogate: no JSON in UTF-8, but a pickle keeps it.
-        return Encoded(cloudpickle.dumps(value, protocol=5), PICKLE)
+        return Encoded(cast(Any, cloudpickle).dumps(value, protocol=5), PICKLE)
     except RecursionError:
         raise SerializationError("the value is nested too deeply, or contains itself") from None
     except Exception as error:
@@ -247,7 +249,7 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _is_exact_json(value: Any) -> bool:
-    kind = type(value)
+    kind = type(cast(object, value))
     if kind is str or kind is bool or value is None:
         return True
     if kind is int:

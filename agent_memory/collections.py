@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from .client import Client
 from .codec import typed_codec
@@ -47,7 +47,11 @@ class _CollectionFlows(Generic[T]):
         return name
 
     def _add_many(self, items: Mapping[str, T] | Iterable[T], reason: str | None) -> Flow[list[str]]:
-        named = dict(items) if isinstance(items, Mapping) else {uuid7(): value for value in items}
+        named: dict[str, T] = {}
+        if isinstance(items, Mapping):
+            named.update(cast("Mapping[str, T]", items))
+        else:
+            named.update((uuid7(), value) for value in items)
         names = list(named)
         # Everything is encoded before anything is written: a value that cannot be stored stops them all.
         commits = {

@@ -140,7 +140,7 @@ class AsyncDocument(_DocumentFlows[T]):
         return await self._values.client.arun(self._values.replace(value, expected, ttl=ttl, reason=reason))
 
     async def update(
-        self, change: Callable[[T], T | None | Awaitable[T | None]] | None = None, /, *,
+        self, change: Callable[[T], T | Awaitable[T | None] | None] | None = None, /, *,
         default: T | Callable[[], T] | Missing = MISSING, reason: str | None = None, **fields: Any,
     ) -> Snapshot[T]:  # fmt: skip
         """See ``Document.update``; ``change`` may be an async function."""

@@ -1,6 +1,6 @@
 """Run a flow: carry each message it yields to where it is answered, and throw failures back in.
 
-A flow is a generator. It yields messages for the transport and the four effects below, which need a waiting that
+A flow is a generator. It yields messages for the transport and the three effects below, which need a waiting that
 differs between threads and an event loop. Nothing else in the package knows which of the two it runs in.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
 import anyio
 
@@ -39,12 +39,6 @@ class Wait(NamedTuple):
     awaitable: Awaitable[Any]
 
 
-class Offload(NamedTuple):
-    """Run a function that takes long -> its result; in async code on a thread."""
-
-    function: Callable[[], Any]
-
-
 class Transport(Protocol):
     """Answers messages. Deadlines are on ``time.monotonic``'s clock; errors are AgentMemoryErrors only."""
 
@@ -59,16 +53,20 @@ class Transport(Protocol):
 
 def run(flow: Flow[T], transport: Transport, deadline: float) -> T:
     """Run a flow to its end on this thread."""
-    step: Callable[[Any], Any] = flow.send
+    step: Any = flow.send
     value: Any = None
     while True:
         try:
-            request = step(value)
+            request: object = step(value)
         except StopIteration as end:
             return end.value
         try:
             effect = _EFFECTS.get(type(request))
-            value = transport.send(request, deadline) if effect is None else effect(request, transport, deadline)
+            value = (
+                transport.send(cast(Message, request), deadline)
+                if effect is None
+                else effect(request, transport, deadline)
+            )
             step = flow.send
         except Exception as error:
             step, value = flow.throw, error
@@ -76,18 +74,18 @@ def run(flow: Flow[T], transport: Transport, deadline: float) -> T:
 
 async def run_async(flow: Flow[T], transport: Transport, deadline: float) -> T:
     """Run a flow to its end on the event loop."""
-    step: Callable[[Any], Any] = flow.send
+    step: Any = flow.send
     value: Any = None
     try:
         while True:
             try:
-                request = step(value)
+                request: object = step(value)
             except StopIteration as end:
                 return end.value
             try:
                 effect = _ASYNC_EFFECTS.get(type(request))
                 if effect is None:
-                    value = await transport.asend(request, deadline)
+                    value = await transport.asend(cast(Message, request), deadline)
                 else:
                     value = await effect(request, transport, deadline)
                 step = flow.send
@@ -157,23 +155,13 @@ async def _wait_async(effect: Wait, transport: Transport, deadline: float) -> An
     return await effect.awaitable
 
 
-def _offload(effect: Offload, transport: Transport, deadline: float) -> Any:
-    return effect.function()
-
-
-async def _offload_async(effect: Offload, transport: Transport, deadline: float) -> Any:
-    return await anyio.to_thread.run_sync(effect.function)
-
-
 _EFFECTS: dict[type, Callable[[Any, Transport, float], Any]] = {
     Sleep: _sleep,
     Gather: _gather,
     Wait: _wait,
-    Offload: _offload,
 }
 _ASYNC_EFFECTS: dict[type, Callable[[Any, Transport, float], Awaitable[Any]]] = {
     Sleep: _sleep_async,
     Gather: _gather_async,
     Wait: _wait_async,
-    Offload: _offload_async,
 }

@@ -27,11 +27,13 @@ from .messages import (
     Found,
     GetRange,
     List,
+    ListParents,
     Message,
     PrepareRead,
     PrepareWrite,
     PutChunk,
     Scope,
+    Search,
 )
 
 T = TypeVar("T")
@@ -204,7 +206,9 @@ def _put(index: int, places: dict[int, Chunk], data: memoryview, renew: PrepareW
 
 
 def batch(
-    scope: Scope, operations: Sequence[PrepareRead | CommitWrite | Delete | List], transfer: Transfer
+    scope: Scope,
+    operations: Sequence[PrepareRead | CommitWrite | Delete | List | Search | ListParents],
+    transfer: Transfer,
 ) -> Flow[list[Any]]:
     """Carry out operations in one transaction -> for each read ``(bytes, Entry) | None``, else what the message gives.
 

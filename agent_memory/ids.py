@@ -24,7 +24,8 @@ if hasattr(os, "register_at_fork"):
 def uuid7() -> str:
     """Return a new UUIDv7 as text, larger than every earlier one of this process.
 
-    48 bits of milliseconds, then 12 bits that count on within one (RFC 9562, section 6.2, method 3), then 62 random ones.
+    48 bits of milliseconds, then 12 bits that count on within one (RFC 9562, section 6.2, method 3),
+    then 62 random ones.
     """
     global _last
     with _lock:

@@ -92,7 +92,7 @@ def _unused_rows(catalog: Catalog, live: set[str], fix: bool) -> Iterator[Proble
 
 
 def _unknown_file(catalog: Catalog, blobs: FileBlobs, found: BlobObject, fix: bool) -> Iterator[Problem]:
-    known = catalog.blob(found.blob_id) if found.index >= 0 else None
+    known = catalog.blob(found.blob_id) if found.number >= 0 else None
     # An unfinished upload is a file without a row's name; a young one may still be going on.
     if (known is not None and known.state != DEAD) or found.age_seconds < GRACE_SECONDS:
         return

@@ -113,7 +113,7 @@ class _Opener:
         """
         names = {"url": "URL", "application": "APPLICATION", "namespace": "NAMESPACE", "token": "TOKEN"}
         found = {name: os.environ.get(f"AGENT_MEMORY_{variable}") for name, variable in names.items()}
-        settings = {**{name: text for name, text in found.items() if text}, **options}
+        settings: dict[str, Any] = {**{name: text for name, text in found.items() if text}, **options}
         for name in ("url", "application"):
             if name not in settings:
                 raise InvalidRequestError(f"set AGENT_MEMORY_{names[name]}, or pass {name}=")

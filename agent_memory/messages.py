@@ -48,8 +48,8 @@ class Entry(NamedTuple):
     """The metadata of one committed version of a key.
 
     ``size`` is in bytes, ``sha256`` in lower-case hex. A deletion is a version too: it has ``deleted=True`` and size 0.
-    Times are microseconds since 1970 by the catalog's clock; ``created_at``, ``updated_at`` and ``expires_at`` give them
-    as datetimes in UTC. Order changes by ``version``, never by time.
+    Times are microseconds since 1970 by the catalog's clock; ``created_at``, ``updated_at`` and ``expires_at`` give
+    them as datetimes in UTC. Order changes by ``version``, never by time.
     """
 
     key: str
@@ -121,7 +121,10 @@ class Found(NamedTuple):
 
 
 class PrepareRead(NamedTuple):
-    """Ask for a key's current version -> Found | None. ``version`` insists on that one; ``refresh_ttl`` restarts its life."""
+    """Ask for a key's current version -> Found | None.
+
+    ``version`` insists on that one; ``refresh_ttl`` restarts its time to live.
+    """
 
     scope: Scope
     key: str
@@ -147,7 +150,8 @@ class CommitWrite(NamedTuple):
     """Make ``data``, or the uploaded ``blob``, the key's new version -> Entry. Fails as a whole with ConflictError.
 
     The version expires ``ttl_seconds`` after the commit, by the catalog's clock; with ``keep_ttl`` when the current one
-    would, if there is one.
+    would, if there is one. ``vectors`` stand for it in semantic searches: little-endian 32-bit floats each, all of the
+    same length.
     """
 
     scope: Scope
@@ -166,6 +170,7 @@ class CommitWrite(NamedTuple):
     keep_ttl: bool = False
     provenance: Mapping[str, str] | None = None
     max_inline_size: int = 0
+    vectors: tuple[bytes, ...] = ()
 
 
 class Delete(NamedTuple):
@@ -199,11 +204,37 @@ class ListSegments(NamedTuple):
     limit: int = 100
 
 
+class Search(NamedTuple):
+    """Find the JSON objects under ``prefix`` that fulfil ``filter`` -> list of Hits.
+
+    The newest change first; with ``vector`` the most similar first, and those without vectors behind them. Ties are
+    broken by key. ``filter`` is what ``filters.parse`` takes.
+    """
+
+    scope: Scope
+    prefix: str
+    filter: Mapping[str, Any] | None = None
+    limit: int = 10
+    offset: int = 0
+    vector: bytes | None = None
+    max_inline_size: int = 0
+    refresh_ttl: bool = False
+
+
+class ListParents(NamedTuple):
+    """List the distinct parents (a key up to its last ``/``) of the JSON objects under ``prefix`` -> SegmentPage."""
+
+    scope: Scope
+    prefix: str
+    cursor: str | None = None
+    limit: int = 100
+
+
 class Batch(NamedTuple):
     """Carry out several operations in order, in one transaction, all or none -> list of their replies."""
 
     scope: Scope
-    operations: tuple[PrepareRead | CommitWrite | Delete | List, ...]
+    operations: tuple[PrepareRead | CommitWrite | Delete | List | Search | ListParents, ...]
 
 
 class PutChunk(NamedTuple):
@@ -245,14 +276,34 @@ class Page(NamedTuple):
 
 
 class SegmentPage(NamedTuple):
+    """One page of names; ``cursor`` is None at the end."""
+
     segments: list[str]
     cursor: str | None
+
+
+class Hit(NamedTuple):
+    """Something a search found; ``score`` is the cosine similarity, None without a query or without vectors."""
+
+    found: Found
+    score: float | None
 
 
 Write: TypeAlias = CommitWrite | Delete
 Maintenance: TypeAlias = Sweep | Check | Backup
 Message: TypeAlias = (
-    PrepareRead | PrepareWrite | CommitWrite | Delete | List | ListSegments | Batch | PutChunk | GetRange | Maintenance
+    PrepareRead
+    | PrepareWrite
+    | CommitWrite
+    | Delete
+    | List
+    | ListSegments
+    | ListParents
+    | Search
+    | Batch
+    | PutChunk
+    | GetRange
+    | Maintenance
 )
 Reply: TypeAlias = Any
 """What each message is answered with stands in its docstring; flows bind it to a typed name at once."""

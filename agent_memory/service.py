@@ -12,11 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, cast
 
-from .errors import ConflictError, InvalidKeyError, InvalidRequestError, LimitExceededError, ProtocolError
+from .errors import ConflictError, InvalidRequestError, LimitExceededError, ProtocolError
+from .filters import parse
 from .ids import uuid7
 from .keys import check_key, check_prefix, check_request_id
+from .maintenance import CheckReport, backup, check
 from .messages import (
     BATCH_INLINE_LIMIT,
     BATCH_OPERATIONS,
@@ -32,17 +34,20 @@ from .messages import (
     Entry,
     Found,
     GetRange,
+    Hit,
     List,
+    ListParents,
     ListSegments,
     Message,
     Page,
     PrepareRead,
     PrepareWrite,
     PutChunk,
+    Scope,
+    Search,
     SegmentPage,
     Sweep,
 )
-from .maintenance import CheckReport, backup, check
 from .storage.blobs import GRACE_SECONDS, BlobStore, FileBlobs, chunk_sizes
 from .storage.catalog import GARBAGE, STAGED, BlobRow, Catalog, Operation, Row
 from .storage.sqlite import SqliteCatalog
@@ -53,6 +58,8 @@ MAX_VALUE_BYTES: Final = 5 * 1024**3
 MIN_CHUNK_BYTES: Final = 64 * 1024
 MAX_CHUNKS: Final = 10_000
 MAX_PROVENANCE_BYTES: Final = 2_048
+MAX_DIMENSIONS: Final = 8_192
+MAX_VECTORS: Final = 256
 MAX_TTL_SECONDS: Final = 100 * 366 * 86_400.0
 
 DEAD_SECONDS: Final = 86_400
@@ -63,8 +70,6 @@ REQUEST_SECONDS: Final = 7 * 86_400
 _SWEEP_EVERY_SECONDS: Final = 60.0
 _SMALL_SWEEP: Final = 100
 _BLOB_URI: Final = "blob:"
-
-_C = TypeVar("_C", PrepareRead, CommitWrite, Delete, List)
 
 
 class SweepReport(NamedTuple):
@@ -114,6 +119,8 @@ class StateService:
             CommitWrite: self.commit_write,
             Delete: self.delete,
             List: self.list,
+            ListParents: self.list_parents,
+            Search: self.search,
             ListSegments: self.list_segments,
             Batch: self.batch,
             PutChunk: self.put_chunk,
@@ -131,10 +138,14 @@ class StateService:
 
     def prepare_read(self, request: PrepareRead) -> Found | None:
         row = self.catalog.read(request.scope, check_key(request.key))
-        return self._answer(request, row)
+        if row is None:
+            return None
+        _check_version(request, row)
+        self._refresh(request.scope, [row.entry] if request.refresh_ttl else [])
+        return self._found(request, row, request.max_inline_size)
 
     def read_at_once(self, request: PrepareRead) -> tuple[bool, Found | None]:
-        """Answer a read if the catalog's row is all it takes -> (True, answer); else (False, None), nothing was done."""
+        """Answer a read if the catalog's row is all it takes -> (True, answer); else (False, None)."""
         row = self.catalog.read(request.scope, check_key(request.key))
         if row is None:
             return True, None
@@ -143,16 +154,6 @@ class StateService:
             return False, None
         return True, Found(row.entry, row.data, None)
 
-    def _answer(self, request: PrepareRead, row: Row | None) -> Found | None:
-        if request.refresh_ttl and row is not None and row.entry.expires_us is not None:
-            # Only values that can expire pay for a write.
-            row = self.catalog.apply([request])[0]
-        if row is None:
-            return None
-        if request.version is not None and row.entry.version != request.version:
-            raise ConflictError("that version is no longer there", code="version_gone")
-        return self._found(request, row, request.max_inline_size)
-
     def list(self, request: List) -> Page:
         return self._page(request, self.catalog.list(_one_more(_checked_list(request))))
 
@@ -160,9 +161,13 @@ class StateService:
         _check_limit(request.limit)
         check_prefix(request.prefix)
         names = self.catalog.list_segments(request.scope, request.prefix, after=request.cursor, limit=request.limit + 1)
-        if len(names) > request.limit:
-            return SegmentPage(names[: request.limit], names[request.limit - 1])
-        return SegmentPage(names, None)
+        return _segment_page(names, request.limit)
+
+    def list_parents(self, request: ListParents) -> SegmentPage:
+        return self._apply([request])[0]
+
+    def search(self, request: Search) -> list[Hit]:
+        return self._apply([request])[0]
 
     def _page(self, request: List, rows: list[Row]) -> Page:
         size = sum(len(row.data or b"") for row in rows)
@@ -176,7 +181,7 @@ class StateService:
             found = [self._found(request, row, limit) for row in rows]
         return Page(found, rows[-1].entry.key if rows and cut else None)
 
-    def _found(self, request: PrepareRead | List, row: Row, max_inline_size: int) -> Found:
+    def _found(self, request: PrepareRead | List | Search, row: Row, max_inline_size: int) -> Found:
         entry = row.entry
         if row.data is not None:
             if len(row.data) <= max_inline_size:
@@ -186,15 +191,10 @@ class StateService:
             raise ProtocolError("the catalog has a value without bytes")
         blob = blob_of(row.blob_id, entry.size, row.chunk_size)
         if entry.size <= min(max_inline_size, INLINE_LIMIT):
-            data = bytearray(entry.size)
-            view, offset = memoryview(data), 0
-            for chunk in blob.chunks:
-                self.blobs.read_into(*chunk_name(chunk), 0, view[offset : offset + chunk.size])
-                offset += chunk.size
-            return Found(entry, bytes(data), None)
+            return Found(entry, self._load(row), None)
         return Found(entry, None, blob)
 
-    def _read_copy(self, request: PrepareRead | List, entry: Entry, data: bytes) -> Blob:
+    def _read_copy(self, request: PrepareRead | List | Search, entry: Entry, data: bytes) -> Blob:
         """Put an inline value where a URL can name it, pinned while the key moves on; it is garbage from the start."""
         blob_id = uuid7()
         self.catalog.stage(
@@ -243,41 +243,83 @@ class StateService:
             raise LimitExceededError(f"a batch has 1 to {BATCH_OPERATIONS} operations, not {len(request.operations)}")
         return self._apply(request.operations)
 
-    def _apply(self, requests: Sequence[PrepareRead | CommitWrite | Delete | List]) -> list[Any]:
+    def _apply(self, requests: Sequence[Operation]) -> list[Any]:
         operations = [self._ready(request) for request in requests]
-        writes = any(isinstance(operation, CommitWrite | Delete) for operation in operations)
         try:
-            results = self.catalog.apply(operations)
+            results = self.catalog.apply(operations, self._load)
         except ConflictError as error:
             raise self._explained(error, requests) from None
-        replies: list[Any] = []
         room = BATCH_INLINE_LIMIT
+        replies: list[Any] = []
         for request, result in zip(requests, results, strict=True):
-            if isinstance(request, PrepareRead) and result is not None:
-                result = self._found(request, result, min(request.max_inline_size, room))
-                room -= len(result.data or b"")
-            elif isinstance(request, List):
-                result = self._page(request, result)
-                room -= sum(len(found.data or b"") for found in result.found)
-            replies.append(result)
-        if writes:
+            reply, size = self._reply(request, result, room)
+            room -= size
+            replies.append(reply)
+        if any(isinstance(operation, CommitWrite | Delete) for operation in operations):
             self._sweep_after_write()
         return replies
 
-    def _ready(self, request: _C) -> Operation:
+    def _reply(self, request: Operation, result: Any, room: int) -> tuple[Any, int]:
+        """Return the answer to one operation, and how many bytes of values it carries; at most ``room`` of them."""
+        match request:
+            case PrepareRead() if result is not None:
+                _check_version(request, result)
+                self._refresh(request.scope, [result.entry] if request.refresh_ttl else [])
+                found = self._found(request, result, min(request.max_inline_size, room))
+                return found, len(found.data or b"")
+            case List():
+                page = self._page(request, cast(Any, result))
+                return page, sum(len(found.data or b"") for found in page.found)
+            case ListParents():
+                return _segment_page(cast(Any, result), request.limit), 0
+            case Search():
+                hits: list[Hit] = []
+                used = 0
+                for row, score in cast(Any, result):
+                    hits.append(Hit(self._found(request, row, min(request.max_inline_size, room - used)), score))
+                    used += len(hits[-1].found.data or b"")
+                self._refresh(request.scope, [hit.found.entry for hit in hits] if request.refresh_ttl else [])
+                return hits, used
+            case _:
+                return result, 0
+
+    def _refresh(self, scope: Scope, entries: Sequence[Entry]) -> None:
+        # Only values that can expire pay for a write.
+        keys = [entry.key for entry in entries if entry.expires_us is not None]
+        if keys:
+            self.catalog.touch(scope, keys)
+
+    def _load(self, row: Row) -> bytes:
+        data = bytearray(row.entry.size)
+        view, offset = memoryview(data), 0
+        for chunk in blob_of(row.blob_id or "", row.entry.size, row.chunk_size).chunks:
+            self.blobs.read_into(*chunk_name(chunk), 0, view[offset : offset + chunk.size])
+            offset += chunk.size
+        return bytes(data)
+
+    def _ready(self, request: Operation) -> Operation:
         """Check a request and complete what the client may leave to the store."""
-        if isinstance(request, List):
-            return _one_more(_checked_list(request))
-        check_key(request.key)
-        if isinstance(request, PrepareRead):
-            return request
-        _check_scope(request.scope.request_id)
-        _check_write(request)
-        if isinstance(request, Delete):
-            return request
-        if request.data is not None:
-            return self._ready_inline(request, request.data)
-        return self._ready_blob(request)
+        match request:
+            case List():
+                return _one_more(_checked_list(request))
+            case ListParents():
+                _check_limit(request.limit)
+                check_prefix(request.prefix)
+                return request._replace(limit=request.limit + 1)
+            case Search():
+                _check_search(request)
+                return request
+            case PrepareRead():
+                check_key(request.key)
+                return request
+            case Delete():
+                check_key(request.key)
+                _check_write(request)
+                return request
+            case CommitWrite():
+                check_key(request.key)
+                _check_write(request)
+                return self._ready_blob(request) if request.data is None else self._ready_inline(request, request.data)
 
     def _ready_inline(self, request: CommitWrite, data: bytes) -> CommitWrite:
         if len(data) > INLINE_LIMIT:
@@ -413,6 +455,31 @@ def _checked_list(request: List) -> List:
     return request
 
 
+def _segment_page(names: list[str], limit: int) -> SegmentPage:
+    """Return a page from one name more than it holds, which only says that there are more."""
+    return SegmentPage(names[:limit], names[limit - 1] if len(names) > limit else None)
+
+
+def _check_version(request: PrepareRead, row: Row) -> None:
+    if request.version is not None and row.entry.version != request.version:
+        raise ConflictError("that version is no longer there", code="version_gone")
+
+
+def _check_search(request: Search) -> None:
+    _check_limit(request.limit)
+    check_prefix(request.prefix)
+    if request.offset < 0:
+        raise InvalidRequestError("offset must not be negative")
+    if request.vector is not None:
+        _check_vector(request.vector)
+    parse(request.filter)
+
+
+def _check_vector(vector: bytes) -> None:
+    if not 0 < len(vector) <= 4 * MAX_DIMENSIONS or len(vector) % 4:
+        raise InvalidRequestError(f"a vector is 1 to {MAX_DIMENSIONS} little-endian 32-bit floats")
+
+
 def _check_limit(limit: int) -> None:
     if not 0 < limit <= PAGE_LIMIT:
         raise InvalidRequestError(f"limit must be 1 to {PAGE_LIMIT}")
@@ -432,7 +499,12 @@ def _check_write(request: CommitWrite | Delete) -> None:
         size = sum(len(name.encode()) + len(text.encode()) for name, text in request.provenance.items())
         if size > MAX_PROVENANCE_BYTES:
             raise LimitExceededError(f"provenance may have at most {MAX_PROVENANCE_BYTES} bytes")
+    _check_scope(request.scope.request_id)
     if isinstance(request, CommitWrite):
+        for vector in request.vectors:
+            _check_vector(vector)
+        if len(request.vectors) > MAX_VECTORS:
+            raise LimitExceededError(f"a value may have at most {MAX_VECTORS} vectors")
         if request.if_match is not None and request.if_none_match:
             raise InvalidRequestError("if_match and if_none_match exclude each other")
         if request.ttl_seconds is not None and not 0 < request.ttl_seconds <= MAX_TTL_SECONDS:

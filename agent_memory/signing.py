@@ -1,7 +1,7 @@
 """The signature that makes a pickle safe to load, and where its keys come from.
 
-Loading a pickle runs whatever it says, so a value is loaded only if somebody who holds a key signed these very bytes for
-this very place.
+Loading a pickle runs whatever it says, so a value is loaded only if somebody who holds a key signed these very bytes
+for this very place.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Keyring:
         secret = self.signing_key()
         if secret is None:
             raise SerializationError(
-                "this value would be pickled, and there is no key to sign the pickle with: pass signing_keys=[…] or set "
+                "this value would be pickled, and there is no key to sign it with: pass signing_keys=[…] or set "
                 "AGENT_MEMORY_SIGNING_KEYS, or store JSON types, bytes or a Pydantic model"
             )
         return f"v1:{_key_id(secret)}:{_mac(secret, scope, key, content_type, sha256)}"

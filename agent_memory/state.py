@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import Any, TypeVar, overload
+from typing import Any, TypeAlias, TypeVar, cast, overload
 
+from . import messages
 from .client import Client
 from .documents import AsyncDocument, Document
 from .drivers import Flow
-from .flows import batch, call, delete_all
+from .errors import ConflictError
+from .flows import batch, call, delete_all, fetch
 from .keys import check_prefix
-from .messages import INLINE_LIMIT, PAGE_LIMIT, Entry, List, Page, PrepareRead, Scope
-from .values import MISSING, Missing, Snapshot, Untyped, Values
+from .messages import INLINE_LIMIT, PAGE_LIMIT, Entry, Found, List, Page, PrepareRead, Scope
+from .operations import Delete, Get, Hit, Parents, Search, Set
+from .values import MISSING, Missing, Snapshot, Untyped, Values, etag_of
+from .vectors import pack_vector
 
 T = TypeVar("T")
 D = TypeVar("D")
+Operation: TypeAlias = Get | Set | Delete | Search | Parents
 
 
 class _StateFlows:
@@ -35,6 +40,67 @@ class _StateFlows:
             return {}
         stored = yield from batch(self._scope, reads, self._client.config.transfer)
         return {one.key: one.decode(*found) for one, found in zip(values, stored, strict=True) if found is not None}
+
+    def _batch(self, operations: Sequence[Operation]) -> Flow[list[Any]]:
+        if not operations:
+            return []
+        # Made once per key: the same ids and bytes are sent however often the batch is.
+        requests = [self._message(operation) for operation in operations]
+        try:
+            replies = yield from batch(self._scope, requests, self._client.config.transfer)
+        except ConflictError as error:
+            raise self._explained(error) from None
+        results: list[Any] = []
+        for operation, reply in zip(operations, replies, strict=True):
+            results.append((yield from self._result(operation, reply)))
+        return results
+
+    def _message(self, operation: Operation) -> Any:
+        match operation:
+            case Get(key, value_type, refresh_ttl):
+                return PrepareRead(self._scope, self._values(key, value_type).key, INLINE_LIMIT, None, refresh_ttl)
+            case Set(key, value, value_type, expected, ttl, reason, vectors):
+                values = self._values(key, value_type)
+                etag = MISSING if expected is MISSING else etag_of(cast(Any, expected))
+                commit = values.commit(values.encode(value)[0], expected=etag, ttl=ttl, reason=reason)
+                return commit._replace(vectors=tuple(pack_vector(vector) for vector in vectors))
+            case Delete(key, expected, reason):
+                return self._values(key, None).deletion(expected, reason)
+            case Search(prefix, condition, limit, offset, vector, refresh_ttl):
+                packed = None if vector is None else pack_vector(vector)
+                return messages.Search(
+                    self._scope, check_prefix(prefix), condition, limit, offset, packed, INLINE_LIMIT, refresh_ttl
+                )
+            case Parents(prefix, after, limit):
+                return messages.ListParents(self._scope, check_prefix(prefix), after, limit)
+
+    def _result(self, operation: Operation, reply: Any) -> Flow[Any]:
+        match operation:
+            case Get(key, value_type):
+                return None if reply is None else Snapshot(self._values(key, value_type).decode(*reply), reply[1])
+            case Search():
+                hits: list[Hit[Any]] = []
+                for found, score in reply:
+                    request = PrepareRead(self._scope, found.entry.key, INLINE_LIMIT)
+                    stored = yield from fetch(found, request, self._client.config.transfer)
+                    if stored is not None:
+                        hits.append(Hit(self._values(found.entry.key, None).decode(*stored), stored[1], score))
+                return hits
+            case Parents():
+                return reply.segments
+            case _:
+                return reply
+
+    def _explained(self, error: ConflictError) -> ConflictError:
+        found = error.found
+        if not isinstance(found, Found) or found.data is None:
+            return error.with_loader(lambda: None)
+        data, entry = found.data, found.entry
+        return error.with_loader(lambda: Snapshot(self._values(entry.key, None).decode(data, entry), entry))
+
+    def _search(self, operation: Search) -> Flow[list[Hit[Any]]]:
+        results = yield from self._batch([operation])
+        return results[0]
 
     def _page(self, prefix: str, cursor: str | None) -> Flow[tuple[list[str], str | None]]:
         page: Page = yield from call(List(self._scope, check_prefix(prefix), cursor, PAGE_LIMIT))
@@ -63,6 +129,21 @@ class State(_StateFlows):
     def get_many(self, keys: Sequence[str], *, as_type: Any = None) -> dict[str, Any]:
         """Return the values of those keys that are there, from one moment, in one round trip; at most 1,000 keys."""
         return self._client.run(self._get_many(keys, as_type))
+
+    def batch(self, operations: Sequence[Operation]) -> list[Any]:
+        """Carry out operations (see ``agent_memory.operations``) in order, all or none, in one round trip.
+
+        At most 1,000. What each gives stands in its docstring. Raises ConflictError, having changed nothing, if any
+        condition fails.
+        """
+        return self._client.run(self._batch(operations))
+
+    def search(
+        self, prefix: str = "", *, filter: Mapping[str, Any] | None = None, limit: int = 10, offset: int = 0,
+        vector: Sequence[float] | None = None,
+    ) -> list[Hit[Any]]:  # fmt: skip
+        """Find JSON objects by their fields or by similarity; see ``operations.Search``."""
+        return self._client.run(self._search(Search(prefix, filter, limit, offset, vector)))
 
     def snapshot(self, key: str, *, as_type: Any = None) -> Snapshot[Any] | None:
         """Return the value of a key with its entry, None if there is none."""
@@ -115,6 +196,17 @@ class AsyncState(_StateFlows):
     async def get_many(self, keys: Sequence[str], *, as_type: Any = None) -> dict[str, Any]:
         """See ``State.get_many``."""
         return await self._client.arun(self._get_many(keys, as_type))
+
+    async def batch(self, operations: Sequence[Operation]) -> list[Any]:
+        """See ``State.batch``."""
+        return await self._client.arun(self._batch(operations))
+
+    async def search(
+        self, prefix: str = "", *, filter: Mapping[str, Any] | None = None, limit: int = 10, offset: int = 0,
+        vector: Sequence[float] | None = None,
+    ) -> list[Hit[Any]]:  # fmt: skip
+        """See ``State.search``."""
+        return await self._client.arun(self._search(Search(prefix, filter, limit, offset, vector)))
 
     async def snapshot(self, key: str, *, as_type: Any = None) -> Snapshot[Any] | None:
         """See ``State.snapshot``."""

@@ -104,7 +104,7 @@ class Values(Generic[T]):
         return typed_codec(self.value_type).decode(data, entry.content_type, load_pickle)
 
     def commit(
-        self, encoded: Encoded, *, expected: str | None | Missing, ttl: float | None, reason: str | None,
+        self, encoded: Encoded, *, expected: str | Missing | None, ttl: float | None, reason: str | None,
         keep_ttl: bool = False,
     ) -> CommitWrite:  # fmt: skip
         """Return the message that writes these bytes; ``expected`` is an etag, or None for "must not be there"."""
@@ -150,7 +150,7 @@ class Values(Generic[T]):
         return self._write(self.encode(value)[0], etag_of(expected), ttl, reason)
 
     def _write(
-        self, encoded: Encoded, expected: str | None | Missing, ttl: float | None, reason: str | None
+        self, encoded: Encoded, expected: str | Missing | None, ttl: float | None, reason: str | None
     ) -> Flow[Entry]:
         commit = self.commit(encoded, expected=expected, ttl=ttl, reason=reason)
         try:
@@ -159,11 +159,14 @@ class Values(Generic[T]):
             stored = yield from self._found(error)
             raise self._explained(error, stored) from None
 
-    def delete(self, expected: Snapshot[Any] | Entry | str | Missing, reason: str | None) -> Flow[Entry | None]:
+    def deletion(self, expected: Snapshot[Any] | Entry | str | Missing, reason: str | None) -> Delete:
+        """Return the message that deletes the key."""
         if_match = None if expected is MISSING else etag_of(cast(Any, expected))
-        request = Delete(self.scope, self.key, uuid7(), if_match, provenance(self.bound, reason), INLINE_LIMIT)
+        return Delete(self.scope, self.key, uuid7(), if_match, provenance(self.bound, reason), INLINE_LIMIT)
+
+    def delete(self, expected: Snapshot[Any] | Entry | str | Missing, reason: str | None) -> Flow[Entry | None]:
         try:
-            return (yield from call(request))
+            return (yield from call(self.deletion(expected, reason)))
         except ConflictError as error:
             stored = yield from self._found(error)
             raise self._explained(error, stored) from None
@@ -210,7 +213,7 @@ class Values(Generic[T]):
         if stored is not None:
             return Draft(self.decode(*stored), *stored)
         if default is not MISSING:
-            value = default() if callable(default) else copy.deepcopy(default)
+            value: Any = default() if callable(default) else copy.deepcopy(default)
         else:
             value = self._initial()
         return Draft(value, None, None)

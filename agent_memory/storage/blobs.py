@@ -28,7 +28,7 @@ GRACE_SECONDS: Final = 2 * URL_SECONDS + 300
 
 
 def chunk_sizes(size: int, chunk_size: int | None) -> list[int]:
-    """Return the sizes of a value's chunks: all but the last are ``chunk_size``; without one there is a single chunk."""
+    """Return the sizes of a value's chunks: all but the last are ``chunk_size``; without one there is one chunk."""
     if chunk_size is None or size <= chunk_size:
         return [size]
     whole, rest = divmod(size, chunk_size)
@@ -39,7 +39,7 @@ class BlobObject(NamedTuple):
     """One stored chunk, as a listing sees it: its blob, its number, its size in bytes and its age in seconds."""
 
     blob_id: str
-    index: int
+    number: int
     size: int
     age_seconds: float
 
@@ -132,6 +132,7 @@ class FileBlobs:
         return whole.hexdigest(), etags
 
     def delete(self, blob_id: str, count: int) -> None:
+        del count
         # By name, not by number: an upload that was killed left a file of its own.
         try:
             for file in self.path(blob_id, 0).parent.glob(f"{blob_id}.*"):
@@ -140,7 +141,7 @@ class FileBlobs:
             raise _translate(error) from None
 
     def objects(self) -> Iterator[BlobObject]:
-        """Iterate over stored chunks; an upload that never finished counts, as chunk -1 of a blob with its file's name."""
+        """Iterate over stored chunks; an unfinished upload is chunk -1 of a blob with its file's name."""
         now = time.time()
         for folder in sorted(self.folder.glob("??")) if self.folder.is_dir() else ():
             for file in sorted(folder.iterdir()):
@@ -154,7 +155,7 @@ class FileBlobs:
 
     def discard(self, found: BlobObject) -> None:
         """Delete an object that no row of the catalog knows."""
-        name = f"{found.blob_id}.{found.index}" if found.index >= 0 else found.blob_id
+        name = f"{found.blob_id}.{found.number}" if found.number >= 0 else found.blob_id
         for folder in self.folder.glob("??"):
             (folder / name).unlink(missing_ok=True)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from ..errors import ConflictError
-from ..messages import CommitWrite, Delete, Entry, List, PrepareRead, Scope, Write
+from ..messages import CommitWrite, Delete, Entry, List, ListParents, PrepareRead, Scope, Search, Write
 
 Clock: TypeAlias = Callable[[], int]
 """Microseconds since 1970."""
@@ -31,6 +31,13 @@ class Row(NamedTuple):
     data: bytes | None
     blob_id: str | None
     chunk_size: int | None
+
+
+class ScoredRow(NamedTuple):
+    """What a search found in the catalog."""
+
+    row: Row
+    score: float | None
 
 
 class BlobRow(NamedTuple):
@@ -61,7 +68,9 @@ class StoredValue(NamedTuple):
     chunk_size: int | None
 
 
-Operation: TypeAlias = PrepareRead | CommitWrite | Delete | List
+Operation: TypeAlias = PrepareRead | CommitWrite | Delete | List | Search | ListParents
+LoadBlob: TypeAlias = Callable[[Row], bytes]
+"""Gives the bytes of a row whose value is a blob."""
 
 
 class Catalog(Protocol):
@@ -86,13 +95,18 @@ class Catalog(Protocol):
         """Return the distinct segments that follow ``prefix`` and end in ``/``, in byte order, live keys only."""
         ...
 
-    def apply(self, operations: Sequence[Operation]) -> list[Any]:
+    def apply(self, operations: Sequence[Operation], load: LoadBlob) -> list[Any]:
         """Carry out operations in order in one transaction, durably, all or none.
 
         A write whose receipt exists gives the first result again. Raises ConflictError, whose ``found`` is the current
         Row, when a condition fails; ``write_id_reused`` and ``blob_gone`` are its codes for a write id or a blob that
-        cannot be used. Writes give an Entry (None for a delete of nothing), reads a Row or None, lists rows.
+        cannot be used. Writes give an Entry (None for a delete of nothing), reads a Row or None, lists rows, searches
+        ScoredRows, ListParents names. A search calls ``load`` for large values that its filter has to look into.
         """
+        ...
+
+    def touch(self, scope: Scope, keys: Sequence[str]) -> None:
+        """Restart the time to live of those keys that have one and are not expired."""
         ...
 
     def receipt(self, write: Write) -> Entry | None:
@@ -185,6 +199,7 @@ def fingerprint(write: Write) -> str:
         intent = (
             "write", write.key, write.if_match, write.if_none_match, write.sha256, write.content_type,
             write.signature, write.schema_name, write.schema_version, write.ttl_seconds, write.keep_ttl,
+            write.vectors,
         )  # fmt: skip
     return hashlib.sha256(repr(intent).encode("utf-8", "surrogatepass")).hexdigest()
 

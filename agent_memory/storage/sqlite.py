@@ -15,13 +15,24 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import apsw
 
 from ..errors import AgentMemoryError, ConflictError, IntegrityError, LimitExceededError, UnavailableError
 from ..keys import successor
-from ..messages import BATCH_INLINE_LIMIT, CommitWrite, Delete, Entry, List, PrepareRead, Scope, Write
+from ..messages import (
+    BATCH_INLINE_LIMIT,
+    CommitWrite,
+    Delete,
+    Entry,
+    List,
+    ListParents,
+    PrepareRead,
+    Scope,
+    Search,
+    Write,
+)
 from .catalog import (
     DEAD,
     GARBAGE,
@@ -30,6 +41,7 @@ from .catalog import (
     BlobRow,
     Clock,
     Current,
+    LoadBlob,
     Operation,
     Receipt,
     Row,
@@ -40,6 +52,8 @@ from .catalog import (
     replay,
 )
 from .migrations.sqlite import MIGRATIONS
+from .sqlite_rows import COLUMNS, IS_LIVE, all_rows, key_range, to_row
+from .sqlite_search import forget_vectors, keep_vectors, list_parents, search
 
 BUSY_SECONDS: Final = 1.0
 """How long one attempt waits for another process's write; the flow tries again until the call's deadline."""
@@ -48,12 +62,7 @@ _IDLE_READERS: Final = 16
 _JOURNAL_BYTES: Final = 64 * 1024 * 1024
 _PAGE = 500
 
-_COLUMNS: Final = (
-    "key, version, etag, size, sha256, content_type, signature, schema_name, schema_version, "
-    "created_us, updated_us, expires_us, provenance, deleted, blob_id, chunk_size, value"
-)
-_SELECT: Final = f"SELECT {_COLUMNS} FROM entry WHERE scope = ? AND key = ?"
-_LIVE: Final = "NOT deleted AND (expires_us IS NULL OR expires_us > ?)"
+_SELECT: Final = f"SELECT {COLUMNS} FROM entry WHERE scope = ? AND key = ?"
 _UPSERT: Final = """
     INSERT INTO entry (scope, key, version, etag, size, sha256, content_type, signature, schema_name, schema_version,
         created_us, updated_us, expires_us, ttl_us, provenance, deleted, blob_id, chunk_size, value)
@@ -108,19 +117,21 @@ class SqliteCatalog:
             raise UnavailableError(f"cannot open the database {self._path.name!r}: {error.strerror}") from None
         connection = apsw.Connection(str(self._path))
         connection.set_busy_timeout(round(BUSY_SECONDS * 1000))
-        connection.execute("PRAGMA trusted_schema = OFF")
-        connection.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
-        connection.execute("PRAGMA fullfsync = ON")
-        connection.execute(f"PRAGMA journal_size_limit = {_JOURNAL_BYTES}")
+        all_rows(connection, "PRAGMA trusted_schema = OFF")
+        all_rows(connection, f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
+        all_rows(connection, "PRAGMA fullfsync = ON")
+        all_rows(connection, f"PRAGMA journal_size_limit = {_JOURNAL_BYTES}")
         return connection
 
     def _prepare_file(self) -> None:
-        self._writer.execute("PRAGMA journal_mode = WAL")
-        self._writer.execute("CREATE TABLE IF NOT EXISTS migration (name TEXT PRIMARY KEY, applied_us INTEGER) STRICT")
+        all_rows(self._writer, "PRAGMA journal_mode = WAL")
+        all_rows(
+            self._writer, "CREATE TABLE IF NOT EXISTS migration (name TEXT PRIMARY KEY, applied_us INTEGER) STRICT"
+        )
         known = [name for name, _ in MIGRATIONS]
         for name, migrate in MIGRATIONS:
             with self._writing() as connection:
-                applied = {row[0] for row in connection.execute("SELECT name FROM migration").fetchall()}
+                applied = {row[0] for row in all_rows(connection, "SELECT name FROM migration")}
                 newer = sorted(applied.difference(known))
                 if newer:
                     raise UnavailableError(
@@ -130,7 +141,7 @@ class SqliteCatalog:
                     )
                 if name not in applied:
                     migrate(connection)
-                    connection.execute("INSERT INTO migration VALUES (?, ?)", (name, self._clock()))
+                    all_rows(connection, "INSERT INTO migration VALUES (?, ?)", (name, self._clock()))
 
     @contextmanager
     def _reading(self) -> Generator[apsw.Connection]:
@@ -149,7 +160,7 @@ class SqliteCatalog:
             raise UnavailableError("this memory is closed", code="closed")
         with _translated():
             connection = self._open()
-            connection.execute("PRAGMA query_only = ON")
+            all_rows(connection, "PRAGMA query_only = ON")
             # A reader is hardly ever kept waiting in WAL mode. If it is, the flow waits, not the event loop's thread.
             connection.set_busy_timeout(0)
             return connection
@@ -168,14 +179,14 @@ class SqliteCatalog:
             if self._closed:
                 raise UnavailableError("this memory is closed", code="closed")
             with _translated():
-                self._writer.execute("BEGIN IMMEDIATE")
+                all_rows(self._writer, "BEGIN IMMEDIATE")
                 try:
                     yield self._writer
-                    self._writer.execute("COMMIT")
+                    all_rows(self._writer, "COMMIT")
                 except BaseException:
                     # A full disk may have rolled back already.
                     if self._writer.in_transaction:
-                        self._writer.execute("ROLLBACK")
+                        all_rows(self._writer, "ROLLBACK")
                     raise
         finally:
             self._write_lock.release()
@@ -189,7 +200,7 @@ class SqliteCatalog:
         except IndexError:
             connection = self._new_reader()
         try:
-            rows = connection.execute(_SELECT, (scope.path, key)).fetchall()
+            rows = all_rows(connection, _SELECT, (scope.path, key))
         except apsw.Error as error:
             raise _translate(error) from None
         finally:
@@ -199,25 +210,25 @@ class SqliteCatalog:
     def _live(self, row: Any) -> Row | None:
         if row[13] or (row[11] is not None and row[11] <= self._clock()):
             return None
-        return _row(row)
+        return to_row(row)
 
     def list(self, request: List) -> list[Row]:
         with self._reading() as connection:
             return self._list(connection, request)
 
     def _list(self, connection: apsw.Connection, request: List) -> list[Row]:
-        where, bindings = _range(request.scope, request.prefix)
+        where, bindings = key_range(request.scope, request.prefix)
         if request.cursor is not None:
             where += f" AND key {'<' if request.reverse else '>'} ?"
             bindings.append(request.cursor)
-        columns = _COLUMNS if request.max_inline_size is not None else _COLUMNS.replace("value", "NULL")
+        columns = COLUMNS if request.max_inline_size is not None else COLUMNS.replace("value", "NULL")
         order = "DESC" if request.reverse else "ASC"
-        sql = f"SELECT {columns} FROM entry WHERE {where} AND {_LIVE} ORDER BY key {order} LIMIT ?"
+        sql = f"SELECT {columns} FROM entry WHERE {where} AND {IS_LIVE} ORDER BY key {order} LIMIT ?"
         found: list[Row] = []
         size = 0
-        cursor = connection.execute(sql, (*bindings, self._clock(), request.limit))
+        cursor: Any = cast(Any, connection).execute(sql, (*bindings, self._clock(), request.limit))
         for values in cursor:
-            row = _row(values)
+            row = to_row(values)
             size += len(row.data or b"")
             if found and size > BATCH_INLINE_LIMIT:
                 cursor.close()
@@ -231,13 +242,13 @@ class SqliteCatalog:
         end = successor(prefix)
         start = prefix if after is None else f"{prefix}{after}0"
         sql = (
-            f"SELECT key FROM entry WHERE scope = ? AND key >= ? AND {'key < ? AND' if end else ''} {_LIVE} "
+            f"SELECT key FROM entry WHERE scope = ? AND key >= ? AND {'key < ? AND' if end else ''} {IS_LIVE} "
             "AND instr(substr(key, ?), '/') > 0 ORDER BY key LIMIT 1"
         )
         bounds = (end,) if end else ()
         with self._reading() as connection:
             while len(found) < limit:
-                row = connection.execute(sql, (scope.path, start, *bounds, self._clock(), len(prefix) + 1)).fetchall()
+                row = all_rows(connection, sql, (scope.path, start, *bounds, self._clock(), len(prefix) + 1))
                 if not row:
                     break
                 name = str(row[0][0])[len(prefix) :].partition("/")[0]
@@ -254,18 +265,19 @@ class SqliteCatalog:
 
     def blob(self, blob_id: str) -> BlobRow | None:
         with self._reading() as connection:
-            rows = connection.execute("SELECT * FROM blob WHERE id = ?", (blob_id,)).fetchall()
+            rows = all_rows(connection, "SELECT * FROM blob WHERE id = ?", (blob_id,))
         return BlobRow(*rows[0]) if rows else None
 
     def values(self) -> Iterator[StoredValue]:
         place = ("", "")
         while True:
             with self._reading() as connection:
-                rows = connection.execute(
+                rows = all_rows(
+                    connection,
                     "SELECT scope, key, size, sha256, value, blob_id, chunk_size FROM entry "
                     "WHERE (scope, key) > (?, ?) AND NOT deleted ORDER BY scope, key LIMIT ?",
                     (*place, _PAGE),
-                ).fetchall()
+                )
             if not rows:
                 return
             yield from (StoredValue(*row) for row in rows)
@@ -275,9 +287,7 @@ class SqliteCatalog:
         place = ""
         while True:
             with self._reading() as connection:
-                rows = connection.execute(
-                    "SELECT * FROM blob WHERE id > ? ORDER BY id LIMIT ?", (place, _PAGE)
-                ).fetchall()
+                rows = all_rows(connection, "SELECT * FROM blob WHERE id > ? ORDER BY id LIMIT ?", (place, _PAGE))
             if not rows:
                 return
             yield from (BlobRow(*row) for row in rows)
@@ -285,50 +295,60 @@ class SqliteCatalog:
 
     def ping(self) -> None:
         with self._reading() as connection:
-            connection.execute("SELECT 1 FROM entry LIMIT 1").fetchall()
+            all_rows(connection, "SELECT 1 FROM entry LIMIT 1")
 
     # -- writes ------------------------------------------------------------------------------------------------------
 
-    def apply(self, operations: Sequence[Operation]) -> list[Any]:
-        if not any(isinstance(operation, CommitWrite | Delete) or _refreshes(operation) for operation in operations):
-            with self._reading() as connection:
-                connection.execute("BEGIN")
-                try:
-                    return [self._apply(connection, operation) for operation in operations]
-                finally:
-                    connection.execute("COMMIT")
-        with self._writing() as connection:
-            return [self._apply(connection, operation) for operation in operations]
+    def apply(self, operations: Sequence[Operation], load: LoadBlob) -> list[Any]:
+        if any(isinstance(operation, CommitWrite | Delete) for operation in operations):
+            with self._writing() as connection:
+                return [self._apply(connection, operation, load) for operation in operations]
+        with self._reading() as connection:
+            all_rows(connection, "BEGIN")
+            try:
+                return [self._apply(connection, operation, load) for operation in operations]
+            finally:
+                all_rows(connection, "COMMIT")
 
-    def _apply(self, connection: apsw.Connection, operation: Operation) -> Any:
-        if isinstance(operation, CommitWrite | Delete):
-            return self._write(connection, operation)
-        if isinstance(operation, List):
-            return self._list(connection, operation)
-        rows = connection.execute(_SELECT, (operation.scope.path, operation.key)).fetchall()
-        row = self._live(rows[0]) if rows else None
-        if row is not None and operation.refresh_ttl and row.entry.expires_us is not None:
-            expires = connection.execute(
-                "UPDATE entry SET expires_us = ? + ttl_us WHERE scope = ? AND key = ? RETURNING expires_us",
-                (self._clock(), operation.scope.path, operation.key),
-            ).fetchall()
-            row = row._replace(entry=row.entry._replace(expires_us=expires[0][0]))
-        return row
+    def _apply(self, connection: apsw.Connection, operation: Operation, load: LoadBlob) -> Any:
+        match operation:
+            case CommitWrite() | Delete():
+                return self._write(connection, operation)
+            case List():
+                return self._list(connection, operation)
+            case Search():
+                return search(connection, operation, self._clock(), load)
+            case ListParents():
+                return list_parents(connection, operation, self._clock())
+            case PrepareRead():
+                rows = all_rows(connection, _SELECT, (operation.scope.path, operation.key))
+                return self._live(rows[0]) if rows else None
+
+    def touch(self, scope: Scope, keys: Sequence[str]) -> None:
+        now = self._clock()
+        with self._writing() as connection:
+            for key in keys:
+                all_rows(
+                    connection,
+                    "UPDATE entry SET expires_us = ? + ttl_us WHERE scope = ? AND key = ? AND expires_us > ?",
+                    (now, scope.path, key, now),
+                )
 
     def _write(self, connection: apsw.Connection, write: Write) -> Entry | None:
         known = _receipt(connection, write)
         if known is not None:
             return replay(write, known)
         scope, key, now = write.scope.path, write.key, self._clock()
-        found = connection.execute(
+        found = all_rows(
+            connection,
             "SELECT version, etag, NOT deleted AND (expires_us IS NULL OR expires_us > ?), created_us, expires_us, "
             "ttl_us, blob_id FROM entry WHERE scope = ? AND key = ?",
             (now, scope, key),
-        ).fetchall()
+        )
         current = Current(*found[0][:6]) if found else None
         old_blob = found[0][6] if found else None
         if not conditions_hold(write, current):
-            rows = connection.execute(_SELECT, (scope, key)).fetchall()
+            rows = all_rows(connection, _SELECT, (scope, key))
             raise ConflictError(
                 "the key is not at the version that was expected", found=self._live(rows[0]) if rows else None
             )
@@ -337,16 +357,17 @@ class SqliteCatalog:
             entry, ttl_us = next_entry(write, current, 0 if current else self._floor(connection, scope), now)
             self._put(connection, write, entry, ttl_us, now)
             if old_blob is not None:
-                connection.execute("UPDATE blob SET state = ?, at_us = ? WHERE id = ?", (GARBAGE, now, old_blob))
-        connection.execute(
-            "INSERT INTO receipt (scope, write_id, fingerprint, at_us, version, etag, created_us, updated_us, expires_us)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                all_rows(connection, "UPDATE blob SET state = ?, at_us = ? WHERE id = ?", (GARBAGE, now, old_blob))
+        all_rows(connection,
+            "INSERT INTO receipt (scope, write_id, fingerprint, at_us, version, etag, created_us, updated_us, "
+            "expires_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (scope, write.write_id, fingerprint(write), now)
             + ((entry.version, entry.etag, entry.created_us, entry.updated_us, entry.expires_us)
                if entry else (None, "", 0, 0, None)),
         )  # fmt: skip
         if write.scope.request_id is not None:
-            connection.execute(
+            all_rows(
+                connection,
                 "INSERT INTO scope (scope, last_write_us) VALUES (?, ?) "
                 "ON CONFLICT (scope) DO UPDATE SET last_write_us = excluded.last_write_us",
                 (scope, now),
@@ -357,19 +378,22 @@ class SqliteCatalog:
         data: bytes | None = None
         blob_id: str | None = None
         chunk_size: int | None = None
+        forget_vectors(connection, write.scope.path, write.key)
         if isinstance(write, CommitWrite):
             data = write.data
+            keep_vectors(connection, write)
             if write.blob is not None:
                 blob_id = write.blob.id
-                claimed = connection.execute(
+                claimed = all_rows(
+                    connection,
                     "UPDATE blob SET state = ?, at_us = ? WHERE id = ? AND scope = ? AND key = ? AND state = ? "
                     "RETURNING chunk_size",
                     (LIVE, now, blob_id, write.scope.path, write.key, STAGED),
-                ).fetchall()
+                )
                 if not claimed:
                     raise ConflictError("the prepared write has expired; prepare it again", code="blob_gone")
                 chunk_size = claimed[0][0]
-        connection.execute(
+        all_rows(connection,
             _UPSERT,
             (
                 write.scope.path, entry.key, entry.version, entry.etag, entry.size, entry.sha256, entry.content_type,
@@ -380,115 +404,132 @@ class SqliteCatalog:
         )  # fmt: skip
 
     def _floor(self, connection: apsw.Connection, scope: str) -> int:
-        rows = connection.execute("SELECT version_floor FROM scope WHERE scope = ?", (scope,)).fetchall()
+        rows = all_rows(connection, "SELECT version_floor FROM scope WHERE scope = ?", (scope,))
         return int(rows[0][0]) if rows else 0
 
     # -- blobs and sweeping ------------------------------------------------------------------------------------------
 
     def stage(self, blob: BlobRow) -> None:
         with self._writing() as connection:
-            connection.execute("INSERT INTO blob VALUES (?, ?, ?, ?, ?, ?, ?)", tuple(blob))
+            all_rows(connection, "INSERT INTO blob VALUES (?, ?, ?, ?, ?, ?, ?)", tuple(blob))
 
     def renew(self, blob_id: str) -> bool:
         with self._writing() as connection:
-            rows = connection.execute(
-                "UPDATE blob SET at_us = ? WHERE id = ? AND state = ? RETURNING id", (self._clock(), blob_id, STAGED)
-            ).fetchall()
+            rows = all_rows(
+                connection,
+                "UPDATE blob SET at_us = ? WHERE id = ? AND state = ? RETURNING id",
+                (self._clock(), blob_id, STAGED),
+            )
         return bool(rows)
 
     def claim_blobs(self, *, staged_before: int, garbage_before: int, limit: int) -> list[BlobRow]:
         with self._writing() as connection:
-            rows = connection.execute(
+            rows = all_rows(
+                connection,
                 "UPDATE blob SET state = ?, at_us = ? WHERE id IN (SELECT id FROM blob WHERE "
                 "(state = ? AND at_us < ?) OR (state = ? AND at_us < ?) LIMIT ?) RETURNING *",
                 (DEAD, self._clock(), STAGED, staged_before, GARBAGE, garbage_before, limit),
-            ).fetchall()
+            )
         return [BlobRow(*row) for row in rows]
 
     def dead_blobs(self, *, before: int, limit: int) -> list[BlobRow]:
         with self._reading() as connection:
-            rows = connection.execute(
-                "SELECT * FROM blob WHERE state = ? AND at_us < ? LIMIT ?", (DEAD, before, limit)
-            ).fetchall()
+            rows = all_rows(
+                connection, "SELECT * FROM blob WHERE state = ? AND at_us < ? LIMIT ?", (DEAD, before, limit)
+            )
         return [BlobRow(*row) for row in rows]
 
     def forget_blobs(self, ids: Sequence[str]) -> None:
         if ids:
             with self._writing() as connection:
-                connection.executemany("DELETE FROM blob WHERE id = ? AND state = 'dead'", [(one,) for one in ids])
+                for one in ids:
+                    all_rows(connection, "DELETE FROM blob WHERE id = ? AND state = 'dead'", (one,))
 
     def expire(self, *, limit: int) -> int:
         now = self._clock()
         with self._writing() as connection:
-            rows = connection.execute(
+            rows = all_rows(
+                connection,
                 "SELECT scope, key, blob_id FROM entry WHERE expires_us IS NOT NULL AND expires_us <= ? LIMIT ?",
                 (now, limit),
-            ).fetchall()
+            )
             for scope, key, blob_id in rows:
-                connection.execute(
+                all_rows(
+                    connection,
                     "UPDATE entry SET deleted = 1, updated_us = ?, size = 0, expires_us = NULL, ttl_us = NULL, "
                     "signature = NULL, provenance = NULL, blob_id = NULL, chunk_size = NULL, value = NULL "
                     "WHERE scope = ? AND key = ?",
                     (now, scope, key),
                 )
+                forget_vectors(connection, scope, key)
                 if blob_id is not None:
-                    connection.execute("UPDATE blob SET state = ?, at_us = ? WHERE id = ?", (GARBAGE, now, blob_id))
+                    all_rows(connection, "UPDATE blob SET state = ?, at_us = ? WHERE id = ?", (GARBAGE, now, blob_id))
         return len(rows)
 
     def drop_tombstones(self, *, before: int, limit: int) -> int:
         with self._writing() as connection:
-            rows = connection.execute(
-                "SELECT scope, key, version FROM entry WHERE deleted AND updated_us < ? LIMIT ?", (before, limit)
-            ).fetchall()
+            rows = all_rows(
+                connection,
+                "SELECT scope, key, version FROM entry WHERE deleted AND updated_us < ? LIMIT ?",
+                (before, limit),
+            )
             for scope, key, version in rows:
-                connection.execute(
+                all_rows(
+                    connection,
                     "INSERT INTO scope (scope, version_floor) VALUES (?, ?) ON CONFLICT (scope) "
                     "DO UPDATE SET version_floor = max(version_floor, excluded.version_floor)",
                     (scope, version),
                 )
-                connection.execute("DELETE FROM entry WHERE scope = ? AND key = ?", (scope, key))
+                all_rows(connection, "DELETE FROM entry WHERE scope = ? AND key = ?", (scope, key))
         return len(rows)
 
     def drop_receipts(self, *, before: int, limit: int) -> int:
         # Receipts are numbered in the order of their making: the oldest stand first, no index on time is needed.
         with self._writing() as connection:
-            rows = connection.execute(
-                "DELETE FROM receipt WHERE id IN (SELECT id FROM receipt ORDER BY id LIMIT ?) AND at_us < ? RETURNING id",
+            rows = all_rows(
+                connection,
+                "DELETE FROM receipt WHERE id IN (SELECT id FROM receipt ORDER BY id LIMIT ?) AND at_us < ? "
+                "RETURNING id",
                 (limit, before),
-            ).fetchall()
+            )
         return len(rows)
 
     def drop_requests(self, *, before: int, limit: int) -> int:
         now, handled = self._clock(), 0
         with self._writing() as connection:
-            scopes = connection.execute(
-                "SELECT scope FROM scope WHERE last_write_us IS NOT NULL AND last_write_us < ? LIMIT ?", (before, limit)
-            ).fetchall()
+            scopes = all_rows(
+                connection,
+                "SELECT scope FROM scope WHERE last_write_us IS NOT NULL AND last_write_us < ? LIMIT ?",
+                (before, limit),
+            )
             for (scope,) in scopes:
                 room = limit - handled
                 if room <= 0:
                     break
-                rows = connection.execute(
+                rows = all_rows(
+                    connection,
                     "DELETE FROM entry WHERE rowid IN (SELECT rowid FROM entry WHERE scope = ? LIMIT ?) "
                     "RETURNING blob_id",
                     (scope, room),
-                ).fetchall()
+                )
                 for (blob_id,) in rows:
                     if blob_id is not None:
-                        connection.execute("UPDATE blob SET state = ?, at_us = ? WHERE id = ?", (GARBAGE, now, blob_id))
+                        all_rows(
+                            connection, "UPDATE blob SET state = ?, at_us = ? WHERE id = ?", (GARBAGE, now, blob_id)
+                        )
                 if len(rows) < room:
-                    connection.execute("DELETE FROM scope WHERE scope = ?", (scope,))
+                    all_rows(connection, "DELETE FROM scope WHERE scope = ?", (scope,))
                 handled += len(rows) + 1
         return handled
 
     def mend_blob(self, blob: BlobRow) -> None:
         with self._writing() as connection:
-            connection.execute("INSERT OR REPLACE INTO blob VALUES (?, ?, ?, ?, ?, ?, ?)", tuple(blob))
+            all_rows(connection, "INSERT OR REPLACE INTO blob VALUES (?, ?, ?, ?, ?, ?, ?)", tuple(blob))
 
     def secret(self, name: str) -> bytes:
         with self._writing() as connection:
-            connection.execute("INSERT OR IGNORE INTO secret VALUES (?, ?)", (name, secrets.token_bytes(32)))
-            rows = connection.execute("SELECT value FROM secret WHERE name = ?", (name,)).fetchall()
+            all_rows(connection, "INSERT OR IGNORE INTO secret VALUES (?, ?)", (name, secrets.token_bytes(32)))
+            rows = all_rows(connection, "SELECT value FROM secret WHERE name = ?", (name,))
         return bytes(rows[0][0])
 
     def copy_to(self, path: Path) -> None:
@@ -500,7 +541,7 @@ class SqliteCatalog:
                 with target.backup("main", source, "main") as backup:
                     # In one step: a copy in several starts over whenever another process writes.
                     backup.step(-1)
-                target.execute("PRAGMA journal_mode = DELETE").fetchall()
+                all_rows(target, "PRAGMA journal_mode = DELETE")
             finally:
                 target.close()
 
@@ -515,31 +556,14 @@ class SqliteCatalog:
 # -- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _row(row: Any) -> Row:
-    provenance = row[12]
-    return Row(
-        Entry(*row[:12], json.loads(provenance) if provenance is not None else None, False), row[16], row[14], row[15]
-    )
-
-
-def _range(scope: Scope, prefix: str) -> tuple[str, list[Any]]:
-    end = successor(prefix)
-    if end is None:
-        return "scope = ? AND key >= ?", [scope.path, prefix]
-    return "scope = ? AND key >= ? AND key < ?", [scope.path, prefix, end]
-
-
 def _receipt(connection: apsw.Connection, write: Write) -> Receipt | None:
-    rows = connection.execute(
+    rows = all_rows(
+        connection,
         "SELECT fingerprint, version, etag, created_us, updated_us, expires_us FROM receipt "
         "WHERE scope = ? AND write_id = ?",
         (write.scope.path, write.write_id),
-    ).fetchall()
+    )
     return Receipt(*rows[0]) if rows else None
-
-
-def _refreshes(operation: Operation) -> bool:
-    return isinstance(operation, PrepareRead) and operation.refresh_ttl
 
 
 # -- errors ----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ from typing import Final
 
 import apsw
 
+from ..sqlite_rows import all_rows
+
 
 def create_tables(connection: apsw.Connection) -> None:
     """Rowid tables with the value last: metadata is read without touching the pages that a value overflows to."""
@@ -36,9 +38,15 @@ def create_tables(connection: apsw.Connection) -> None:
             scope TEXT NOT NULL PRIMARY KEY, version_floor INTEGER NOT NULL DEFAULT 0, last_write_us INTEGER
         ) STRICT""",
         "CREATE INDEX scope_last_write ON scope (last_write_us) WHERE last_write_us IS NOT NULL",
+        """CREATE INDEX entry_newest ON entry (scope, updated_us)
+            WHERE NOT deleted AND content_type = 'application/json'""",
+        """CREATE TABLE vector (
+            scope TEXT NOT NULL, key TEXT NOT NULL, number INTEGER NOT NULL, embedding BLOB NOT NULL,
+            PRIMARY KEY (scope, key, number)
+        ) STRICT""",
         "CREATE TABLE secret (name TEXT NOT NULL PRIMARY KEY, value BLOB NOT NULL) STRICT",
     ):
-        connection.execute(statement)
+        all_rows(connection, statement)
 
 
 MIGRATIONS: Final[tuple[tuple[str, Callable[[apsw.Connection], None]], ...]] = (("0001_create_tables", create_tables),)

