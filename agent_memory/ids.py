@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-import uuid
 
 _lock = threading.Lock()
 _last = 0
@@ -33,4 +32,5 @@ def uuid7() -> str:
         _last = max(time.time_ns() * 4096 // 1_000_000, _last + 1)
         moment = _last
     random = int.from_bytes(os.urandom(8), "big") & (2**62 - 1)
-    return str(uuid.UUID(int=(moment >> 12) << 80 | 0x7 << 76 | (moment & 0xFFF) << 64 | 0b10 << 62 | random))
+    digits = f"{(moment >> 12) << 80 | 0x7 << 76 | (moment & 0xFFF) << 64 | 0b10 << 62 | random:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"

@@ -233,10 +233,18 @@ class StateService:
             raise ConflictError("the prepared write has expired; prepare it again", code="blob_gone")
 
     def commit_write(self, request: CommitWrite) -> Entry:
-        return self._apply([request])[0]
+        return self._write(request)
 
     def delete(self, request: Delete) -> Entry | None:
-        return self._apply([request])[0]
+        return self._write(request)
+
+    def _write(self, request: CommitWrite | Delete) -> Any:
+        try:
+            result = self.catalog.apply([self._ready(request)], self._load)[0]
+        except ConflictError as error:
+            raise self._explained(error, [request]) from None
+        self._sweep_after_write()
+        return result
 
     def batch(self, request: Batch) -> list[Any]:
         if not 0 < len(request.operations) <= BATCH_OPERATIONS:

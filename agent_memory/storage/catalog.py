@@ -8,7 +8,6 @@ write (conditions, versions, receipts) stand here as pure functions; a backend r
 from __future__ import annotations
 
 import hashlib
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
@@ -139,7 +138,9 @@ class Catalog(Protocol):
         """Forget old tombstones, having raised their scopes' version floors; return how many."""
         ...
 
-    def drop_receipts(self, *, before: int, limit: int) -> int: ...
+    def drop_receipts(self, *, before: int, limit: int) -> int:
+        """Forget receipts of writes before then; some of them may stay for another hour."""
+        ...
 
     def drop_requests(self, *, before: int, limit: int) -> int:
         """Forget the state of requests that were last written before then; return how many keys and requests went."""
@@ -201,7 +202,18 @@ def fingerprint(write: Write) -> str:
             write.signature, write.schema_name, write.schema_version, write.ttl_seconds, write.keep_ttl,
             write.vectors,
         )  # fmt: skip
-    return hashlib.sha256(repr(intent).encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.blake2b(repr(intent).encode(), digest_size=16).hexdigest()
+
+
+def write_digest(write: Write) -> bytes:
+    """Return 16 bytes that stand for a write id in its scope, whatever its length."""
+    name = f"{write.scope.path}\0{write.write_id}"
+    return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def etag_of(digest: bytes, version: int) -> str:
+    """Return the etag of the version that a write made: its digest makes it unique, the version makes it readable."""
+    return f"{version}-{digest.hex()[:16]}"
 
 
 def replay(write: Write, receipt: Receipt) -> Entry | None:
@@ -221,11 +233,15 @@ def conditions_hold(write: Write, current: Current | None) -> bool:
     return not (isinstance(write, CommitWrite) and write.if_none_match and live)
 
 
-def next_entry(write: Write, current: Current | None, floor: int, now_us: int) -> tuple[Entry, int | None]:
-    """Return the entry of the version that this write makes, and its time to live in microseconds."""
+def next_entry(
+    write: Write, current: Current | None, floor: int, now_us: int, digest: bytes | None = None
+) -> tuple[Entry, int | None]:
+    """Return the entry of the version that this write makes, and its time to live in microseconds.
+
+    ``digest`` is ``write_digest(write)``, if it is known already.
+    """
     version = (current.version if current else floor) + 1
-    # The version in front is for people who read logs; uniqueness comes from the random part.
-    etag = f"{version}-{secrets.token_hex(8)}"
+    etag = etag_of(write_digest(write) if digest is None else digest, version)
     live = current if current and current.live else None
     expires_us = ttl_us = None
     if isinstance(write, CommitWrite) and write.ttl_seconds is not None:

@@ -47,9 +47,11 @@ from .catalog import (
     Row,
     StoredValue,
     conditions_hold,
+    etag_of,
     fingerprint,
     next_entry,
     replay,
+    write_digest,
 )
 from .migrations.sqlite import MIGRATIONS
 from .sqlite_rows import COLUMNS, IS_LIVE, all_rows, key_range, to_row
@@ -60,19 +62,24 @@ BUSY_SECONDS: Final = 1.0
 
 _IDLE_READERS: Final = 16
 _JOURNAL_BYTES: Final = 64 * 1024 * 1024
-_PAGE = 500
+_PAGE: Final = 500
+_HOUR_US: Final = 3_600_000_000
 
 _SELECT: Final = f"SELECT {COLUMNS} FROM entry WHERE scope = ? AND key = ?"
+_SELECT_CURRENT: Final = (
+    f"SELECT version, etag, {IS_LIVE}, created_us, expires_us, ttl_us, blob_id, vectors FROM entry "
+    "WHERE scope = ? AND key = ?"
+)
 _UPSERT: Final = """
     INSERT INTO entry (scope, key, version, etag, size, sha256, content_type, signature, schema_name, schema_version,
-        created_us, updated_us, expires_us, ttl_us, provenance, deleted, blob_id, chunk_size, value)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+        created_us, updated_us, expires_us, ttl_us, provenance, deleted, vectors, blob_id, chunk_size, value)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (scope, key) DO UPDATE SET version = excluded.version, etag = excluded.etag, size = excluded.size,
         sha256 = excluded.sha256, content_type = excluded.content_type, signature = excluded.signature,
         schema_name = excluded.schema_name, schema_version = excluded.schema_version,
         created_us = excluded.created_us, updated_us = excluded.updated_us, expires_us = excluded.expires_us,
         ttl_us = excluded.ttl_us, provenance = excluded.provenance, deleted = excluded.deleted,
-        blob_id = excluded.blob_id, chunk_size = excluded.chunk_size, value = excluded.value"""
+        vectors = excluded.vectors, blob_id = excluded.blob_id, chunk_size = excluded.chunk_size, value = excluded.value"""
 
 
 def system_clock() -> int:
@@ -178,16 +185,16 @@ class SqliteCatalog:
         try:
             if self._closed:
                 raise UnavailableError("this memory is closed", code="closed")
-            with _translated():
-                all_rows(self._writer, "BEGIN IMMEDIATE")
-                try:
-                    yield self._writer
-                    all_rows(self._writer, "COMMIT")
-                except BaseException:
-                    # A full disk may have rolled back already.
-                    if self._writer.in_transaction:
-                        all_rows(self._writer, "ROLLBACK")
-                    raise
+            all_rows(self._writer, "BEGIN IMMEDIATE")
+            yield self._writer
+            all_rows(self._writer, "COMMIT")
+        except BaseException as error:
+            # A full disk may have rolled back already.
+            if not self._closed and self._writer.in_transaction:
+                all_rows(self._writer, "ROLLBACK")
+            if isinstance(error, apsw.Error):
+                raise _translate(error) from None
+            raise
         finally:
             self._write_lock.release()
 
@@ -260,7 +267,7 @@ class SqliteCatalog:
 
     def receipt(self, write: Write) -> Entry | None:
         with self._reading() as connection:
-            known = _receipt(connection, write)
+            known = _receipt(connection, write_digest(write), self._clock())
         return replay(write, known) if known else None
 
     def blob(self, blob_id: str) -> BlobRow | None:
@@ -335,18 +342,13 @@ class SqliteCatalog:
                 )
 
     def _write(self, connection: apsw.Connection, write: Write) -> Entry | None:
-        known = _receipt(connection, write)
+        scope, key, now = write.scope.path, write.key, self._clock()
+        digest = write_digest(write)
+        known = _receipt(connection, digest, now)
         if known is not None:
             return replay(write, known)
-        scope, key, now = write.scope.path, write.key, self._clock()
-        found = all_rows(
-            connection,
-            "SELECT version, etag, NOT deleted AND (expires_us IS NULL OR expires_us > ?), created_us, expires_us, "
-            "ttl_us, blob_id FROM entry WHERE scope = ? AND key = ?",
-            (now, scope, key),
-        )
+        found = all_rows(connection, _SELECT_CURRENT, (now, scope, key))
         current = Current(*found[0][:6]) if found else None
-        old_blob = found[0][6] if found else None
         if not conditions_hold(write, current):
             rows = all_rows(connection, _SELECT, (scope, key))
             raise ConflictError(
@@ -354,16 +356,14 @@ class SqliteCatalog:
             )
         entry = None
         if isinstance(write, CommitWrite) or (current is not None and current.live):
-            entry, ttl_us = next_entry(write, current, 0 if current else self._floor(connection, scope), now)
+            entry, ttl_us = next_entry(write, current, 0 if current else self._floor(connection, scope), now, digest)
+            if found:
+                _retire(connection, scope, key, found[0][6], found[0][7], now)
             self._put(connection, write, entry, ttl_us, now)
-            if old_blob is not None:
-                all_rows(connection, "UPDATE blob SET state = ?, at_us = ? WHERE id = ?", (GARBAGE, now, old_blob))
         all_rows(connection,
-            "INSERT INTO receipt (scope, write_id, fingerprint, at_us, version, etag, created_us, updated_us, "
-            "expires_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (scope, write.write_id, fingerprint(write), now)
-            + ((entry.version, entry.etag, entry.created_us, entry.updated_us, entry.expires_us)
-               if entry else (None, "", 0, 0, None)),
+            "INSERT INTO receipt VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (now // _HOUR_US, digest, bytes.fromhex(fingerprint(write)))
+            + ((entry.version, entry.created_us, entry.updated_us, entry.expires_us) if entry else (None, 0, 0, None)),
         )  # fmt: skip
         if write.scope.request_id is not None:
             all_rows(
@@ -378,28 +378,20 @@ class SqliteCatalog:
         data: bytes | None = None
         blob_id: str | None = None
         chunk_size: int | None = None
-        forget_vectors(connection, write.scope.path, write.key)
+        vectors = 0
         if isinstance(write, CommitWrite):
-            data = write.data
+            data, vectors = write.data, len(write.vectors)
             keep_vectors(connection, write)
             if write.blob is not None:
                 blob_id = write.blob.id
-                claimed = all_rows(
-                    connection,
-                    "UPDATE blob SET state = ?, at_us = ? WHERE id = ? AND scope = ? AND key = ? AND state = ? "
-                    "RETURNING chunk_size",
-                    (LIVE, now, blob_id, write.scope.path, write.key, STAGED),
-                )
-                if not claimed:
-                    raise ConflictError("the prepared write has expired; prepare it again", code="blob_gone")
-                chunk_size = claimed[0][0]
+                chunk_size = _claim(connection, write, blob_id, now)
         all_rows(connection,
             _UPSERT,
             (
                 write.scope.path, entry.key, entry.version, entry.etag, entry.size, entry.sha256, entry.content_type,
                 entry.signature, entry.schema_name, entry.schema_version, entry.created_us, entry.updated_us,
                 entry.expires_us, ttl_us, json.dumps(dict(entry.provenance)) if entry.provenance else None,
-                int(entry.deleted), blob_id, chunk_size, data,
+                int(entry.deleted), vectors, blob_id, chunk_size, data,
             ),
         )  # fmt: skip
 
@@ -450,20 +442,19 @@ class SqliteCatalog:
         with self._writing() as connection:
             rows = all_rows(
                 connection,
-                "SELECT scope, key, blob_id FROM entry WHERE expires_us IS NOT NULL AND expires_us <= ? LIMIT ?",
+                "SELECT scope, key, blob_id, vectors FROM entry WHERE expires_us IS NOT NULL AND expires_us <= ? "
+                "LIMIT ?",
                 (now, limit),
             )
-            for scope, key, blob_id in rows:
+            for scope, key, blob_id, vectors in rows:
                 all_rows(
                     connection,
                     "UPDATE entry SET deleted = 1, updated_us = ?, size = 0, expires_us = NULL, ttl_us = NULL, "
-                    "signature = NULL, provenance = NULL, blob_id = NULL, chunk_size = NULL, value = NULL "
+                    "signature = NULL, provenance = NULL, vectors = 0, blob_id = NULL, chunk_size = NULL, value = NULL "
                     "WHERE scope = ? AND key = ?",
                     (now, scope, key),
                 )
-                forget_vectors(connection, scope, key)
-                if blob_id is not None:
-                    all_rows(connection, "UPDATE blob SET state = ?, at_us = ? WHERE id = ?", (GARBAGE, now, blob_id))
+                _retire(connection, scope, key, blob_id, vectors, now)
         return len(rows)
 
     def drop_tombstones(self, *, before: int, limit: int) -> int:
@@ -484,13 +475,13 @@ class SqliteCatalog:
         return len(rows)
 
     def drop_receipts(self, *, before: int, limit: int) -> int:
-        # Receipts are numbered in the order of their making: the oldest stand first, no index on time is needed.
+        hour = before // _HOUR_US
         with self._writing() as connection:
             rows = all_rows(
                 connection,
-                "DELETE FROM receipt WHERE id IN (SELECT id FROM receipt ORDER BY id LIMIT ?) AND at_us < ? "
-                "RETURNING id",
-                (limit, before),
+                "DELETE FROM receipt WHERE (hour, write) IN (SELECT hour, write FROM receipt WHERE hour < ? LIMIT ?) "
+                "RETURNING hour",
+                (hour, limit),
             )
         return len(rows)
 
@@ -509,14 +500,11 @@ class SqliteCatalog:
                 rows = all_rows(
                     connection,
                     "DELETE FROM entry WHERE rowid IN (SELECT rowid FROM entry WHERE scope = ? LIMIT ?) "
-                    "RETURNING blob_id",
+                    "RETURNING key, blob_id, vectors",
                     (scope, room),
                 )
-                for (blob_id,) in rows:
-                    if blob_id is not None:
-                        all_rows(
-                            connection, "UPDATE blob SET state = ?, at_us = ? WHERE id = ?", (GARBAGE, now, blob_id)
-                        )
+                for key, blob_id, vectors in rows:
+                    _retire(connection, scope, key, blob_id, vectors, now)
                 if len(rows) < room:
                     all_rows(connection, "DELETE FROM scope WHERE scope = ?", (scope,))
                 handled += len(rows) + 1
@@ -556,14 +544,40 @@ class SqliteCatalog:
 # -- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _receipt(connection: apsw.Connection, write: Write) -> Receipt | None:
+def _receipt(connection: apsw.Connection, digest: bytes, now: int) -> Receipt | None:
+    hour = now // _HOUR_US
     rows = all_rows(
         connection,
-        "SELECT fingerprint, version, etag, created_us, updated_us, expires_us FROM receipt "
-        "WHERE scope = ? AND write_id = ?",
-        (write.scope.path, write.write_id),
+        "SELECT fingerprint, version, created_us, updated_us, expires_us FROM receipt "
+        "WHERE hour IN (?, ?) AND write = ?",
+        (hour, hour - 1, digest),
     )
-    return Receipt(*rows[0]) if rows else None
+    if not rows:
+        return None
+    intent, version, created_us, updated_us, expires_us = rows[0]
+    etag = "" if version is None else etag_of(digest, version)
+    return Receipt(intent.hex(), version, etag, created_us, updated_us, expires_us)
+
+
+def _claim(connection: apsw.Connection, write: CommitWrite, blob_id: str, now: int) -> int | None:
+    """Make a staged blob the value of its key and return its chunk size; whoever claims it first has it."""
+    claimed = all_rows(
+        connection,
+        "UPDATE blob SET state = ?, at_us = ? WHERE id = ? AND scope = ? AND key = ? AND state = ? "
+        "RETURNING chunk_size",
+        (LIVE, now, blob_id, write.scope.path, write.key, STAGED),
+    )
+    if not claimed:
+        raise ConflictError("the prepared write has expired; prepare it again", code="blob_gone")
+    return claimed[0][0]
+
+
+def _retire(connection: apsw.Connection, scope: str, key: str, blob_id: str | None, vectors: int, now: int) -> None:
+    """Let go of what a row's old value had: its blob becomes garbage, its vectors are forgotten."""
+    if blob_id is not None:
+        all_rows(connection, "UPDATE blob SET state = ?, at_us = ? WHERE id = ?", (GARBAGE, now, blob_id))
+    if vectors:
+        forget_vectors(connection, scope, key)
 
 
 # -- errors ----------------------------------------------------------------------------------------------------------

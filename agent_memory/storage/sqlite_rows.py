@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import apsw
 
@@ -22,7 +22,7 @@ IS_LIVE: Final = "NOT deleted AND (expires_us IS NULL OR expires_us > ?)"
 def all_rows(connection: apsw.Connection, statement: str, bindings: Sequence[Any] = ()) -> list[Any]:
     """Run a statement to its end and return its rows."""
     # apsw types a row as a union of everything that SQLite can hold.
-    return cast(Any, connection).execute(statement, bindings).fetchall()
+    return connection.execute(statement, bindings).fetchall()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 def to_row(row: Any) -> Row:

@@ -18,9 +18,6 @@ from ..messages import JSON, CommitWrite, ListParents, Search
 from .catalog import LoadBlob, Row, ScoredRow
 from .sqlite_rows import COLUMNS, IS_LIVE, all_rows, key_range, to_row
 
-_FEW_ROWS: Final = 500
-"""Up to so many keys under a prefix are sorted; among more, the newest are found by their index."""
-
 _SQL_OPERATORS: Final = {"$eq": "=", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 _IS_OBJECT: Final = (
     "NOT deleted AND content_type = 'application/json' AND (value IS NULL OR substr(value, 1, 1) = x'7b')"
@@ -48,9 +45,8 @@ def _candidates(connection: apsw.Connection, request: Search, condition: AllOf, 
     where, bindings = key_range(request.scope, request.prefix)
     narrow, narrow_bindings = _narrow(condition)
     if request.vector is None:
-        index = _order_by_index(connection, where, bindings)
         sql = (
-            f"SELECT {COLUMNS}, NULL FROM entry {index} WHERE {where} AND {IS_LIVE} AND {_IS_OBJECT} AND {narrow} "
+            f"SELECT {COLUMNS}, NULL FROM entry WHERE {where} AND {IS_LIVE} AND {_IS_OBJECT} AND {narrow} "
             "ORDER BY updated_us DESC, key"
         )
         values = (*bindings, now, *narrow_bindings)
@@ -75,14 +71,6 @@ def _candidates(connection: apsw.Connection, request: Search, condition: AllOf, 
             yield ScoredRow(to_row(row[:-1]), row[-1])
     finally:
         cursor.close()
-
-
-def _order_by_index(connection: apsw.Connection, where: str, bindings: list[Any]) -> str:
-    """Choose between sorting the few keys under a prefix and walking the index of the newest among many."""
-    count = all_rows(
-        connection, f"SELECT count(*) FROM (SELECT 1 FROM entry WHERE {where} LIMIT {_FEW_ROWS})", bindings
-    )
-    return "" if count[0][0] < _FEW_ROWS else "INDEXED BY entry_newest"
 
 
 def _holds(condition: AllOf, row: Row, load: LoadBlob) -> bool:

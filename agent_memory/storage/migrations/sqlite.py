@@ -18,17 +18,19 @@ def create_tables(connection: apsw.Connection) -> None:
             size INTEGER NOT NULL, sha256 TEXT NOT NULL, content_type TEXT NOT NULL, signature TEXT,
             schema_name TEXT, schema_version INTEGER,
             created_us INTEGER NOT NULL, updated_us INTEGER NOT NULL, expires_us INTEGER, ttl_us INTEGER,
-            provenance TEXT, deleted INTEGER NOT NULL, blob_id TEXT, chunk_size INTEGER, value BLOB,
+            provenance TEXT, deleted INTEGER NOT NULL, vectors INTEGER NOT NULL, blob_id TEXT,
+            chunk_size INTEGER, value BLOB,
             PRIMARY KEY (scope, key)
         ) STRICT""",
         "CREATE INDEX entry_tombstone ON entry (updated_us) WHERE deleted",
         "CREATE INDEX entry_expiry ON entry (expires_us) WHERE expires_us IS NOT NULL",
+        # Receipts come and go by the hour: with the hour in front they are one tree, written at one place and swept at
+        # its beginning, without an index on time.
         """CREATE TABLE receipt (
-            id INTEGER PRIMARY KEY, scope TEXT NOT NULL, write_id TEXT NOT NULL, fingerprint TEXT NOT NULL,
-            at_us INTEGER NOT NULL, version INTEGER, etag TEXT NOT NULL, created_us INTEGER NOT NULL,
-            updated_us INTEGER NOT NULL, expires_us INTEGER,
-            UNIQUE (scope, write_id)
-        ) STRICT""",
+            hour INTEGER NOT NULL, write BLOB NOT NULL, fingerprint BLOB NOT NULL, version INTEGER,
+            created_us INTEGER NOT NULL, updated_us INTEGER NOT NULL, expires_us INTEGER,
+            PRIMARY KEY (hour, write)
+        ) STRICT, WITHOUT ROWID""",
         """CREATE TABLE blob (
             id TEXT NOT NULL PRIMARY KEY, scope TEXT NOT NULL, key TEXT NOT NULL, size INTEGER NOT NULL,
             chunk_size INTEGER, state TEXT NOT NULL, at_us INTEGER NOT NULL
@@ -38,8 +40,6 @@ def create_tables(connection: apsw.Connection) -> None:
             scope TEXT NOT NULL PRIMARY KEY, version_floor INTEGER NOT NULL DEFAULT 0, last_write_us INTEGER
         ) STRICT""",
         "CREATE INDEX scope_last_write ON scope (last_write_us) WHERE last_write_us IS NOT NULL",
-        """CREATE INDEX entry_newest ON entry (scope, updated_us)
-            WHERE NOT deleted AND content_type = 'application/json'""",
         """CREATE TABLE vector (
             scope TEXT NOT NULL, key TEXT NOT NULL, number INTEGER NOT NULL, embedding BLOB NOT NULL,
             PRIMARY KEY (scope, key, number)
