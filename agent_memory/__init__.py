@@ -22,6 +22,7 @@ from .errors import (
     TimedOutError,
     UnavailableError,
 )
+from .ids import item_id
 from .maintenance import CheckReport, Problem
 from .memory import AgentMemory, AsyncAgentMemory
 from .messages import Entry
@@ -65,4 +66,5 @@ __all__ = [
     "SweepReport",
     "TimedOutError",
     "UnavailableError",
+    "item_id",
 ]

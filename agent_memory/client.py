@@ -47,6 +47,7 @@ class Config(NamedTuple):
     transfer: Transfer
     blob_hosts: tuple[str, ...]
     open: Callable[[Config], Opened]
+    blobs: str | None = None
     volatile_owner: int | None = None
     """The process that made a volatile store and removes it."""
 

@@ -6,15 +6,15 @@ signed cloudpickle for what is neither.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final, Generic, NamedTuple, TypeVar, cast, get_args, get_origin
+from typing import Any, Final, Generic, NamedTuple, TypeVar, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 import cloudpickle  # pyright: ignore[reportMissingTypeStubs]
-import pydantic_core
 from pydantic import (
     BaseModel,
     PydanticSchemaGenerationError,
@@ -74,7 +74,7 @@ class TypedCodec(Generic[T]):
             raise SerializationError(
                 f"{_type_name(value_type)} is not a type that Pydantic can store: {error.code}"
             ) from None
-        _refuse_unstorable(value_type, _type_name(value_type), set())
+        self._nests_models = _nests_models(value_type)
         self.type_name = _type_name(value_type)
         self.schema_name = schema_name(value_type) if _is_model(value_type) else None
         self._raw = value_type is bytes
@@ -85,46 +85,66 @@ class TypedCodec(Generic[T]):
             if type(value) is not bytes:
                 raise SerializationError(f"expected bytes, not {type(value).__name__}")
             return Encoded(value, BYTES), value
-        try:
-            data = self._adapter.dump_json(value, by_alias=True, round_trip=True, warnings="error")
-        except (
-            pydantic_core.PydanticSerializationError,
-            ValueError,
-            TypeError,
-            RecursionError,
-            AttributeError,
-        ) as error:
-            raise SerializationError(f"the value is not a {self.type_name}: {type(error).__name__}") from None
+        data = self._dump(value)
         _refuse_lost_numbers(value, data, self._adapter)
-        try:
-            return Encoded(data, JSON, self.schema_name), self._adapter.validate_json(data)
-        except ValidationError as error:
+        decoded = _validated(self._adapter.validate_json, data)
+        if isinstance(decoded, _Invalid):
             raise SerializationError(
-                f"what would be written could not be read back as {self.type_name}: {_problems_text(error)}"
-            ) from None
+                f"what would be written could not be read back as {self.type_name}: {_join(decoded.problems)}"
+            )
+        if self._nests_models:
+            _refuse_cut_models(value, decoded, self.type_name)
+        return Encoded(data, JSON, self.schema_name), decoded
 
     def decode(self, data: bytes, content_type: str, load_pickle: Callable[[], Any]) -> T:
         """Return the value; raise DeserializationError if it is no JSON and SchemaError if it is not this type."""
         if content_type == JSON:
-            try:
-                return self._adapter.validate_json(data)
-            except ValidationError as error:
-                raise _schema_error(error, self.type_name) from None
-        if content_type == PICKLE:
-            try:
-                return self._adapter.validate_python(load_pickle())
-            except ValidationError as error:
-                raise _schema_error(error, self.type_name) from None
-        if self._raw:
+            decoded = _validated(self._adapter.validate_json, data)
+        elif content_type == PICKLE:
+            decoded = _validated(self._adapter.validate_python, load_pickle())
+        elif self._raw:
             return data  # type: ignore[return-value]  # T is bytes here
-        raise DeserializationError(f"the value is {_short(content_type)}, not JSON; raw() reads it")
+        else:
+            raise DeserializationError(f"the value is {_short(content_type)}, not JSON; raw() reads it")
+        if not isinstance(decoded, _Invalid):
+            return decoded
+        if any(kind == "json_invalid" for _, kind in decoded.problems):
+            raise DeserializationError("the stored bytes are not JSON; raw() reads them")
+        raise SchemaError(
+            f"the stored value is not a {self.type_name}: {_join(decoded.problems)}", problems=decoded.problems
+        )
 
     def validate(self, value: Any) -> T:
         """Return ``value`` as this type; raise SerializationError if it is not."""
+        found = _validated(self._adapter.validate_python, value)
+        if isinstance(found, _Invalid):
+            raise SerializationError(f"the value is not a {self.type_name}: {_join(found.problems)}")
+        return found
+
+    def _dump(self, value: T) -> bytes:
         try:
-            return self._adapter.validate_python(value)
-        except ValidationError as error:
-            raise SerializationError(f"the value is not a {self.type_name}: {_problems_text(error)}") from None
+            return self._adapter.dump_json(value, by_alias=True, round_trip=True, warnings="error")
+        except (ValueError, TypeError, RecursionError, AttributeError) as error:
+            kind = type(error).__name__
+        raise SerializationError(f"the value is not a {self.type_name}: {kind}")
+
+
+class _Invalid(NamedTuple):
+    """What Pydantic found wrong: ``(location, type)`` pairs.
+
+    A validation error's own text repeats the value. So it never becomes the cause or the context of ours: what it says
+    is taken out, its handler is left, and only then is an error raised.
+    """
+
+    problems: list[tuple[str, str]]
+
+
+def _validated(validate: Callable[[Any], T], value: Any) -> T | _Invalid:
+    try:
+        return validate(value)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        return _Invalid([(".".join(map(str, one["loc"])) or "(the value)", one["type"]) for one in found])
 
 
 @lru_cache(maxsize=512)
@@ -144,7 +164,7 @@ def typed_codec(value_type: Any) -> TypedCodec[Any]:
 def _is_model(value_type: object) -> bool:
     """Say whether a class has a name of its own to store values under: models and dataclasses do, ``int`` does not."""
     return isinstance(value_type, type) and (
-        issubclass(value_type, BaseModel) or "__dataclass_fields__" in dir(value_type)
+        issubclass(value_type, BaseModel) or dataclasses.is_dataclass(cast(object, value_type))
     )
 
 
@@ -152,22 +172,73 @@ def _type_name(value_type: Any) -> str:
     return value_type.__name__ if isinstance(value_type, type) else str(value_type)
 
 
-def _refuse_unstorable(value_type: Any, where: str, seen: set[Any]) -> None:
-    """Refuse secrets, which JSON masks, and excluded fields, which JSON drops: both would be lost in silence."""
+def _refuse_unstorable(value_type: Any, where: str, seen: set[Any]) -> bool:
+    """Refuse secrets, which JSON masks, and excluded fields, which JSON drops: both would be lost in silence.
+
+    Return whether a model occurs in it.
+    """
     if isinstance(value_type, type) and issubclass(value_type, _SECRETS):
         raise SerializationError(f"{where} is a secret type: its value would be masked; store it elsewhere")
-    for argument in get_args(value_type):
-        _refuse_unstorable(argument, where, seen)
-    origin = get_origin(value_type)
-    if origin is not None:
-        _refuse_unstorable(origin, where, seen)
-    if isinstance(value_type, type) and issubclass(value_type, BaseModel) and value_type not in seen:
-        seen.add(value_type)
-        for name, field in value_type.model_fields.items():
-            place = f"{value_type.__name__}.{name}"
+    models = False
+    for part in (*get_args(value_type), get_origin(value_type)):
+        if part is not None:
+            models |= _refuse_unstorable(part, where, seen)
+    if not isinstance(value_type, type):
+        return models
+    kind = cast("type[object]", value_type)
+    is_model = issubclass(kind, BaseModel)
+    if kind in seen:
+        return models or is_model
+    seen.add(kind)
+    if issubclass(kind, BaseModel):
+        for name, field in kind.model_fields.items():
+            place = f"{kind.__name__}.{name}"
             if field.exclude:
                 raise SerializationError(f"{place} is excluded from the dump: it would be lost; remove exclude=True")
             _refuse_unstorable(field.annotation, place, seen)
+        return True
+    for name, annotation in _annotations(kind).items():
+        models |= _refuse_unstorable(annotation, f"{kind.__name__}.{name}", seen)
+    return models
+
+
+def _nests_models(value_type: Any) -> bool:
+    """Check a type, and say whether a model can stand somewhere inside its values."""
+    name = _type_name(value_type)
+    if not (isinstance(value_type, type) and issubclass(value_type, BaseModel)):
+        return _refuse_unstorable(value_type, name, set())
+    fields = value_type.model_fields
+    _refuse_unstorable(value_type, name, set())
+    return any(_refuse_unstorable(field.annotation, name, {value_type}) for field in fields.values())
+
+
+def _annotations(value_type: type[object]) -> Mapping[str, Any]:
+    """Return the fields of a dataclass, a TypedDict or a NamedTuple."""
+    if not (dataclasses.is_dataclass(value_type) or is_typeddict(value_type) or hasattr(value_type, "_fields")):
+        return {}
+    try:
+        return get_type_hints(value_type, include_extras=True)
+    except NameError:
+        # A name that exists only for a type checker; Pydantic will have its own word on it.
+        return {}
+
+
+def _refuse_cut_models(value: Any, decoded: Any, place: str) -> None:
+    """Refuse a subclass where a model is declared: Pydantic would drop the fields that it adds in silence."""
+    if isinstance(value, BaseModel):
+        if type(value) is not type(decoded):
+            raise SerializationError(f"{place} is a {type(value).__name__}, which would not be read back as one")
+        for name, part in value.__dict__.items():
+            _refuse_cut_models(part, getattr(decoded, name, None), f"{place}.{name}")
+    elif isinstance(value, Mapping) and isinstance(decoded, Mapping):
+        pairs = zip(
+            cast("Mapping[Any, Any]", value).values(), cast("Mapping[Any, Any]", decoded).values(), strict=False
+        )
+        for part, other in pairs:
+            _refuse_cut_models(part, other, place)
+    elif isinstance(value, list | tuple) and isinstance(decoded, list | tuple):
+        for part, other in zip(cast("Sequence[Any]", value), cast("Sequence[Any]", decoded), strict=False):
+            _refuse_cut_models(part, other, place)
 
 
 def _refuse_lost_numbers(value: Any, data: bytes, adapter: TypeAdapter[Any]) -> None:
@@ -181,25 +252,12 @@ def _refuse_lost_numbers(value: Any, data: bytes, adapter: TypeAdapter[Any]) -> 
 def _has_lost_number(value: Any) -> bool:
     if isinstance(value, float):
         return not math.isfinite(value)
+    if isinstance(value, str | bytes):
+        return False
     if isinstance(value, Mapping):
-        return any(map(_has_lost_number, cast("Mapping[Any, Any]", value).values()))
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return any(map(_has_lost_number, cast("Iterable[Any]", value)))
-    return False
-
-
-def _schema_error(error: ValidationError, type_name: str) -> DeserializationError:
-    # From type and location alone: Pydantic's own text repeats the input.
-    found = error.errors(include_url=False, include_context=False, include_input=False)
-    if any(problem["type"] == "json_invalid" for problem in found):
-        return DeserializationError("the stored bytes are not JSON; raw() reads them")
-    problems = [(".".join(map(str, problem["loc"])) or "(the value)", problem["type"]) for problem in found]
-    return SchemaError(f"the stored value is not a {type_name}: {_join(problems)}", problems=problems)
-
-
-def _problems_text(error: ValidationError) -> str:
-    found = error.errors(include_url=False, include_context=False, include_input=False)
-    return _join([(".".join(map(str, problem["loc"])) or "(the value)", problem["type"]) for problem in found])
+        mapping = cast("Mapping[Any, Any]", value)
+        return any(map(_has_lost_number, mapping)) or any(map(_has_lost_number, mapping.values()))
+    return isinstance(value, Collection) and any(map(_has_lost_number, cast("Collection[Any]", value)))
 
 
 def _join(problems: Sequence[tuple[str, str]]) -> str:
@@ -217,19 +275,28 @@ def encode_untyped(value: Any) -> Encoded:
     if type(value) is bytes:
         return Encoded(value, BYTES)
     try:
-        if _is_exact_json(value):
-            try:
-                return Encoded(
-                    json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(), JSON
-                )
-            except UnicodeEncodeError:
-                pass  # A lone surrogate: no JSON in UTF-8, but a pickle keeps it.
-        return Encoded(cast(Any, cloudpickle).dumps(value, protocol=5), PICKLE)
+        data = _exact_json(value)
+        return Encoded(data, JSON) if data is not None else Encoded(_pickled(value), PICKLE)
     except RecursionError:
-        raise SerializationError("the value is nested too deeply, or contains itself") from None
+        problem = "the value is nested too deeply, or contains itself"
     except Exception as error:
         # Pickling runs the value's own code, which may raise anything.
-        raise SerializationError(f"a {type(value).__name__} cannot be pickled: {type(error).__name__}") from None
+        problem = f"a {type(value).__name__} cannot be pickled: {type(error).__name__}"
+    raise SerializationError(problem)
+
+
+def _exact_json(value: Any) -> bytes | None:
+    if not _is_exact_json(value):
+        return None
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        # A lone surrogate: no JSON in UTF-8, but a pickle keeps it.
+        return None
+
+
+def _pickled(value: Any) -> bytes:
+    return cast(Any, cloudpickle).dumps(value, protocol=5)
 
 
 def decode_untyped(data: bytes, content_type: str, load_pickle: Callable[[], Any]) -> Any:
@@ -238,7 +305,8 @@ def decode_untyped(data: bytes, content_type: str, load_pickle: Callable[[], Any
         try:
             return json.loads(data, parse_constant=_refuse_constant)
         except (ValueError, RecursionError):
-            raise DeserializationError("the stored bytes are not JSON; raw() reads them") from None
+            pass
+        raise DeserializationError("the stored bytes are not JSON; raw() reads them")
     if content_type == PICKLE:
         return load_pickle()
     return data

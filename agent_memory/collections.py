@@ -60,16 +60,18 @@ class _CollectionFlows(Generic[T]):
             )
             for name in names
         }
+        added: list[str] = []
         for start in range(0, len(names), BATCH_OPERATIONS):
-            yield from self._add_batch({name: commits[name] for name in names[start : start + BATCH_OPERATIONS]})
-        return names
+            part = {name: commits[name] for name in names[start : start + BATCH_OPERATIONS]}
+            added += yield from self._add_batch(part)
+        return added
 
-    def _add_batch(self, commits: dict[str, CommitWrite]) -> Flow[None]:
+    def _add_batch(self, commits: dict[str, CommitWrite]) -> Flow[list[str]]:
         """Write items in one transaction, leaving out those that are there already with the same bytes."""
         while commits:
             try:
                 yield from batch(self._client.scope, list(commits.values()), self._client.config.transfer)
-                return
+                return list(commits)
             except ConflictError as error:
                 if error.code != "condition_failed":
                     raise
@@ -85,6 +87,7 @@ class _CollectionFlows(Generic[T]):
                         lambda values=values, there=there: Snapshot(values.decode(*there), there[1])
                     )
             commits = rest
+        return []
 
     def _list(self, limit: int | None, reverse: bool, after: str | None) -> Flow[list[Snapshot[T]]]:
         cursor = None if after is None else self._prefix + segment(after, "an item's id")
@@ -123,9 +126,10 @@ class Collection(_CollectionFlows[T]):
         return self._client.run(self._add(value, id, ttl, reason))
 
     def add_many(self, items: Mapping[str, T] | Iterable[T], *, reason: str | None = None) -> list[str]:
-        """Add items, by id if they are given as a mapping, and return their ids.
+        """Add items, by id if they are given as a mapping, and return the ids of those that were not there yet.
 
-        A thousand go in one transaction and one round trip. Repeating it is safe, as with ``add``.
+        A thousand go in one transaction and one round trip. Repeating it is safe, as with ``add``; ``item_id`` makes
+        ids for what has a time and a name elsewhere.
         """
         return self._client.run(self._add_many(items, reason))
 

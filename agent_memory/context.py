@@ -117,7 +117,8 @@ def _current() -> tuple[Client, str, Mapping[str, str]]:
 @contextmanager
 def open_request(client: Client, request_id: str, labels: Mapping[str, str]) -> Generator[None]:
     """Make a request the current one of this thread or task."""
-    bound = {"request_id": check_request_id(request_id), **labels}
+    # A request within a request keeps what it does not say anew, such as the agent.
+    bound = {**(ambient_provenance.get() or {}), "request_id": check_request_id(request_id), **labels}
     request = _open.set((client, request_id, bound))
     provenance = ambient_provenance.set(bound)
     try:

@@ -127,11 +127,8 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _same_type(left: object, right: object) -> bool:
-    return type(left) is type(right)
-
-
 def _equal(found: object, operand: object) -> bool:
+    same_type = type(found) is type(operand)
     if isinstance(operand, Mapping) and isinstance(found, Mapping):
         there, wanted = cast("Mapping[str, Any]", found), cast("Mapping[str, Any]", operand)
         return all(name in there and _equal(there[name], part) for name, part in wanted.items())
@@ -140,7 +137,7 @@ def _equal(found: object, operand: object) -> bool:
         return len(left) == len(right) and all(map(_equal, left, right))
     if isinstance(found, bool) or isinstance(operand, bool):
         return found is operand
-    return ((_number(found) and _number(operand)) or _same_type(found, operand)) and found == operand
+    return ((_number(found) and _number(operand)) or same_type) and found == operand
 
 
 def _ordered(compare: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:

@@ -164,8 +164,9 @@ def _download(blob: Blob, buffer: io.BytesIO, transfer: Transfer) -> Flow[None]:
 
 def write(commit: CommitWrite, transfer: Transfer) -> Flow[Entry]:
     """Commit a value that stands in ``commit.data``: in one round trip if it is small, else in the three phases."""
-    ready: CommitWrite = yield from upload(commit, transfer)
-    return (yield from call(ready))
+    if commit.data is not None and len(commit.data) > INLINE_LIMIT:
+        commit = yield from upload(commit, transfer)
+    return (yield from call(commit))
 
 
 def upload(commit: CommitWrite, transfer: Transfer, *, inline_limit: int = INLINE_LIMIT) -> Flow[CommitWrite]:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import time
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from .errors import InvalidRequestError
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _lock = threading.Lock()
 _last = 0
@@ -31,6 +38,26 @@ def uuid7() -> str:
         # 12 bits split a millisecond into steps of a quarter of a microsecond.
         _last = max(time.time_ns() * 4096 // 1_000_000, _last + 1)
         moment = _last
-    random = int.from_bytes(os.urandom(8), "big") & (2**62 - 1)
-    digits = f"{(moment >> 12) << 80 | 0x7 << 76 | (moment & 0xFFF) << 64 | 0b10 << 62 | random:032x}"
+    return _text(moment, int.from_bytes(os.urandom(8), "big"))
+
+
+def item_id(at: datetime, name: str) -> str:
+    """Return the id of a collection's item that happened at a time and has a name elsewhere, such as ``strava-991``.
+
+    The same time and name give the same id, so importing twice adds nothing; the ids of a collection sort by time,
+    those that ``add`` makes included. ``at`` must be aware of its time zone and after 1970.
+    """
+    if at.tzinfo is None:
+        raise InvalidRequestError("the time of an item needs a time zone")
+    microseconds = (at - _EPOCH) // timedelta(microseconds=1)
+    if microseconds < 0:
+        raise InvalidRequestError("the time of an item must be after 1970")
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
+    return _text(microseconds * 4096 // 1000, int.from_bytes(digest[:8], "big"))
+
+
+def _text(moment: int, random: int) -> str:
+    """Return the UUIDv7 of a moment in 4,096ths of a millisecond, with the low 62 bits of ``random``."""
+    low = random & (2**62 - 1)
+    digits = f"{(moment >> 12) << 80 | 0x7 << 76 | (moment & 0xFFF) << 64 | 0b10 << 62 | low:032x}"
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from .errors import InvalidRequestError, UnavailableError
-from .storage.blobs import GRACE_SECONDS, BlobObject, FileBlobs, chunk_sizes, sync_folder
+from .storage.blobs import GRACE_SECONDS, BlobObject, BlobStore, FileBlobs, chunk_sizes, sync_folder
 from .storage.catalog import DEAD, GARBAGE, LIVE, BlobRow, Catalog
 from .storage.sqlite import SqliteCatalog
 
@@ -40,7 +40,7 @@ class CheckReport(NamedTuple):
         return all(problem.fixed for problem in self.problems)
 
 
-def check(catalog: Catalog, blobs: FileBlobs, *, fix: bool = False) -> CheckReport:
+def check(catalog: Catalog, blobs: BlobStore, *, fix: bool = False) -> CheckReport:
     """Compare every value with its hash, every row with its file and every file with its row.
 
     ``fix=True`` deletes files that no row knows once they are older than any upload, and mends what the catalog says of
@@ -91,7 +91,7 @@ def _unused_rows(catalog: Catalog, live: set[str], fix: bool) -> Iterator[Proble
             yield Problem("unused", blob.id, "no key has this blob as its value", fix)
 
 
-def _unknown_file(catalog: Catalog, blobs: FileBlobs, found: BlobObject, fix: bool) -> Iterator[Problem]:
+def _unknown_file(catalog: Catalog, blobs: BlobStore, found: BlobObject, fix: bool) -> Iterator[Problem]:
     known = catalog.blob(found.blob_id) if found.number >= 0 else None
     # An unfinished upload is a file without a row's name; a young one may still be going on.
     if (known is not None and known.state != DEAD) or found.age_seconds < GRACE_SECONDS:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import tempfile
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,23 +10,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from .client import Client, Config, Opened
+from .client import Client, Config
 from .context import AsyncRequestContext, RequestContext, open_request
 from .entities import AsyncEntity, Entity, entity_page
 from .errors import InvalidRequestError
 from .flows import Transfer, call
 from .keys import check_scope_name
-from .maintenance import CheckReport, blob_folder, signing_key_file
+from .maintenance import CheckReport
 from .messages import Backup, Check, Sweep
-from .service import MIN_CHUNK_BYTES, StateService, SweepReport
-from .signing import Keyring
+from .opening import HTTP_SCHEMES, VOLATILE, open_config, scheme_of
+from .service import MIN_CHUNK_BYTES, SweepReport
 from .state import AsyncState, State
-from .storage.blobs import FileBlobs
-from .storage.sqlite import SqliteCatalog
-from .transports.local import LocalTransport
 
 MAX_TIMEOUT_SECONDS: Final = 300.0
-_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 class _Opener:
@@ -41,6 +35,7 @@ class _Opener:
         application: str,
         namespace: str = "default",
         token: str | None = None,
+        blobs: str | os.PathLike[str] | None = None,
         signing_keys: Sequence[str | bytes] | None = None,
         timeout: float = 30.0,
         chunk_size: int = 8 * 1024 * 1024,
@@ -50,10 +45,13 @@ class _Opener:
         """Open a memory.
 
         Args:
-            url: a file path (embedded), ``memory://`` (embedded and volatile), or ``http(s)://`` of a server.
+            url: a file path (embedded), ``memory://`` (embedded and volatile), ``postgresql://`` (no server of ours in
+                between), or ``http(s)://`` of a server.
             application: the application whose state this is.
             namespace: the tenant.
             token: what the server asks for; http only.
+            blobs: where values above 64 KiB lie: a folder, or ``s3://``, ``gs://`` or ``az://`` with a bucket and a
+                prefix. By default a folder beside the file; needed with ``postgresql://``; a server knows its own.
             signing_keys: secrets of at least 16 bytes for pickled values: the first signs, all verify. Without them
                 ``AGENT_MEMORY_SIGNING_KEYS`` (comma-separated), and an embedded store makes a key of its own.
             timeout: seconds that one call may take, retries included; at most 300.
@@ -71,11 +69,13 @@ class _Opener:
         if chunk_size < MIN_CHUNK_BYTES or not 1 <= parallelism <= 64:
             raise InvalidRequestError(f"chunk_size must be at least {MIN_CHUNK_BYTES} bytes, parallelism 1 to 64")
         address = os.fspath(url)
-        scheme = _scheme(address)
-        if scheme not in ("http", "https") and (token is not None or blob_hosts):
+        scheme = scheme_of(address)
+        if scheme not in HTTP_SCHEMES and (token is not None or blob_hosts):
             raise InvalidRequestError("token and blob_hosts belong to an http:// or https:// address")
+        if scheme in (VOLATILE, *HTTP_SCHEMES) and blobs is not None:
+            raise InvalidRequestError("blobs belongs to a file or a postgresql:// address")
         owner = None
-        if scheme == "memory":
+        if scheme == VOLATILE:
             owner, address = os.getpid(), str(Path(tempfile.mkdtemp(prefix="agent-memory-")) / "memory.db")
         elif scheme is None:
             address = str(Path(address).absolute())
@@ -89,7 +89,8 @@ class _Opener:
                 float(timeout),
                 Transfer(chunk_size, parallelism),
                 tuple(blob_hosts),
-                _OPENERS[scheme],
+                open_config,
+                None if blobs is None else os.fspath(blobs),
                 owner,
             )
         )
@@ -108,15 +109,16 @@ class _Opener:
         """Open what the environment names.
 
         Reads AGENT_MEMORY_URL and AGENT_MEMORY_APPLICATION, and if they are set AGENT_MEMORY_NAMESPACE,
-        AGENT_MEMORY_TOKEN and AGENT_MEMORY_SIGNING_KEYS. ``options`` override and complete them. Raises ValueError if
-        the first two are missing.
+        AGENT_MEMORY_TOKEN, AGENT_MEMORY_BLOBS and AGENT_MEMORY_SIGNING_KEYS. ``options`` override and complete
+        them. Raises ValueError if the first two are missing.
         """
-        names = {"url": "URL", "application": "APPLICATION", "namespace": "NAMESPACE", "token": "TOKEN"}
-        found = {name: os.environ.get(f"AGENT_MEMORY_{variable}") for name, variable in names.items()}
+        found = {
+            name: os.environ.get(_variable(name)) for name in ("url", "application", "namespace", "token", "blobs")
+        }
         settings: dict[str, Any] = {**{name: text for name, text in found.items() if text}, **options}
         for name in ("url", "application"):
             if name not in settings:
-                raise InvalidRequestError(f"set AGENT_MEMORY_{names[name]}, or pass {name}=")
+                raise InvalidRequestError(f"set {_variable(name)}, or pass {name}=")
         return cls(**settings)
 
     @property
@@ -245,59 +247,8 @@ class AsyncAgentMemory(_Opener):
         await self.close()
 
 
-# -- what an address opens -------------------------------------------------------------------------------------------
-
-
-def open_embedded(path: Path, *, sweep_after_writes: bool = True, durable: bool = True) -> StateService:
-    """Open a store in a file, its large values in a folder beside it."""
-    catalog = SqliteCatalog(path, durable=durable)
-    return StateService(
-        catalog,
-        FileBlobs(blob_folder(path), durable=durable),
-        key_file=signing_key_file(path),
-        sweep_after_writes=sweep_after_writes,
-    )
-
-
-def _open_file(config: Config) -> Opened:
-    path = Path(config.url)
-    return Opened(LocalTransport(open_embedded(path)), Keyring(config.signing_keys, signing_key_file(path)))
-
-
-def _open_volatile(config: Config) -> Opened:
-    path = Path(config.url)
-
-    def remove() -> None:
-        # A forked child sees the same store, which is not its own to remove.
-        if os.getpid() == config.volatile_owner:
-            shutil.rmtree(path.parent, ignore_errors=True)
-
-    transport = LocalTransport(open_embedded(path, durable=False), on_close=remove)
-    return Opened(transport, Keyring(config.signing_keys, signing_key_file(path)))
-
-
-def _open_http(config: Config) -> Opened:
-    from .transports.http import HttpTransport
-
-    transport = HttpTransport(
-        config.url, config.namespace, config.application, token=config.token, blob_hosts=config.blob_hosts
-    )
-    return Opened(transport, Keyring(config.signing_keys))
-
-
-_OPENERS: Final = {None: _open_file, "memory": _open_volatile, "http": _open_http, "https": _open_http}
-
-
-def _scheme(address: str) -> str | None:
-    match = _SCHEME.match(address)
-    scheme = match.group(1).lower() if match else None
-    if scheme not in _OPENERS:
-        raise InvalidRequestError(f"{scheme}:// is not a scheme that a memory can be opened with")
-    if scheme == "memory" and address != "memory://":
-        raise InvalidRequestError("memory:// stands alone: each one is a private, volatile store")
-    if not address:
-        raise InvalidRequestError("the address is empty")
-    return scheme
+def _variable(setting: str) -> str:
+    return f"AGENT_MEMORY_{setting.upper()}"
 
 
 def _keys(given: Sequence[str | bytes] | None) -> tuple[bytes, ...]:

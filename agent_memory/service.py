@@ -308,6 +308,17 @@ class StateService:
     def _ready(self, request: Operation) -> Operation:
         """Check a request and complete what the client may leave to the store."""
         match request:
+            case CommitWrite():
+                check_key(request.key)
+                _check_write(request)
+                return self._ready_blob(request) if request.data is None else self._ready_inline(request, request.data)
+            case Delete():
+                check_key(request.key)
+                _check_write(request)
+                return request
+            case PrepareRead():
+                check_key(request.key)
+                return request
             case List():
                 return _one_more(_checked_list(request))
             case ListParents():
@@ -317,25 +328,16 @@ class StateService:
             case Search():
                 _check_search(request)
                 return request
-            case PrepareRead():
-                check_key(request.key)
-                return request
-            case Delete():
-                check_key(request.key)
-                _check_write(request)
-                return request
-            case CommitWrite():
-                check_key(request.key)
-                _check_write(request)
-                return self._ready_blob(request) if request.data is None else self._ready_inline(request, request.data)
 
     def _ready_inline(self, request: CommitWrite, data: bytes) -> CommitWrite:
         if len(data) > INLINE_LIMIT:
             raise LimitExceededError(f"a value above {INLINE_LIMIT} bytes is prepared and uploaded, not sent inline")
         sha256 = hashlib.sha256(data).hexdigest()
-        if request.sha256 is not None and request.sha256 != sha256:
+        if request.sha256 is None:
+            return request._replace(sha256=sha256)
+        if request.sha256 != sha256:
             raise InvalidRequestError("the value does not have the sha256 that was sent with it")
-        return request._replace(sha256=sha256)
+        return request
 
     def _ready_blob(self, request: CommitWrite) -> CommitWrite:
         if request.blob is None:
@@ -349,7 +351,7 @@ class StateService:
         sizes = chunk_sizes(known.size, known.chunk_size)
         if [chunk.size for chunk in request.blob.chunks] != sizes:
             raise InvalidRequestError("the chunks to commit are not the ones that were prepared")
-        digest = self.blobs.digest(known.id, sizes)
+        digest = self.blobs.digest(known.id, sizes, request.sha256)
         if digest is None:
             raise ConflictError(
                 "not every chunk was uploaded with the size it was prepared for", code="blob_incomplete"
@@ -433,8 +435,6 @@ class StateService:
     # -- maintenance -------------------------------------------------------------------------------------------------
 
     def check(self, request: Check) -> CheckReport:
-        if not isinstance(self.blobs, FileBlobs):
-            raise InvalidRequestError("only a store in files can be checked here")
         return check(self.catalog, self.blobs, fix=request.fix)
 
     def backup(self, request: Backup) -> None:

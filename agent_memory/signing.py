@@ -77,11 +77,12 @@ class Keyring:
             raise IntegrityError("the pickle was altered or signed for another place; it was not loaded")
         try:
             return pickle.loads(data)
+        except RecursionError:
+            problem = "nested too deeply"
         except Exception as error:
             # Loading runs the value's own code, which may raise anything, a missing module most of all.
-            raise DeserializationError(
-                f"the pickle could not be loaded: {type(error).__name__}; raw() reads it"
-            ) from None
+            problem = type(error).__name__
+        raise DeserializationError(f"the pickle could not be loaded: {problem}; raw() reads it")
 
 
 def _key_id(key: bytes) -> str:

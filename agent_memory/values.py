@@ -81,27 +81,27 @@ class Values(Generic[T]):
         self.key = check_key(key)
         self.value_type = value_type
         self.bound = bound
-        if value_type is not Untyped:
-            typed_codec(value_type)
+        self._codec = None if value_type is Untyped else typed_codec(value_type)
 
     # -- values and bytes --------------------------------------------------------------------------------------------
 
     def encode(self, value: T) -> tuple[Encoded, T]:
         """Return the bytes, and the value as a reader will get it."""
-        if self.value_type is Untyped:
+        if self._codec is None:
             return encode_untyped(value), value
-        if isinstance(value, BaseModel) and isinstance(self.value_type, type) and type(value) is not self.value_type:
+        # The identity first: for a model, isinstance runs Python code of Pydantic.
+        if type(value) is not self.value_type and isinstance(value, BaseModel) and isinstance(self.value_type, type):
             # Pydantic would write the declared model's fields and drop the others in silence.
             raise SerializationError(f"expected a {self.value_type.__name__}, not a {type(value).__name__}")
-        return typed_codec(self.value_type).encode(value)
+        return self._codec.encode(value)
 
     def decode(self, data: bytes, entry: Entry) -> T:
         def load_pickle() -> Any:
             return self.client.keyring.load(data, self.scope, entry)
 
-        if self.value_type is Untyped:
+        if self._codec is None:
             return decode_untyped(data, entry.content_type, load_pickle)
-        return typed_codec(self.value_type).decode(data, entry.content_type, load_pickle)
+        return self._codec.decode(data, entry.content_type, load_pickle)
 
     def commit(
         self, encoded: Encoded, *, expected: str | Missing | None, ttl: float | None, reason: str | None,
@@ -257,10 +257,9 @@ def with_fields(value_type: Any, fields: Mapping[str, Any]) -> Callable[[Any], A
         try:
             return model.model_validate({**dict(value), **fields}, by_name=True, by_alias=True)
         except ValidationError as error:
-            places = ", ".join(
-                f"{'.'.join(map(str, problem['loc']))}: {problem['type']}" for problem in error.errors()[:5]
-            )
-            raise SerializationError(f"the change is not a valid {model.__name__}: {places}") from None
+            places = ", ".join(f"{'.'.join(map(str, one['loc']))}: {one['type']}" for one in error.errors()[:5])
+        # Outside the handler: Pydantic's text repeats the value, and must not be this error's context.
+        raise SerializationError(f"the change is not a valid {model.__name__}: {places}")
 
     return change
 

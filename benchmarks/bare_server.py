@@ -31,7 +31,10 @@ def main(path: str) -> None:
         return Response(b"{}", media_type="application/json")
 
     app = Starlette(routes=[Route("/nothing", nothing, methods=["POST"]), Route("/upsert", write, methods=["POST"])])
-    listener = socket.create_server(("127.0.0.1", 0))
+    # asyncio switches Nagle's algorithm off only where the protocol is named.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
     print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
     uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False)).run(sockets=[listener])
 

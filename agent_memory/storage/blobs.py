@@ -53,17 +53,29 @@ class BlobStore(Protocol):
 
     def read_into(self, blob_id: str, index: int, offset: int, into: memoryview) -> None: ...
 
-    def digest(self, blob_id: str, sizes: list[int]) -> tuple[str, list[str]] | None:
-        """Return the sha256 of the whole and the etags of the chunks; None if one is missing or of another size."""
+    def digest(self, blob_id: str, sizes: list[int], sha256: str | None = None) -> tuple[str, list[str]] | None:
+        """Return the sha256 of the whole and the etags of the chunks; None if one is missing or of another size.
+
+        ``sha256`` is what the writer says it is: a store from which the bytes would have to be fetched may take it,
+        once it has compared the sizes and etags itself.
+        """
         ...
 
     def delete(self, blob_id: str, count: int) -> None:
         """Delete a blob's objects; those that are not there do not matter."""
         ...
 
-    def objects(self) -> Iterator[BlobObject]: ...
+    def objects(self) -> Iterator[BlobObject]:
+        """Iterate over everything that is stored."""
+        ...
 
-    def ping(self) -> None: ...
+    def discard(self, found: BlobObject) -> None:
+        """Delete an object that no row of the catalog knows."""
+        ...
+
+    def ping(self) -> None:
+        """Raise UnavailableError if the store cannot serve."""
+        ...
 
     def close(self) -> None: ...
 
@@ -110,7 +122,8 @@ class FileBlobs:
         except OSError as error:
             raise _translate(error) from None
 
-    def digest(self, blob_id: str, sizes: list[int]) -> tuple[str, list[str]] | None:
+    def digest(self, blob_id: str, sizes: list[int], sha256: str | None = None) -> tuple[str, list[str]] | None:
+        del sha256  # The bytes are here: they are always read.
         whole, etags = hashlib.sha256(), list[str]()
         buffer = bytearray(_BLOCK)
         view = memoryview(buffer)

@@ -64,27 +64,86 @@ _IDLE_READERS: Final = 16
 _JOURNAL_BYTES: Final = 64 * 1024 * 1024
 _PAGE: Final = 500
 _HOUR_US: Final = 3_600_000_000
+_WRITES: Final = frozenset({CommitWrite, Delete})
 
 _SELECT: Final = f"SELECT {COLUMNS} FROM entry WHERE scope = ? AND key = ?"
-_SELECT_CURRENT: Final = (
-    f"SELECT version, etag, {IS_LIVE}, created_us, expires_us, ttl_us, blob_id, vectors FROM entry "
+_SELECT_RECEIPT: Final = (
+    "SELECT fingerprint, version, created_us, updated_us, expires_us, 0, 0, 0, NULL FROM receipt "
+    "WHERE hour = ? AND write = ?"
+)
+# All that a write has to know in one statement, for it runs within every write: its receipt, of this hour or the one
+# before, and the row that it replaces, whose rowid tells it from a receipt.
+_SELECT_STANDING: Final = (
+    f"{_SELECT_RECEIPT} UNION ALL {_SELECT_RECEIPT} UNION ALL "
+    f"SELECT version, etag, {IS_LIVE}, created_us, expires_us, ttl_us, blob_id, vectors, rowid FROM entry "
     "WHERE scope = ? AND key = ?"
 )
-_UPSERT: Final = """
-    INSERT INTO entry (scope, key, version, etag, size, sha256, content_type, signature, schema_name, schema_version,
-        created_us, updated_us, expires_us, ttl_us, provenance, deleted, vectors, blob_id, chunk_size, value)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-    ON CONFLICT (scope, key) DO UPDATE SET version = excluded.version, etag = excluded.etag, size = excluded.size,
-        sha256 = excluded.sha256, content_type = excluded.content_type, signature = excluded.signature,
-        schema_name = excluded.schema_name, schema_version = excluded.schema_version,
-        created_us = excluded.created_us, updated_us = excluded.updated_us, expires_us = excluded.expires_us,
-        ttl_us = excluded.ttl_us, provenance = excluded.provenance, deleted = excluded.deleted,
-        vectors = excluded.vectors, blob_id = excluded.blob_id, chunk_size = excluded.chunk_size, value = excluded.value"""
+_WRITTEN: Final = (
+    "version", "etag", "size", "sha256", "content_type", "signature", "schema_name", "schema_version", "created_us",
+    "updated_us", "expires_us", "ttl_us", "provenance", "deleted", "vectors", "blob_id", "chunk_size", "value",
+)  # fmt: skip
+_INSERT: Final = (
+    f"INSERT INTO entry ({', '.join(_WRITTEN)}, scope, key) VALUES ({', '.join('?' * (len(_WRITTEN) + 2))})"
+)
+_UPDATE: Final = f"UPDATE entry SET {', '.join(f'{column} = ?' for column in _WRITTEN)} WHERE rowid = ?"
+_INSERT_RECEIPT: Final = "INSERT INTO receipt VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
 def system_clock() -> int:
     """Microseconds since 1970."""
     return time.time_ns() // 1000
+
+
+class _Writing:
+    """The one connection that writes: each ``with`` block on it is a transaction, committed or rolled back as a whole.
+
+    Not a generator with ``contextmanager``: every write passes here, with the caches cold from the write before.
+    """
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self.connection = connection
+        self._lock = threading.Lock()
+        self._closed = False
+        # One cursor for all statements whose rows nobody reads step by step.
+        self.run: Callable[..., Any] = cast(Any, connection.cursor()).execute
+
+    def __enter__(self) -> apsw.Connection:
+        if not self._lock.acquire(timeout=BUSY_SECONDS):
+            raise UnavailableError("the database is busy with other writes of this process")
+        try:
+            if self._closed:
+                raise UnavailableError("this memory is closed", code="closed")
+            self.run("BEGIN IMMEDIATE")
+        except BaseException as error:
+            self._end()
+            if isinstance(error, apsw.Error):
+                raise _translate(error) from None
+            raise
+        return self.connection
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is None:
+                self.run("COMMIT")
+        except apsw.Error as failure:
+            raise _translate(failure) from None
+        finally:
+            self._end()
+        if isinstance(error, apsw.Error):
+            raise _translate(error) from None
+
+    def _end(self) -> None:
+        try:
+            # A commit has ended it, and a full disk may have rolled it back already.
+            if not self._closed and self.connection.in_transaction:
+                self.run("ROLLBACK")
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            self.connection.close()
 
 
 class SqliteCatalog:
@@ -104,11 +163,10 @@ class SqliteCatalog:
         self._path = path
         self._durable = durable
         self._clock = clock
-        self._write_lock = threading.Lock()
         self._readers: deque[apsw.Connection] = deque()
         self._closed = False
         with _translated():
-            self._writer = self._open()
+            self._writing = _Writing(self._open())
             _retry_busy(self._prepare_file)
 
     @property
@@ -131,13 +189,12 @@ class SqliteCatalog:
         return connection
 
     def _prepare_file(self) -> None:
-        all_rows(self._writer, "PRAGMA journal_mode = WAL")
-        all_rows(
-            self._writer, "CREATE TABLE IF NOT EXISTS migration (name TEXT PRIMARY KEY, applied_us INTEGER) STRICT"
-        )
+        writer = self._writing.connection
+        all_rows(writer, "PRAGMA journal_mode = WAL")
+        all_rows(writer, "CREATE TABLE IF NOT EXISTS migration (name TEXT PRIMARY KEY, applied_us INTEGER) STRICT")
         known = [name for name, _ in MIGRATIONS]
         for name, migrate in MIGRATIONS:
-            with self._writing() as connection:
+            with self._writing as connection:
                 applied = {row[0] for row in all_rows(connection, "SELECT name FROM migration")}
                 newer = sorted(applied.difference(known))
                 if newer:
@@ -177,26 +234,6 @@ class SqliteCatalog:
             connection.close()
         else:
             self._readers.append(connection)
-
-    @contextmanager
-    def _writing(self) -> Generator[apsw.Connection]:
-        if not self._write_lock.acquire(timeout=BUSY_SECONDS):
-            raise UnavailableError("the database is busy with other writes of this process")
-        try:
-            if self._closed:
-                raise UnavailableError("this memory is closed", code="closed")
-            all_rows(self._writer, "BEGIN IMMEDIATE")
-            yield self._writer
-            all_rows(self._writer, "COMMIT")
-        except BaseException as error:
-            # A full disk may have rolled back already.
-            if not self._closed and self._writer.in_transaction:
-                all_rows(self._writer, "ROLLBACK")
-            if isinstance(error, apsw.Error):
-                raise _translate(error) from None
-            raise
-        finally:
-            self._write_lock.release()
 
     # -- reads -------------------------------------------------------------------------------------------------------
 
@@ -266,9 +303,11 @@ class SqliteCatalog:
         return found
 
     def receipt(self, write: Write) -> Entry | None:
+        hour, digest = self._clock() // _HOUR_US, write_digest(write)
+        name = _receipt_name(write, digest)
         with self._reading() as connection:
-            known = _receipt(connection, write_digest(write), self._clock())
-        return replay(write, known) if known else None
+            rows = all_rows(connection, f"{_SELECT_RECEIPT} UNION ALL {_SELECT_RECEIPT}", (hour, name, hour - 1, name))
+        return replay(write, _receipt_of(rows[0], digest)) if rows else None
 
     def blob(self, blob_id: str) -> BlobRow | None:
         with self._reading() as connection:
@@ -307,8 +346,8 @@ class SqliteCatalog:
     # -- writes ------------------------------------------------------------------------------------------------------
 
     def apply(self, operations: Sequence[Operation], load: LoadBlob) -> list[Any]:
-        if any(isinstance(operation, CommitWrite | Delete) for operation in operations):
-            with self._writing() as connection:
+        if any(map(_WRITES.__contains__, map(type, operations))):
+            with self._writing as connection:
                 return [self._apply(connection, operation, load) for operation in operations]
         with self._reading() as connection:
             all_rows(connection, "BEGIN")
@@ -333,7 +372,7 @@ class SqliteCatalog:
 
     def touch(self, scope: Scope, keys: Sequence[str]) -> None:
         now = self._clock()
-        with self._writing() as connection:
+        with self._writing as connection:
             for key in keys:
                 all_rows(
                     connection,
@@ -344,11 +383,14 @@ class SqliteCatalog:
     def _write(self, connection: apsw.Connection, write: Write) -> Entry | None:
         scope, key, now = write.scope.path, write.key, self._clock()
         digest = write_digest(write)
-        known = _receipt(connection, digest, now)
-        if known is not None:
-            return replay(write, known)
-        found = all_rows(connection, _SELECT_CURRENT, (now, scope, key))
-        current = Current(*found[0][:6]) if found else None
+        hour, name = now // _HOUR_US, _receipt_name(write, digest)
+        run = self._writing.run
+        rows = run(_SELECT_STANDING, (hour, name, hour - 1, name, now, scope, key)).fetchall()
+        found = rows[0] if rows else None
+        rowid = found and found[8]
+        if found and rowid is None:
+            return replay(write, _receipt_of(found, digest))
+        current = Current._make(found[:6]) if found else None
         if not conditions_hold(write, current):
             rows = all_rows(connection, _SELECT, (scope, key))
             raise ConflictError(
@@ -358,13 +400,11 @@ class SqliteCatalog:
         if isinstance(write, CommitWrite) or (current is not None and current.live):
             entry, ttl_us = next_entry(write, current, 0 if current else self._floor(connection, scope), now, digest)
             if found:
-                _retire(connection, scope, key, found[0][6], found[0][7], now)
-            self._put(connection, write, entry, ttl_us, now)
-        all_rows(connection,
-            "INSERT INTO receipt VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (now // _HOUR_US, digest, bytes.fromhex(fingerprint(write)))
-            + ((entry.version, entry.created_us, entry.updated_us, entry.expires_us) if entry else (None, 0, 0, None)),
-        )  # fmt: skip
+                _retire(connection, scope, key, found[6], found[7], now)
+            self._put(connection, write, entry, ttl_us, rowid)
+        intent = bytes.fromhex(fingerprint(write))
+        times = (entry.version, entry.created_us, entry.updated_us, entry.expires_us) if entry else (None, 0, 0, None)
+        run(_INSERT_RECEIPT, (hour, name, intent, *times))
         if write.scope.request_id is not None:
             all_rows(
                 connection,
@@ -374,7 +414,10 @@ class SqliteCatalog:
             )
         return entry
 
-    def _put(self, connection: apsw.Connection, write: Write, entry: Entry, ttl_us: int | None, now: int) -> None:
+    def _put(
+        self, connection: apsw.Connection, write: Write, entry: Entry, ttl_us: int | None, rowid: int | None
+    ) -> None:
+        """Write an entry over the row that stands there, which leaves its index alone, or as a new row."""
         data: bytes | None = None
         blob_id: str | None = None
         chunk_size: int | None = None
@@ -384,16 +427,15 @@ class SqliteCatalog:
             keep_vectors(connection, write)
             if write.blob is not None:
                 blob_id = write.blob.id
-                chunk_size = _claim(connection, write, blob_id, now)
-        all_rows(connection,
-            _UPSERT,
-            (
-                write.scope.path, entry.key, entry.version, entry.etag, entry.size, entry.sha256, entry.content_type,
-                entry.signature, entry.schema_name, entry.schema_version, entry.created_us, entry.updated_us,
-                entry.expires_us, ttl_us, json.dumps(dict(entry.provenance)) if entry.provenance else None,
-                int(entry.deleted), vectors, blob_id, chunk_size, data,
-            ),
+                chunk_size = _claim(connection, write, blob_id, entry.updated_us)
+        written = (
+            *entry[1:12], ttl_us, json.dumps(dict(entry.provenance)) if entry.provenance else None,
+            int(entry.deleted), vectors, blob_id, chunk_size, data,
         )  # fmt: skip
+        if rowid is None:
+            self._writing.run(_INSERT, (*written, write.scope.path, entry.key))
+        else:
+            self._writing.run(_UPDATE, (*written, rowid))
 
     def _floor(self, connection: apsw.Connection, scope: str) -> int:
         rows = all_rows(connection, "SELECT version_floor FROM scope WHERE scope = ?", (scope,))
@@ -402,11 +444,11 @@ class SqliteCatalog:
     # -- blobs and sweeping ------------------------------------------------------------------------------------------
 
     def stage(self, blob: BlobRow) -> None:
-        with self._writing() as connection:
+        with self._writing as connection:
             all_rows(connection, "INSERT INTO blob VALUES (?, ?, ?, ?, ?, ?, ?)", tuple(blob))
 
     def renew(self, blob_id: str) -> bool:
-        with self._writing() as connection:
+        with self._writing as connection:
             rows = all_rows(
                 connection,
                 "UPDATE blob SET at_us = ? WHERE id = ? AND state = ? RETURNING id",
@@ -415,7 +457,7 @@ class SqliteCatalog:
         return bool(rows)
 
     def claim_blobs(self, *, staged_before: int, garbage_before: int, limit: int) -> list[BlobRow]:
-        with self._writing() as connection:
+        with self._writing as connection:
             rows = all_rows(
                 connection,
                 "UPDATE blob SET state = ?, at_us = ? WHERE id IN (SELECT id FROM blob WHERE "
@@ -433,13 +475,13 @@ class SqliteCatalog:
 
     def forget_blobs(self, ids: Sequence[str]) -> None:
         if ids:
-            with self._writing() as connection:
+            with self._writing as connection:
                 for one in ids:
                     all_rows(connection, "DELETE FROM blob WHERE id = ? AND state = 'dead'", (one,))
 
     def expire(self, *, limit: int) -> int:
         now = self._clock()
-        with self._writing() as connection:
+        with self._writing as connection:
             rows = all_rows(
                 connection,
                 "SELECT scope, key, blob_id, vectors FROM entry WHERE expires_us IS NOT NULL AND expires_us <= ? "
@@ -458,7 +500,7 @@ class SqliteCatalog:
         return len(rows)
 
     def drop_tombstones(self, *, before: int, limit: int) -> int:
-        with self._writing() as connection:
+        with self._writing as connection:
             rows = all_rows(
                 connection,
                 "SELECT scope, key, version FROM entry WHERE deleted AND updated_us < ? LIMIT ?",
@@ -476,7 +518,7 @@ class SqliteCatalog:
 
     def drop_receipts(self, *, before: int, limit: int) -> int:
         hour = before // _HOUR_US
-        with self._writing() as connection:
+        with self._writing as connection:
             rows = all_rows(
                 connection,
                 "DELETE FROM receipt WHERE (hour, write) IN (SELECT hour, write FROM receipt WHERE hour < ? LIMIT ?) "
@@ -487,7 +529,7 @@ class SqliteCatalog:
 
     def drop_requests(self, *, before: int, limit: int) -> int:
         now, handled = self._clock(), 0
-        with self._writing() as connection:
+        with self._writing as connection:
             scopes = all_rows(
                 connection,
                 "SELECT scope FROM scope WHERE last_write_us IS NOT NULL AND last_write_us < ? LIMIT ?",
@@ -511,11 +553,11 @@ class SqliteCatalog:
         return handled
 
     def mend_blob(self, blob: BlobRow) -> None:
-        with self._writing() as connection:
+        with self._writing as connection:
             all_rows(connection, "INSERT OR REPLACE INTO blob VALUES (?, ?, ?, ?, ?, ?, ?)", tuple(blob))
 
     def secret(self, name: str) -> bytes:
-        with self._writing() as connection:
+        with self._writing as connection:
             all_rows(connection, "INSERT OR IGNORE INTO secret VALUES (?, ?)", (name, secrets.token_bytes(32)))
             rows = all_rows(connection, "SELECT value FROM secret WHERE name = ?", (name,))
         return bytes(rows[0][0])
@@ -534,9 +576,8 @@ class SqliteCatalog:
                 target.close()
 
     def close(self) -> None:
-        with self._write_lock:
-            self._closed = True
-            self._writer.close()
+        self._closed = True
+        self._writing.close()
         while self._readers:
             self._readers.pop().close()
 
@@ -544,17 +585,13 @@ class SqliteCatalog:
 # -- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _receipt(connection: apsw.Connection, digest: bytes, now: int) -> Receipt | None:
-    hour = now // _HOUR_US
-    rows = all_rows(
-        connection,
-        "SELECT fingerprint, version, created_us, updated_us, expires_us FROM receipt "
-        "WHERE hour IN (?, ?) AND write = ?",
-        (hour, hour - 1, digest),
-    )
-    if not rows:
-        return None
-    intent, version, created_us, updated_us, expires_us = rows[0]
+def _receipt_name(write: Write, digest: bytes) -> bytes:
+    """Return what a receipt is found by. A uuid7's first 13 characters are its time: new receipts lie side by side."""
+    return write.write_id[:13].encode("utf-8", "surrogatepass") + digest
+
+
+def _receipt_of(row: Any, digest: bytes) -> Receipt:
+    intent, version, created_us, updated_us, expires_us, *_ = row
     etag = "" if version is None else etag_of(digest, version)
     return Receipt(intent.hex(), version, etag, created_us, updated_us, expires_us)
 

@@ -1,0 +1,147 @@
+"""``agent-memory``: serve a store, make tokens, look after a store."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import secrets
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import AgentMemoryError
+from .keys import check_scope_name
+from .maintenance import backup, blob_folder, check, signing_key_file
+from .service import StateService
+from .storage.blobs import FileBlobs
+from .storage.sqlite import SqliteCatalog
+
+_NEEDS_SERVER = "the server needs packages that are not installed: pip install 'agent-memory[server]'"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return 0 if it did what it says, 1 if a check found problems, 2 if it could not."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except AgentMemoryError as error:
+        print(f"agent-memory: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="agent-memory", description="Typed, durable memory for agents.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="serve a store over HTTP")
+    _add_data(serve, default="memory.db")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    serve.add_argument("--port", type=int, default=8420, help="port, 0 for any (default: 8420)")
+    serve.add_argument(
+        "--token-file", type=Path, help="lines TOKEN NAMESPACE [APPLICATION]; needed beyond this machine"
+    )
+    serve.add_argument(
+        "--allowed-host", action="append", default=[], help="a further Host to answer without tokens; may be repeated"
+    )
+    serve.add_argument("--public-url", help="the address clients see, if it is not the one they connect to")
+    serve.set_defaults(run=_serve)
+
+    token = commands.add_parser("token", help="make a token for a namespace, or one application of it")
+    token.add_argument("namespace")
+    token.add_argument("application", nargs="?")
+    token.set_defaults(run=_token)
+
+    sweep = commands.add_parser("sweep", help="take away what nobody can reach any more")
+    _add_data(sweep)
+    sweep.set_defaults(run=_sweep)
+
+    check = commands.add_parser("check", help="compare the database with the stored bytes")
+    _add_data(check)
+    check.add_argument("--fix", action="store_true", help="mend what can be mended")
+    check.set_defaults(run=_check)
+
+    copy = commands.add_parser("backup", help="copy a store while others use it")
+    _add_data(copy)
+    copy.add_argument("target", type=Path, help="the new database file")
+    copy.set_defaults(run=_backup)
+    return parser
+
+
+def _add_data(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    note = f" (default: {default})" if default else ""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=default and Path(default),
+        required=default is None,
+        help=f"the database file{note}",
+    )
+
+
+def _serve(options: argparse.Namespace) -> int:
+    try:
+        from .server.run import Options, serve
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "httptools"):
+            raise
+        print(f"agent-memory: {_NEEDS_SERVER}", file=sys.stderr)
+        return 2
+    hosts = tuple(options.allowed_host)
+    serve(Options(options.data, options.host, options.port, options.token_file, hosts, options.public_url))
+    return 0
+
+
+def _token(options: argparse.Namespace) -> int:
+    scope = check_scope_name(options.namespace, "a namespace")
+    if options.application is not None:
+        scope += f" {check_scope_name(options.application, 'an application')}"
+    token = secrets.token_urlsafe(32)
+    print(f"token, shown only now:   {token}")
+    print(f"line for the token file: sha256:{hashlib.sha256(token.encode()).hexdigest()} {scope}")
+    return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    catalog, blobs = _open(options.data)
+    service = StateService(catalog, blobs)
+    try:
+        report = service.sweep()
+    finally:
+        service.close()
+    print(", ".join(f"{name.replace('_', ' ')}: {count}" for name, count in report._asdict().items()))
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    catalog, blobs = _open(options.data)
+    try:
+        report = check(catalog, blobs, fix=options.fix)
+    finally:
+        catalog.close()
+    for problem in report.problems:
+        print(f"{problem.kind}: {problem.place}: {problem.detail}{' (fixed)' if problem.fixed else ''}")
+    print(f"{report.values} values, {report.objects} files, {len(report.problems)} problems")
+    return 0 if report.ok else 1
+
+
+def _backup(options: argparse.Namespace) -> int:
+    catalog, blobs = _open(options.data)
+    try:
+        backup(catalog, blobs, signing_key_file(options.data), options.target)
+    finally:
+        catalog.close()
+    print(f"copied to {options.target}")
+    return 0
+
+
+def _open(data: Path) -> tuple[SqliteCatalog, FileBlobs]:
+    if not data.is_file():
+        # Opening would make a new, empty store, and all would seem well.
+        raise AgentMemoryError(f"there is no database {str(data)!r}")
+    return SqliteCatalog(data), FileBlobs(blob_folder(data))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

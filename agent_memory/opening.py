@@ -1,0 +1,104 @@
+"""What an address leads to: a file, PostgreSQL or a server, and where the large values lie."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Final
+
+from .client import Config, Opened
+from .errors import InvalidRequestError
+from .maintenance import blob_folder, signing_key_file
+from .service import StateService
+from .signing import Keyring
+from .storage.blobs import BlobStore, FileBlobs
+from .storage.catalog import Catalog
+from .storage.sqlite import SqliteCatalog
+from .transports.local import LocalTransport
+
+_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+POSTGRES_SCHEMES: Final = ("postgresql", "postgres")
+HTTP_SCHEMES: Final = ("http", "https")
+VOLATILE: Final = "memory"
+
+
+def scheme_of(address: str) -> str | None:
+    """Return the scheme of an address, None for a path; raise InvalidRequestError for one that opens nothing."""
+    match = _SCHEME.match(address)
+    scheme = match.group(1).lower() if match else None
+    if scheme not in (None, VOLATILE, *HTTP_SCHEMES, *POSTGRES_SCHEMES):
+        raise InvalidRequestError(f"{scheme}:// is not a scheme that a memory can be opened with")
+    if scheme == VOLATILE and address != "memory://":
+        raise InvalidRequestError("memory:// stands alone: each one is a private, volatile store")
+    if not address:
+        raise InvalidRequestError("the address is empty")
+    return scheme
+
+
+def open_service(
+    address: str, blobs: str | None = None, *, sweep_after_writes: bool = False, durable: bool = True
+) -> StateService:
+    """Open a store in this process.
+
+    Args:
+        address: the path of a database file, or ``postgresql://…``.
+        blobs: where large values lie: a folder, or ``s3://``, ``gs://`` or ``az://``; by default beside the file.
+        sweep_after_writes: sweep a little after a write, at most once a minute.
+        durable: False for a store that goes with its process.
+    """
+    path = None if scheme_of(address) in POSTGRES_SCHEMES else Path(address).absolute()
+    store = _open_blobs(path, blobs, durable)
+    try:
+        return StateService(
+            _open_catalog(address, path, durable),
+            store,
+            key_file=path and signing_key_file(path),
+            sweep_after_writes=sweep_after_writes,
+        )
+    except BaseException:
+        store.close()
+        raise
+
+
+def _open_catalog(address: str, path: Path | None, durable: bool) -> Catalog:
+    if path is not None:
+        return SqliteCatalog(path, durable=durable)
+    from .storage.postgres import PostgresCatalog
+
+    return PostgresCatalog(address)
+
+
+def _open_blobs(path: Path | None, blobs: str | None, durable: bool) -> BlobStore:
+    if blobs is None:
+        if path is None:
+            raise InvalidRequestError("say where large values lie: blobs= a folder, or s3://bucket/prefix")
+        return FileBlobs(blob_folder(path), durable=durable)
+    if _SCHEME.match(blobs):
+        from .storage.object_blobs import ObjectBlobs
+
+        return ObjectBlobs(blobs)
+    return FileBlobs(Path(blobs).absolute(), durable=durable)
+
+
+def open_config(config: Config) -> Opened:
+    """Open what a memory's configuration names."""
+    if scheme_of(config.url) in HTTP_SCHEMES:
+        from .transports.http import HttpTransport
+
+        transport = HttpTransport(
+            config.url, config.namespace, config.application, token=config.token, blob_hosts=config.blob_hosts
+        )
+        return Opened(transport, Keyring(config.signing_keys))
+    volatile = config.volatile_owner is not None
+    service = open_service(config.url, config.blobs, sweep_after_writes=True, durable=not volatile)
+    key_file = None if scheme_of(config.url) else signing_key_file(Path(config.url))
+
+    def remove() -> None:
+        # A forked child sees the same store, which is not its own to remove.
+        if os.getpid() == config.volatile_owner:
+            shutil.rmtree(Path(config.url).parent, ignore_errors=True)
+
+    transport = LocalTransport(service, on_close=remove if volatile else None)
+    return Opened(transport, Keyring(config.signing_keys, key_file))

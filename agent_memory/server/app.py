@@ -1,0 +1,275 @@
+"""The routes: scope and verb from the path, a message from the body, the service's reply as the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, Final, NamedTuple
+
+import anyio.to_thread
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..errors import AgentMemoryError, ProtocolError, UnavailableError
+from ..keys import check_scope_name
+from ..messages import Batch, Chunk, Found, List, PrepareWrite, Search
+from ..messages import Message as StateMessage
+from ..service import StateService, chunk_name
+from ..storage.blobs import URL_SECONDS, FileBlobs
+from ..storage.object_blobs import ObjectBlobs
+from ..transports.local import LocalTransport
+from ..wire import BODY_LIMIT, VERBS, decode_request, encode_reply
+from .asgi import Disconnected, answer, header, read_body, record_of, refuse
+from .auth import Gate, LoopbackGate, host_of
+from .blob_urls import BlobUrls
+from .blobs import BlobEndpoint
+from .log import RequestLog
+from .openapi import document
+
+_REQUESTS: Final = 128
+_CALL_SECONDS: Final = 10.0
+_SWEEP_SECONDS: Final = 60.0
+_PING_SECONDS: Final = 2.0
+# JSON of this size takes about a millisecond, for which nothing else would be served.
+_LARGE: Final = 256 * 1024
+_SMALL_BATCH: Final = 4
+_SMALL_PAGE: Final = 100
+_JSON: Final = b"application/json"
+
+
+class Settings(NamedTuple):
+    """How a server presents itself; ``public_url`` is the address that clients see, by default the one they used."""
+
+    gate: Gate
+    log: RequestLog
+    public_url: str | None = None
+
+
+def create_app(service: StateService, settings: Settings | None = None) -> ASGIApp:
+    """Return the server as an ASGI application; it sweeps the store once a minute while it runs.
+
+    Without settings it answers whatever runs on this machine, without tokens.
+    """
+    settings = settings or Settings(LoopbackGate(), RequestLog(sys.stderr))
+    urls = BlobUrls(service.catalog.secret("blob-urls"))
+    routes = [
+        Route(
+            f"/v1/namespaces/{{namespace}}/applications/{{application}}/{state}/{{verb}}",
+            VerbEndpoint(service, settings, urls, state),
+        )
+        for state in ("app_state", "request_state")
+    ]
+    if isinstance(service.blobs, FileBlobs):
+        routes.append(Route("/v1/blobs/{blob}/{chunk}", BlobEndpoint(service, service.blobs, urls)))
+    routes += [
+        Route("/healthz", Fixed("/healthz", b'{"status":"ok"}')),
+        Route("/readyz", ReadyEndpoint(service)),
+        Route("/openapi.json", Fixed("/openapi.json", document())),
+    ]
+    router = Router(
+        routes, redirect_slashes=False, default=_unknown, lifespan=lambda _: _sweeping(service, settings.log)
+    )
+    return Front(router, settings)
+
+
+class Front:
+    """What stands before every route: who is let in, what becomes of errors, and the log."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._gate = settings.gate
+        self._log = settings.log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        record = record_of(scope)
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+            else:
+                record.bytes_out += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            self._gate.admit(scope["headers"])
+            if b"%" in scope["raw_path"]:
+                # Nothing here needs an escape, and a slash behind one could reach another scope.
+                raise _no_route()
+            await self._app(scope, receive, counted)
+        except Disconnected:
+            record.error = "disconnected"
+        except AgentMemoryError as error:
+            await self._refuse(error, scope, counted)
+        except Exception as error:
+            # Its text may hold a value: the type must do.
+            record.error = type(error).__name__
+            await self._refuse(UnavailableError("the server failed", code="internal"), scope, counted)
+        finally:
+            self._log.write(record)
+
+    async def _refuse(self, error: AgentMemoryError, scope: Scope, send: Send) -> None:
+        record = record_of(scope)
+        if record.status == 0:
+            await refuse(scope, send, error)
+            return
+        record.code = error.code
+        # The answer has begun: only breaking it off tells the client that it is not whole.
+        raise BrokenAnswerError from None
+
+
+class BrokenAnswerError(Exception):
+    """An answer could not be finished."""
+
+
+class VerbEndpoint:
+    """One message a request, one reply an answer."""
+
+    def __init__(self, service: StateService, settings: Settings, urls: BlobUrls, state: str) -> None:
+        self._transport = LocalTransport(service)
+        self._blobs = service.blobs
+        self._gate = settings.gate
+        self._public_url = settings.public_url
+        self._urls = urls
+        self._state = state
+        self._active = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record = record_of(scope)
+        path: dict[str, str] = scope["path_params"]
+        namespace, application, verb = path["namespace"], path["application"], path["verb"]
+        record.namespace, record.application = namespace, application
+        if verb not in VERBS:
+            raise _no_route()
+        record.route = f"/v1/namespaces/{{namespace}}/applications/{{application}}/{self._state}/{verb}"
+        if scope["method"] != "POST":
+            raise ProtocolError("the verbs take POST", code="method_not_allowed")
+        self._gate.authorize(scope["headers"], namespace, application)
+        check_scope_name(namespace, "a namespace")
+        check_scope_name(application, "an application")
+        _check_json(scope)
+        if self._active >= _REQUESTS:
+            raise UnavailableError("too many requests at once", code="overloaded", retry_after=1)
+        self._active += 1
+        try:
+            raw = await read_body(scope, receive, BODY_LIMIT)
+            message: StateMessage = await _heavy(
+                len(raw) > _LARGE, lambda: decode_request(verb, namespace, application, self._state, raw)
+            )
+            reply = await self._transport.asend(message, time.monotonic() + _CALL_SECONDS)
+            body = await _heavy(
+                _is_large(message, reply), lambda: encode_reply(message, reply, self._address(scope, message))
+            )
+        finally:
+            self._active -= 1
+        await answer(send, 200, body, _JSON)
+
+    def _address(self, scope: Scope, message: StateMessage) -> Callable[[Chunk], str]:
+        method = "PUT" if isinstance(message, PrepareWrite) else "GET"
+        if isinstance(self._blobs, ObjectBlobs):
+            store = self._blobs
+            return lambda chunk: store.url(method, *chunk_name(chunk), URL_SECONDS)
+        base = self._public_url or f"{scope['scheme']}://{host_of(scope['headers'])}"
+        return lambda chunk: self._urls.sign(base, method, chunk)
+
+
+class ReadyEndpoint:
+    """Says whether requests can be served: 503 while the catalog or the blob store does not answer."""
+
+    def __init__(self, service: StateService) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
+        record_of(scope).route = "/readyz"
+        _check_get(scope)
+        try:
+            async with asyncio.timeout(_PING_SECONDS):
+                await anyio.to_thread.run_sync(self._ping, abandon_on_cancel=True)
+            failure = None
+        except TimeoutError:
+            failure = UnavailableError("the store does not answer")
+        except AgentMemoryError as error:
+            failure = UnavailableError(str(error), code=error.code)
+        if failure is not None:
+            await refuse(scope, send, failure, status=503)
+            return
+        await answer(send, 200, b'{"status":"ready"}', _JSON)
+
+    def _ping(self) -> None:
+        self._service.catalog.ping()
+        self._service.blobs.ping()
+
+
+class Fixed:
+    """Always the same JSON."""
+
+    def __init__(self, route: str, body: bytes) -> None:
+        self._route = route
+        self._body = body
+
+    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
+        record_of(scope).route = self._route
+        _check_get(scope)
+        await answer(send, 200, self._body, _JSON)
+
+
+async def _heavy(large: bool, work: Callable[[], Any]) -> Any:
+    return await anyio.to_thread.run_sync(work) if large else work()
+
+
+def _is_large(message: Any, reply: Any) -> bool:
+    if isinstance(message, List):
+        return len(reply.found) > _SMALL_PAGE or sum(_inline_size(found) for found in reply.found) > _LARGE
+    if isinstance(message, Search):
+        return sum(_inline_size(hit.found) for hit in reply) > _LARGE
+    return isinstance(message, Batch) and len(message.operations) > _SMALL_BATCH
+
+
+def _inline_size(reply: Any) -> int:
+    return len(reply.data) if isinstance(reply, Found) and reply.data is not None else 0
+
+
+async def _unknown(_scope: Scope, _receive: Receive, _send: Send) -> None:
+    raise _no_route()
+
+
+def _no_route() -> ProtocolError:
+    return ProtocolError("there is nothing at this path", code="unknown_route")
+
+
+def _check_json(scope: Scope) -> None:
+    kind, _, parameters = (header(scope["headers"], b"content-type") or "").lower().partition(";")
+    if kind.strip() != "application/json" or parameters.strip() not in ("", "charset=utf-8", 'charset="utf-8"'):
+        raise ProtocolError("the verbs take application/json in UTF-8", code="unsupported_media_type")
+    if header(scope["headers"], b"content-encoding") not in (None, "identity"):
+        raise ProtocolError("the verbs take bodies that are not compressed", code="unsupported_media_type")
+
+
+def _check_get(scope: Scope) -> None:
+    if scope["method"] not in ("GET", "HEAD"):
+        raise ProtocolError("this path takes GET", code="method_not_allowed")
+
+
+@contextlib.asynccontextmanager
+async def _sweeping(service: StateService, log: RequestLog) -> AsyncGenerator[None]:
+    task = asyncio.create_task(_sweep_forever(service, log))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def _sweep_forever(service: StateService, log: RequestLog) -> None:
+    while True:
+        await asyncio.sleep(_SWEEP_SECONDS)
+        try:
+            await anyio.to_thread.run_sync(service.sweep)
+        except Exception as error:
+            log.event({"event": "sweep", "error": type(error).__name__})

@@ -1,0 +1,116 @@
+"""What every endpoint needs of ASGI: reading a body within bounds, answering, and being told that nobody listens."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+from starlette.types import Receive, Scope, Send
+
+from ..errors import AgentMemoryError, AuthenticationError, LimitExceededError, ProtocolError, UnavailableError
+from ..wire import encode_error
+from ..wire.problems import PROBLEM_TYPE
+from .auth import Headers
+from .log import Record
+
+BODY_SECONDS: Final = 20.0
+"""How long a small body may take to arrive, and each piece of a large one."""
+
+_DISCARDED: Final = 64 * 1024 * 1024
+_RECORD: Final = "agent_memory.record"
+
+
+class Disconnected(Exception):
+    """The client went away."""
+
+
+def record_of(scope: Scope) -> Record:
+    """Return what is known of the request that is being served."""
+    record: Record | None = scope.get(_RECORD)
+    if record is None:
+        record = scope[_RECORD] = Record(scope["method"])
+    return record
+
+
+def header(headers: Headers, name: bytes) -> str | None:
+    """Return a header that may stand there once; None if it does not. Twice is a ProtocolError."""
+    found = [value for one, value in headers if one == name]
+    if len(found) > 1:
+        raise ProtocolError("a header stands there twice", code="malformed_headers")
+    return found[0].decode("latin-1").strip() if found else None
+
+
+def declared_size(headers: Headers) -> int | None:
+    """Return the Content-Length of a request, if it has one."""
+    text = header(headers, b"content-length")
+    return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 19 else None
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """Return a request's body; raise LimitExceededError as soon as it is known to be too long."""
+    declared = declared_size(scope["headers"])
+    if declared is not None and declared > limit:
+        raise LimitExceededError(f"a request body may have at most {limit} bytes")
+    record = record_of(scope)
+    parts: list[bytes] = []
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while True:
+                part, more = await next_part(receive)
+                record.bytes_in += len(part)
+                if record.bytes_in > limit:
+                    raise LimitExceededError(f"a request body may have at most {limit} bytes")
+                if not more and not parts:
+                    return part
+                parts.append(part)
+                if not more:
+                    return b"".join(parts)
+    except TimeoutError:
+        pass
+    raise UnavailableError("the request's body did not arrive in time", code="request_timeout")
+
+
+async def next_part(receive: Receive) -> tuple[bytes, bool]:
+    """Return the next piece of a body and whether more is to come."""
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise Disconnected
+    return message.get("body", b""), message.get("more_body", False)
+
+
+async def answer(
+    send: Send, status: int, body: bytes, content_type: bytes, headers: Sequence[tuple[bytes, bytes]] = ()
+) -> None:
+    """Send a whole answer; nothing in between may keep it."""
+    fields = [
+        (b"content-type", content_type),
+        (b"content-length", str(len(body)).encode()),
+        (b"cache-control", b"no-store"),
+        *headers,
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def refuse(scope: Scope, send: Send, error: AgentMemoryError, *, status: int | None = None) -> None:
+    """Answer with the problem that stands for an error."""
+    status, body = encode_error(error, status)
+    record_of(scope).code = error.code
+    headers: list[tuple[bytes, bytes]] = []
+    if isinstance(error, AuthenticationError):
+        headers.append((b"www-authenticate", b"Bearer"))
+    if status in (429, 503):
+        pause = getattr(error, "retry_after", None) or 1
+        headers.append((b"retry-after", str(math.ceil(pause)).encode()))
+    if status == 408 or (declared_size_or(scope) > _DISCARDED):
+        # The rest of the body would be read only to be thrown away.
+        headers.append((b"connection", b"close"))
+    await answer(send, status, body, PROBLEM_TYPE.encode(), headers)
+
+
+def declared_size_or(scope: Scope) -> int:
+    """Return how much of a body the request announces; 0 if it does not say."""
+    values: list[Any] = [value for name, value in scope["headers"] if name == b"content-length"]
+    return int(values[0]) if len(values) == 1 and values[0].isdigit() and len(values[0]) < 19 else 0

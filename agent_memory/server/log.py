@@ -1,0 +1,85 @@
+"""One line of JSON a request: what was asked for and how it went, never a value, a key, a token or a query."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+from typing import TextIO
+
+from ..errors import InvalidKeyError
+from ..keys import check_scope_name
+
+
+class Record:
+    """What is known of a request while it is served."""
+
+    __slots__ = (
+        "application",
+        "bytes_in",
+        "bytes_out",
+        "code",
+        "error",
+        "method",
+        "namespace",
+        "route",
+        "start",
+        "status",
+    )
+
+    def __init__(self, method: str) -> None:
+        self.start = time.perf_counter()
+        self.method = method
+        self.route = ""
+        self.status = 0
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.namespace: str | None = None
+        self.application: str | None = None
+        self.code: str | None = None
+        self.error: str | None = None
+
+
+class RequestLog:
+    """Writes records to a text stream."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, record: Record) -> None:
+        line: dict[str, str | int | float] = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "method": record.method,
+            "route": record.route,
+            "status": record.status,
+            "ms": round((time.perf_counter() - record.start) * 1000, 2),
+            "bytes_in": record.bytes_in,
+            "bytes_out": record.bytes_out,
+        }
+        for name in ("namespace", "application"):
+            value: str | None = getattr(record, name)
+            if value is not None and _is_name(value):
+                line[name] = value
+        if record.code is not None:
+            line["code"] = record.code
+        if record.error is not None:
+            line["error"] = record.error
+        self.event(line)
+
+    def event(self, line: dict[str, str | int | float]) -> None:
+        """Write one line."""
+        try:
+            self._stream.write(f"{json.dumps(line)}\n")
+            self._stream.flush()
+        except (OSError, ValueError):
+            # Nobody reads the log any more: that is no reason to stop serving.
+            return
+
+
+def _is_name(value: str) -> bool:
+    # Before it is checked, a scope's name is whatever the other side put into the path.
+    try:
+        check_scope_name(value, "a name")
+    except InvalidKeyError:
+        return False
+    return True

@@ -1,0 +1,161 @@
+"""Running the server: what it opens, when it refuses to start, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import signal
+import socket
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from types import FrameType
+from typing import Final, NamedTuple
+from urllib.parse import urlsplit
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from ..errors import InvalidRequestError, UnavailableError
+from ..opening import open_service
+from .app import Settings, create_app
+from .auth import Gate, LoopbackGate, TokenGate, is_exposed, read_tokens
+from .log import RequestLog
+
+_STOP_SECONDS: Final = 5
+_HEAD_BYTES: Final = 64 * 1024
+# Longer than clients keep an idle connection, so that it is they who close it.
+_KEEP_ALIVE_SECONDS: Final = 75
+
+
+class Options(NamedTuple):
+    """What ``agent-memory serve`` is told."""
+
+    data: Path
+    host: str = "127.0.0.1"
+    port: int = 8420
+    token_file: Path | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    public_url: str | None = None
+
+
+def serve(options: Options) -> None:
+    """Serve until SIGTERM or SIGINT; requests that have begun are finished, within seconds.
+
+    Raises an AgentMemoryError that says why if the server does not start.
+    """
+    gate = _gate(options)
+    public_url = _public_url(options.public_url)
+    listener = _listen(options.host, options.port)
+    try:
+        service = open_service(str(options.data))
+    except BaseException:
+        listener.close()
+        raise
+    try:
+        app = create_app(service, Settings(gate, RequestLog(sys.stderr), public_url))
+        config = uvicorn.Config(
+            app,
+            http=_BoundedProtocol,
+            ws="none",
+            lifespan="on",
+            loop="asyncio",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=_STOP_SECONDS,
+        )
+        _Server(config).run(sockets=[listener])
+    finally:
+        service.close()
+
+
+class _BoundedProtocol(HttpToolsProtocol):
+    """Ends a connection whose request line and headers go on and on; the parser itself would keep them all."""
+
+    _in_head = False
+    _head_size = 0
+
+    def on_message_begin(self) -> None:
+        self._in_head, self._head_size = True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._in_head:
+            self._head_size += len(data)
+            if self._head_size > _HEAD_BYTES:
+                self.transport.abort()
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens once it does, and ends without an error when it is told to."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for one in sockets or []:
+            host, port = one.getsockname()[:2]
+            print(f"agent-memory listening on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        def stop(_signal: int, _frame: FrameType | None) -> None:
+            self.should_exit = True
+
+        before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler)
+
+
+def _gate(options: Options) -> Gate:
+    if options.token_file is not None:
+        grants = read_tokens(options.token_file)
+        if is_exposed(options.token_file):
+            print("agent-memory: warning: others can read the token file; chmod 600 it", file=sys.stderr)
+        return TokenGate(grants)
+    if not _is_loopback(options.host):
+        raise InvalidRequestError(f"{options.host} can be reached from other machines: it needs a --token-file")
+    return LoopbackGate(options.allowed_hosts)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _public_url(text: str | None) -> str | None:
+    if text is None:
+        return None
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
+        raise InvalidRequestError("--public-url is http:// or https:// with a host, and without a query or a password")
+    return text.rstrip("/")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= 65_535:
+        # getaddrinfo would take it modulo 65,536.
+        raise InvalidRequestError(f"there is no port {port}")
+    try:
+        # With the protocol named, asyncio sends small answers at once; without it they would wait 40 ms for an ACK.
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with contextlib.ExitStack() as stack:
+            listener = stack.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            stack.pop_all()
+            return listener
+    except OSError as error:
+        reason = error.strerror
+    raise UnavailableError(f"cannot listen on {host} port {port}: {reason}")

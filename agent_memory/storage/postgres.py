@@ -1,0 +1,242 @@
+"""The catalog in PostgreSQL: any server that speaks its language, shared by any number of processes.
+
+Opening never changes the schema: ``migrate`` does. The time is the database's. Every statement runs on its own, as one
+transaction, except batches and writes of large values.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, TypeVar
+
+import psycopg
+
+from ..errors import UnavailableError
+from ..messages import Entry, List, Scope, Write
+from . import postgres_sweep as sweep
+from .catalog import DEAD, STAGED, BlobRow, Clock, LoadBlob, Operation, Row, StoredValue, replay
+from .migrations.postgres import VECTOR_SCHEMA, check_schema, migrate
+from .postgres_apply import Context, apply, receipt
+from .postgres_connections import Pool, Session, Settings
+from .postgres_rows import COLUMNS, DATABASE_TIME, NOW, live, to_row
+from .postgres_search import list_keys, list_segments
+from .postgres_sweep import BLOB_COLUMNS
+
+__all__ = ["PostgresCatalog", "migrate"]
+
+T = TypeVar("T")
+
+_PAGE: Final = 200
+_READ: Final[Any] = (
+    f"SELECT {COLUMNS} FROM agent_memory.entry AS entry "
+    f"WHERE scope = $1::text AND key = $2::text AND {live(parameter='$3')}"
+)
+
+
+class PostgresCatalog:
+    """A catalog in a PostgreSQL database that was prepared with ``agent-memory migrate``.
+
+    Args:
+        dsn: ``postgresql://user:password@host/database``, or what else libpq takes.
+        connections: how many may be open at once.
+        wait_seconds: how long a call waits for one of them.
+        statement_seconds: how long a statement may take; waiting for another's write at most half of it.
+        clock: microseconds since 1970; only tests give one, else it is the database's.
+
+    Raises:
+        UnavailableError: the server cannot be reached (``unreachable``), or the database was never migrated
+            (``schema_missing``), or by a newer release (``newer_schema``).
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        connections: int = 16,
+        wait_seconds: float = 2.0,
+        statement_seconds: float = 10.0,
+        clock: Clock | None = None,
+    ) -> None:
+        self._clock = clock
+        self._pool = Pool(dsn, Settings(connections, wait_seconds, statement_seconds, statement_seconds / 2))
+        self._vectors = self._pool.run(_check)
+
+    @property
+    def clock(self) -> Clock:
+        return self._clock or self._database_time
+
+    def _database_time(self) -> int:
+        return int(self._rows(f"SELECT {DATABASE_TIME}")[0][0])
+
+    def _now(self) -> int | None:
+        return None if self._clock is None else self._clock()
+
+    def _rows(self, statement: str, values: dict[str, Any] | None = None) -> list[Any]:
+        return self._pool.run(lambda session: session.rows(statement, values))
+
+    # -- reads -------------------------------------------------------------------------------------------------------
+
+    def read(self, scope: Scope, key: str) -> Row | None:
+        # The hottest path: no context managers and no closures here.
+        values = (scope.path, key, None if self._clock is None else self._clock())
+        pool = self._pool
+        session = pool.acquire()
+        try:
+            session.reader.execute(_READ, values, binary=True)
+            row = session.reader.fetchone()
+        except psycopg.Error as error:
+            failure = pool.failed(session, error)
+            if not failure.again:
+                raise failure.error from None
+            return pool.run(lambda session: _read(session, values))
+        except BaseException:
+            pool.release(session)
+            raise
+        pool.release(session)
+        return None if row is None else to_row(row)
+
+    def list(self, request: List) -> list[Row]:
+        return self._pool.run(lambda session: list_keys(session, request, self._now()))
+
+    def list_segments(self, scope: Scope, prefix: str, *, after: str | None, limit: int) -> list[str]:
+        return self._pool.run(
+            lambda session: list_segments(session, scope, prefix, after=after, limit=limit, now=self._now())
+        )
+
+    def receipt(self, write: Write) -> Entry | None:
+        known = self._pool.run(lambda session: receipt(session, write))
+        return replay(write, known) if known else None
+
+    def blob(self, blob_id: str) -> BlobRow | None:
+        rows = self._rows(f"SELECT {BLOB_COLUMNS} FROM agent_memory.blob WHERE id = %(id)s", {"id": blob_id})
+        return BlobRow(*rows[0]) if rows else None
+
+    def values(self) -> Iterator[StoredValue]:
+        statement = (
+            "SELECT scope, key, size, sha256, value, blob_id, chunk_size FROM agent_memory.entry "
+            "WHERE (scope, key) > (%(scope)s, %(key)s) AND NOT deleted ORDER BY scope, key LIMIT %(limit)s"
+        )
+        place = {"scope": "", "key": "", "limit": _PAGE}
+        while rows := self._rows(statement, place):
+            yield from (StoredValue(*row) for row in rows)
+            place |= {"scope": rows[-1][0], "key": rows[-1][1]}
+
+    def blobs(self) -> Iterator[BlobRow]:
+        statement = f"SELECT {BLOB_COLUMNS} FROM agent_memory.blob WHERE id > %(id)s ORDER BY id LIMIT %(limit)s"
+        place = {"id": "", "limit": _PAGE}
+        while rows := self._rows(statement, place):
+            yield from (BlobRow(*row) for row in rows)
+            place["id"] = rows[-1][0]
+
+    def ping(self) -> None:
+        self._rows("SELECT 1 FROM agent_memory.migration LIMIT 1")
+
+    # -- writes ------------------------------------------------------------------------------------------------------
+
+    def apply(self, operations: Sequence[Operation], load: LoadBlob) -> list[Any]:
+        context = Context(self._now(), self._vectors, load)
+        return self._pool.run(lambda session: apply(session, operations, context))
+
+    def touch(self, scope: Scope, keys: Sequence[str]) -> None:
+        self._rows(
+            f"""WITH wanted AS MATERIALIZED (
+                SELECT key FROM agent_memory.entry WHERE scope = %(scope)s AND key = ANY(%(keys)s)
+                    AND expires_us > {NOW} ORDER BY key FOR NO KEY UPDATE)
+            UPDATE agent_memory.entry AS entry SET expires_us = {NOW} + ttl_us FROM wanted
+                WHERE entry.scope = %(scope)s AND entry.key = wanted.key AND entry.expires_us > {NOW}""",
+            {"scope": scope.path, "keys": list(keys), "now": self._now()},
+        )
+
+    def stage(self, blob: BlobRow) -> None:
+        self._rows(
+            f"INSERT INTO agent_memory.blob ({BLOB_COLUMNS}) VALUES (%(id)s, %(scope)s, %(key)s, %(size)s, "
+            "%(chunk_size)s, %(state)s, %(at_us)s) ON CONFLICT (id) DO NOTHING",
+            blob._asdict(),
+        )
+
+    def renew(self, blob_id: str) -> bool:
+        rows = self._rows(
+            f"UPDATE agent_memory.blob SET at_us = {NOW} WHERE id = %(id)s AND state = '{STAGED}' RETURNING id",
+            {"id": blob_id, "now": self._now()},
+        )
+        return bool(rows)
+
+    def mend_blob(self, blob: BlobRow) -> None:
+        self._rows(
+            f"INSERT INTO agent_memory.blob ({BLOB_COLUMNS}) VALUES (%(id)s, %(scope)s, %(key)s, %(size)s, "
+            "%(chunk_size)s, %(state)s, %(at_us)s) ON CONFLICT (id) DO UPDATE SET scope = excluded.scope, "
+            "key = excluded.key, size = excluded.size, chunk_size = excluded.chunk_size, state = excluded.state, "
+            "at_us = excluded.at_us",
+            blob._asdict(),
+        )
+
+    def secret(self, name: str) -> bytes:
+        self._rows(
+            "INSERT INTO agent_memory.secret VALUES (%(name)s, %(value)s) ON CONFLICT (name) DO NOTHING",
+            {"name": name, "value": secrets.token_bytes(32)},
+        )
+        rows = self._rows("SELECT value FROM agent_memory.secret WHERE name = %(name)s", {"name": name})
+        return bytes(rows[0][0])
+
+    # -- sweeping ----------------------------------------------------------------------------------------------------
+
+    def claim_blobs(self, *, staged_before: int, garbage_before: int, limit: int) -> list[BlobRow]:
+        return self._pool.run(
+            lambda session: sweep.claim_blobs(
+                session, staged_before=staged_before, garbage_before=garbage_before, limit=limit, now=self._now()
+            )
+        )
+
+    def dead_blobs(self, *, before: int, limit: int) -> list[BlobRow]:
+        rows = self._rows(
+            f"SELECT {BLOB_COLUMNS} FROM agent_memory.blob WHERE state = '{DEAD}' AND at_us < %(before)s "
+            "LIMIT %(limit)s",
+            {"before": before, "limit": limit},
+        )
+        return [BlobRow(*row) for row in rows]
+
+    def forget_blobs(self, ids: Sequence[str]) -> None:
+        if ids:
+            self._rows(
+                f"DELETE FROM agent_memory.blob WHERE id = ANY(%(ids)s) AND state = '{DEAD}'", {"ids": sorted(ids)}
+            )
+
+    def expire(self, *, limit: int) -> int:
+        return self._swept(lambda session, now, vectors: sweep.expire(session, limit=limit, now=now, vectors=vectors))
+
+    def drop_tombstones(self, *, before: int, limit: int) -> int:
+        return self._pool.run(lambda session: sweep.drop_tombstones(session, before=before, limit=limit))
+
+    def drop_receipts(self, *, before: int, limit: int) -> int:
+        return self._pool.run(lambda session: sweep.drop_receipts(session, before=before, limit=limit))
+
+    def drop_requests(self, *, before: int, limit: int) -> int:
+        return self._swept(
+            lambda session, now, vectors: sweep.drop_requests(
+                session, before=before, limit=limit, now=now, vectors=vectors
+            )
+        )
+
+    def _swept(self, step: Callable[[Session, int | None, bool], int]) -> int:
+        return self._pool.run(lambda session: step(session, self._now(), self._vectors is not None))
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+def _check(session: Session) -> str | None:
+    """Return the schema of pgvector's type if this database can hold vectors; raise if it cannot be used at all."""
+    if not check_schema(session.connection):
+        return None
+    rows = session.rows(VECTOR_SCHEMA)
+    if not rows:
+        raise UnavailableError(
+            "the PostgreSQL extension pgvector was removed from this database", code="schema_missing"
+        )
+    return str(rows[0][0])
+
+
+def _read(session: Session, values: Sequence[Any]) -> Row | None:
+    row = session.reader.execute(_READ, values, binary=True).fetchone()
+    return None if row is None else to_row(row)

@@ -1,0 +1,126 @@
+"""Sweeping a PostgreSQL catalog: each step is one statement, and skips what another sweep or a writer has locked."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from .catalog import DEAD, GARBAGE, STAGED, BlobRow
+from .postgres_connections import Session
+from .postgres_rows import NOW
+
+BLOB_COLUMNS: Final = "id, scope, key, size, chunk_size, state, at_us"
+
+_RETIRE: Final = (
+    "UPDATE agent_memory.blob AS blob SET state = 'garbage', at_us = {now} FROM {source} "
+    "WHERE blob.id = {source}.blob_id"
+)
+_FORGET: Final = (
+    "DELETE FROM agent_memory.vector AS vector USING {source} "
+    "WHERE vector.scope = {source}.scope AND vector.key = {source}.key"
+)
+
+
+def claim_blobs(
+    session: Session, *, staged_before: int, garbage_before: int, limit: int, now: int | None
+) -> list[BlobRow]:
+    """See ``Catalog.claim_blobs``."""
+    rows = session.rows(
+        f"""WITH old AS MATERIALIZED (
+            SELECT id FROM agent_memory.blob
+            WHERE (state = '{STAGED}' AND at_us < %(staged)s) OR (state = '{GARBAGE}' AND at_us < %(garbage)s)
+            LIMIT %(limit)s FOR UPDATE SKIP LOCKED)
+        UPDATE agent_memory.blob AS blob SET state = '{DEAD}', at_us = {NOW} FROM old WHERE blob.id = old.id
+        RETURNING {_of("blob")}""",
+        {"staged": staged_before, "garbage": garbage_before, "limit": limit, "now": now},
+    )
+    return [BlobRow(*row) for row in rows]
+
+
+def expire(session: Session, *, limit: int, now: int | None, vectors: bool) -> int:
+    """See ``Catalog.expire``."""
+    return _count(
+        session,
+        f"""WITH old AS MATERIALIZED (
+            SELECT scope, key, blob_id FROM agent_memory.entry
+            WHERE expires_us IS NOT NULL AND expires_us <= {NOW} LIMIT %(limit)s FOR UPDATE SKIP LOCKED),
+        retired AS ({_RETIRE.format(source="old", now=NOW)}),
+        {f"forgotten AS ({_FORGET.format(source='old')})," if vectors else ""}
+        gone AS (UPDATE agent_memory.entry AS entry SET deleted = true, searchable = false, updated_us = {NOW},
+            size = 0, expires_us = NULL, ttl_us = NULL, signature = NULL, provenance = NULL, blob_id = NULL,
+            chunk_size = NULL, projection = NULL, value = NULL
+            FROM old WHERE entry.scope = old.scope AND entry.key = old.key RETURNING 1)
+        SELECT count(*) FROM gone""",
+        {"limit": limit, "now": now},
+    )
+
+
+def drop_tombstones(session: Session, *, before: int, limit: int) -> int:
+    """See ``Catalog.drop_tombstones``: the floor is raised where the tombstone goes, so no snapshot misses both."""
+    return _count(
+        session,
+        """WITH old AS MATERIALIZED (
+            SELECT scope, key, version FROM agent_memory.entry WHERE deleted AND updated_us < %(before)s
+            LIMIT %(limit)s FOR UPDATE SKIP LOCKED),
+        raised AS (INSERT INTO agent_memory.scope AS scope (scope, version_floor)
+            SELECT scope, max(version) FROM old GROUP BY scope ORDER BY scope ON CONFLICT (scope)
+            DO UPDATE SET version_floor = greatest(scope.version_floor, excluded.version_floor)),
+        gone AS (DELETE FROM agent_memory.entry AS entry USING old
+            WHERE entry.scope = old.scope AND entry.key = old.key RETURNING 1)
+        SELECT count(*) FROM gone""",
+        {"before": before, "limit": limit},
+    )
+
+
+def drop_receipts(session: Session, *, before: int, limit: int) -> int:
+    """See ``Catalog.drop_receipts``."""
+    return _count(
+        session,
+        """WITH old AS MATERIALIZED (
+            SELECT scope, write_id FROM agent_memory.receipt WHERE at_us < %(before)s ORDER BY at_us
+            LIMIT %(limit)s FOR UPDATE SKIP LOCKED),
+        gone AS (DELETE FROM agent_memory.receipt AS receipt USING old
+            WHERE receipt.scope = old.scope AND receipt.write_id = old.write_id RETURNING 1)
+        SELECT count(*) FROM gone""",
+        {"before": before, "limit": limit},
+    )
+
+
+def drop_requests(session: Session, *, before: int, limit: int, now: int | None, vectors: bool) -> int:
+    """See ``Catalog.drop_requests``."""
+    handled = 0
+    skipped: list[str] = []
+    while handled < limit:
+        with session.connection.transaction():
+            scopes = session.rows(
+                "SELECT scope FROM agent_memory.scope WHERE last_write_us IS NOT NULL AND last_write_us < %(before)s "
+                "AND scope <> ALL(%(skipped)s::text[]) LIMIT 1 FOR UPDATE SKIP LOCKED",
+                {"before": before, "skipped": skipped},
+            )
+            if not scopes:
+                break
+            scope, room = scopes[0][0], limit - handled
+            # A writer may hold one of the keys and wait for the scope: waiting for that writer would be a deadlock.
+            keys = _count(
+                session,
+                f"""WITH old AS MATERIALIZED (
+                    SELECT scope, key, blob_id FROM agent_memory.entry WHERE scope = %(scope)s
+                    LIMIT %(limit)s FOR UPDATE SKIP LOCKED),
+                retired AS ({_RETIRE.format(source="old", now=NOW)}),
+                {f"forgotten AS ({_FORGET.format(source='old')})," if vectors else ""}
+                gone AS (DELETE FROM agent_memory.entry AS entry USING old
+                    WHERE entry.scope = old.scope AND entry.key = old.key RETURNING 1)
+                SELECT count(*) FROM gone""",
+                {"scope": scope, "limit": room, "now": now},
+            )
+            if keys < room:
+                session.rows("DELETE FROM agent_memory.scope WHERE scope = %(scope)s", {"scope": scope})
+            handled += keys + 1
+    return handled
+
+
+def _count(session: Session, statement: str, values: dict[str, Any]) -> int:
+    return int(session.rows(statement, values)[0][0])
+
+
+def _of(table: str) -> str:
+    return ", ".join(f"{table}.{name}" for name in BLOB_COLUMNS.split(", "))

@@ -1,0 +1,215 @@
+"""Writes in PostgreSQL: one statement that checks, writes and records a write, for one key or for many.
+
+Under READ COMMITTED a write waits for the row's lock and then tests its conditions on the newest version, not on the
+one of its snapshot: ``ON CONFLICT … DO UPDATE … WHERE`` and ``UPDATE … WHERE`` both do. So conditions are linearizable
+per key without a lock of our own. What a snapshot decides is only what cannot change behind it:
+
+- The version of a key without a row is above the scope's floor and above the version that the snapshot still sees. A
+  sweep drops a tombstone and raises the floor in one transaction, so every snapshot has at least one of the two.
+- A receipt that is missing in the snapshot but there by now violates the receipts' key: nothing is written.
+
+A statement that cannot write every row it was given writes none, and says nothing about why. Only then the
+receipts and the rows are read, and the write is repeated, answered from its receipt, or refused.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
+
+import pydantic_core
+
+from ..messages import JSON, CommitWrite, Entry, Write
+from .catalog import entry_of, fingerprint
+from .postgres_connections import Cursor
+from .postgres_rows import LIVE, NOW
+
+_FIELDS: Final = {
+    "key": "text", "write_id": "text", "fingerprint": "text", "token": "text", "if_match": "text", "size": "bigint",
+    "sha256": "text", "content_type": "text", "signature": "text", "schema_name": "text", "schema_version": "bigint",
+    "ttl_us": "bigint", "provenance": "text", "blob_id": "text", "searchable": "boolean", "projectable": "boolean",
+    "data": "bytea",
+}  # fmt: skip
+
+
+class Kind(NamedTuple):
+    """What writes of one statement have in common."""
+
+    verb: str
+    scope: str
+    in_request: bool
+    create: bool = False
+    keep_ttl: bool = False
+
+
+def kind_of(write: Write) -> Kind:
+    """Return the kind of a write: ``put``, ``swap`` if it names the version to replace, or ``delete``."""
+    in_request = write.scope.request_id is not None
+    if not isinstance(write, CommitWrite):
+        return Kind("delete", write.scope.path, in_request)
+    verb = "put" if write.if_match is None else "swap"
+    return Kind(verb, write.scope.path, in_request, write.if_none_match, write.keep_ttl and write.ttl_seconds is None)
+
+
+def is_simple(write: Write) -> bool:
+    """Say whether one statement carries out a write: no blob to claim, no vectors to keep."""
+    return not isinstance(write, CommitWrite) or (write.blob is None and not write.vectors)
+
+
+def start(cursor: Cursor, kind: Kind, writes: Sequence[Write], *, now: int | None, vectors: bool, plain: bool) -> None:
+    """Execute the statement that carries out writes of one kind to different keys; ``plain`` projects no JSON."""
+    many = len(writes) > 1
+    inputs = [_input(write, plain) for write in writes]
+    values: dict[str, Any] = {"scope": kind.scope, "now": now}
+    if many:
+        inputs.sort(key=lambda one: one[0].encode())
+        values.update(zip(_FIELDS, map(list, zip(*inputs, strict=True)), strict=True))
+    else:
+        values.update(zip(_FIELDS, inputs[0], strict=True))
+    statement: Any = _statement(kind._replace(scope=""), many, vectors)
+    cursor.execute(statement, values, prepare=True)
+
+
+def finish(writes: Sequence[Write], rows: Sequence[Any]) -> dict[str, Entry | None]:
+    """Return the entries of the writes that were carried out, by key; None for a delete that found nothing."""
+    by_key = {write.key: write for write in writes}
+    return {
+        key: None if version is None else entry_of(by_key[key], version, etag, created_us, updated_us, expires_us)
+        for key, version, etag, created_us, updated_us, expires_us in rows
+    }
+
+
+def _input(write: Write, plain: bool) -> tuple[Any, ...]:
+    """Return a write as the values of _FIELDS."""
+    provenance = json.dumps(dict(write.provenance)) if write.provenance else None
+    head = (write.key, write.write_id, fingerprint(write), secrets.token_hex(8), write.if_match)
+    if not isinstance(write, CommitWrite):
+        return (*head, 0, "", "", None, None, None, None, provenance, None, False, False, None)
+    entry = entry_of(write, 0, "", 0, 0, None)
+    # A large value may be an object: a search has to load it to see.
+    searchable = write.content_type == JSON and (write.data is None or write.data[:1] == b"{")
+    return (
+        *head, entry.size, entry.sha256, entry.content_type, entry.signature, entry.schema_name, entry.schema_version,
+        None if write.ttl_seconds is None else round(write.ttl_seconds * 1_000_000), provenance,
+        None if write.blob is None else write.blob.id, searchable,
+        searchable and not plain and write.data is not None and _projectable(write.data), write.data,
+    )  # fmt: skip
+
+
+def _projectable(data: bytes) -> bool:
+    """Say whether JSONB can hold this JSON: it knows no NUL and no lone surrogate."""
+    if b"\\u" in data and (b"\\u0000" in data or b"\\ud" in data or b"\\uD" in data):
+        return False
+    try:
+        pydantic_core.from_json(data, allow_inf_nan=False)
+    except ValueError:
+        return False
+    return True
+
+
+# -- statements ------------------------------------------------------------------------------------------------------
+
+_SET: Final = """
+    version = entry.version + 1, updated_us = clock.us, deleted = {deleted}, size = input.size, sha256 = input.sha256,
+    content_type = input.content_type, signature = input.signature, schema_name = input.schema_name,
+    schema_version = input.schema_version, provenance = input.provenance, searchable = input.searchable,
+    etag = (entry.version + 1) || '-' || input.token, replaced_blob_id = entry.blob_id, blob_id = input.blob_id"""
+
+
+@lru_cache(maxsize=64)
+def _statement(kind: Kind, many: bool, vectors: bool) -> str:
+    if many:
+        fields = ", ".join(f"%({name})b::{of}[]" for name, of in _FIELDS.items())
+        source = f"SELECT * FROM unnest({fields}) AS one ({', '.join(_FIELDS)})"
+    else:
+        source = "SELECT " + ", ".join(f"%({name})s::{of} AS {name}" for name, of in _FIELDS.items())
+    write = _DELETE if kind.verb == "delete" else _put(kind) if kind.verb == "put" else _swap(kind)
+    parts = [
+        f"WITH input AS MATERIALIZED ({source})",
+        f"clock AS MATERIALIZED (SELECT {NOW} AS us)",
+        f"put AS ({write} RETURNING entry.key, entry.version, entry.etag, entry.created_us, entry.updated_us, "
+        "entry.expires_us, entry.replaced_blob_id)",
+        f"done AS ({_DONE_DELETE if kind.verb == 'delete' else _DONE})",
+        "recorded AS (INSERT INTO agent_memory.receipt (scope, write_id, at_us, fingerprint, version, etag, "
+        "created_us, updated_us, expires_us) SELECT %(scope)s, input.write_id, clock.us, input.fingerprint, "
+        "done.version, done.etag, done.created_us, done.updated_us, done.expires_us "
+        "FROM done JOIN input ON input.key = done.key CROSS JOIN clock)",
+        "retired AS (UPDATE agent_memory.blob AS blob SET state = 'garbage', at_us = clock.us FROM put, clock "
+        "WHERE blob.id = put.replaced_blob_id)",
+    ]
+    if vectors:
+        parts.append(
+            "forgotten AS (DELETE FROM agent_memory.vector AS vector USING put WHERE vector.scope = %(scope)s "
+            "AND vector.key = put.key AND vector.version < put.version)"
+        )
+    if kind.in_request:
+        parts.append(
+            "request AS (INSERT INTO agent_memory.scope AS scope (scope, last_write_us) SELECT %(scope)s, clock.us "
+            "FROM clock WHERE EXISTS (SELECT FROM done) ON CONFLICT (scope) DO UPDATE "
+            "SET last_write_us = greatest(scope.last_write_us, excluded.last_write_us))"
+        )
+    # All or none: dividing by zero undoes the statement.
+    all_done = "WHERE 1 / ((SELECT count(*) FROM done) = (SELECT count(*) FROM input))::integer = 1"
+    return (
+        f"{', '.join(parts)} SELECT key, version, etag, created_us, updated_us, expires_us FROM done "
+        f"{all_done if many else ''}"
+    )
+
+
+_DONE: Final = "SELECT key, version, etag, created_us, updated_us, expires_us FROM put"
+_UNKNOWN: Final = (
+    "NOT EXISTS (SELECT FROM agent_memory.receipt AS receipt WHERE receipt.scope = %(scope)s "
+    "AND receipt.write_id = input.write_id)"
+)
+_DONE_DELETE: Final = f"""{_DONE} UNION ALL SELECT input.key, NULL, '', 0, 0, NULL FROM input
+WHERE input.if_match IS NULL AND {_UNKNOWN} AND NOT EXISTS (SELECT FROM put WHERE put.key = input.key)"""
+_PROJECTION: Final = "CASE WHEN input.projectable THEN convert_from(input.data, 'UTF8')::jsonb END"
+_CHUNK_SIZE: Final = "(SELECT blob.chunk_size FROM agent_memory.blob AS blob WHERE blob.id = input.blob_id)"
+
+
+def _put(kind: Kind) -> str:
+    kept = f"CASE WHEN {LIVE} THEN entry.{{0}} ELSE excluded.{{0}} END" if kind.keep_ttl else "excluded.{0}"
+    return f"""
+        INSERT INTO agent_memory.entry AS entry (scope, key, version, etag, size, sha256, content_type, signature,
+            schema_name, schema_version, created_us, updated_us, expires_us, ttl_us, provenance, deleted, searchable,
+            blob_id, chunk_size, projection, value)
+        SELECT %(scope)s, input.key, last.version + 1, (last.version + 1) || '-' || input.token, input.size,
+            input.sha256, input.content_type, input.signature, input.schema_name, input.schema_version, clock.us,
+            clock.us, clock.us + input.ttl_us, input.ttl_us, input.provenance, false, input.searchable, input.blob_id,
+            {_CHUNK_SIZE}, {_PROJECTION}, input.data
+        FROM clock, input, LATERAL (SELECT greatest(0,
+            (SELECT seen.version FROM agent_memory.entry AS seen
+                WHERE seen.scope = %(scope)s AND seen.key = input.key),
+            (SELECT scope.version_floor FROM agent_memory.scope AS scope WHERE scope.scope = %(scope)s)
+            ) AS version OFFSET 0) AS last
+        WHERE {_UNKNOWN}
+        ORDER BY input.key COLLATE "C"
+        ON CONFLICT (scope, key) DO UPDATE SET version = entry.version + 1,
+            etag = (entry.version + 1) || '-' || split_part(excluded.etag, '-', 2), size = excluded.size,
+            sha256 = excluded.sha256, content_type = excluded.content_type, signature = excluded.signature,
+            schema_name = excluded.schema_name, schema_version = excluded.schema_version,
+            created_us = CASE WHEN {LIVE} THEN entry.created_us ELSE excluded.created_us END,
+            updated_us = excluded.updated_us, expires_us = {kept.format("expires_us")},
+            ttl_us = {kept.format("ttl_us")}, provenance = excluded.provenance, deleted = false,
+            searchable = excluded.searchable, replaced_blob_id = entry.blob_id, blob_id = excluded.blob_id,
+            chunk_size = excluded.chunk_size, projection = excluded.projection, value = excluded.value
+        {f"WHERE NOT ({LIVE})" if kind.create else ""}"""
+
+
+def _swap(kind: Kind) -> str:
+    kept = "entry.expires_us, entry.ttl_us" if kind.keep_ttl else "clock.us + input.ttl_us, input.ttl_us"
+    return f"""
+        UPDATE agent_memory.entry AS entry SET {_SET.format(deleted="false")}, (expires_us, ttl_us) = ROW({kept}),
+            chunk_size = {_CHUNK_SIZE}, projection = {_PROJECTION}, value = input.data
+        FROM input, clock WHERE entry.scope = %(scope)s AND entry.key = input.key AND {LIVE}
+            AND entry.etag = input.if_match AND {_UNKNOWN}"""
+
+
+_DELETE: Final = f"""
+    UPDATE agent_memory.entry AS entry SET {_SET.format(deleted="true")}, expires_us = NULL, ttl_us = NULL,
+        chunk_size = NULL, projection = NULL, value = NULL
+    FROM input, clock WHERE entry.scope = %(scope)s AND entry.key = input.key AND {LIVE}
+        AND (input.if_match IS NULL OR entry.etag = input.if_match) AND {_UNKNOWN}"""

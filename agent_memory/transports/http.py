@@ -1,0 +1,314 @@
+"""The way to a store behind a server: each message is one HTTP request, one attempt; the flows repeat it.
+
+Requests go through httpx's transports, below its clients: no URL in anybody's log, no redirects, no cookies or proxies
+from the environment. No httpx exception gets out, not even as the context of another: their texts repeat URLs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import ssl
+import time
+from collections.abc import AsyncIterable, Coroutine, Iterable, Sequence
+from typing import Any, Final, NamedTuple, cast
+from weakref import WeakKeyDictionary
+
+import httpx
+
+from ..errors import (
+    AgentMemoryError,
+    InvalidRequestError,
+    PermissionDeniedError,
+    ProtocolError,
+    TimedOutError,
+    UnavailableError,
+)
+from ..keys import check_scope_name
+from ..messages import Backup, Check, CommitWrite, GetRange, Message, PutChunk, Scope, Sweep
+from ..wire import encode_request
+from ..wire.requests import scope_of
+from .exchanges import ApiCall, Download, Exchange, Slices, Upload
+
+_CONNECT_SECONDS: Final = 5.0
+_SMALL_SECONDS: Final = 10.0
+_TRANSFER_SECONDS: Final = 30.0
+_CLOSE_SECONDS: Final = 2.0
+_LIMITS: Final = httpx.Limits(max_connections=100, max_keepalive_connections=32, keepalive_expiry=30.0)
+_FAILURES: Final = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError)
+_PORTS: Final = {"http": 80, "https": 443}
+_AGENT: Final = (b"User-Agent", b"agent-memory")
+
+
+class Origin(NamedTuple):
+    """Who answers at a URL; ``port`` None is any scheme's own."""
+
+    scheme: str
+    host: str
+    port: int
+
+
+class HttpTransport:
+    """Carries messages of one application to a server.
+
+    Thread-safe. One pool of connections serves all threads, and one each event loop.
+
+    Args:
+        base_url: the server's address, ``http`` or ``https``, without the scope's path.
+        token: sent to the API's own routes and nowhere else.
+        blob_hosts: ``host`` or ``host:port`` of object stores that chunks may be fetched from and sent to, over https;
+            a loopback host may be reached over http.
+        ssl_context: what certificates are checked with; by default the ones that come with ``certifi``.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        namespace: str,
+        application: str,
+        token: str | None = None,
+        blob_hosts: Sequence[str] = (),
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        base = _parse(base_url)
+        if base is None or base.scheme not in _PORTS or not base.host or base.userinfo or base.query or base.fragment:
+            raise InvalidRequestError("a server's address is http:// or https:// with a host, and without a password")
+        if token is not None and not (token.isascii() and token.isprintable() and token and " " not in token):
+            raise InvalidRequestError("a token is printable ASCII without spaces")
+        self._scope = Scope(check_scope_name(namespace, "a namespace"), check_scope_name(application, "an application"))
+        self._origin = _origin(base)
+        self._root = f"{str(base).rstrip('/')}/v1/namespaces/{namespace}/applications/{application}"
+        self._urls: dict[str, httpx.URL] = {}
+        self._token = token
+        self._headers = [
+            (b"Host", base.netloc),
+            _AGENT,
+            (b"Accept-Encoding", b"identity"),
+            (b"Content-Type", b"application/json"),
+        ]
+        if token is not None:
+            self._headers.append((b"Authorization", f"Bearer {token}".encode()))
+        self._blob_hosts = frozenset(host.lower() for host in blob_hosts)
+        self._ssl = ssl_context or _ssl_context(base.scheme == "https" or bool(blob_hosts))
+        self._pool = httpx.HTTPTransport(verify=self._ssl, trust_env=False, limits=_LIMITS)
+        self._async_pools: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncHTTPTransport] = WeakKeyDictionary()
+        self._closed = False
+
+    def send(self, message: Message, deadline: float) -> Any:
+        """Answer a message from this thread, in one attempt."""
+        request, exchange = self._start(message, deadline)
+        try:
+            response = self._pool.handle_request(request)
+            try:
+                exchange.begin(response.status_code, response.headers)
+                for part in cast(Iterable[bytes], response.stream):
+                    exchange.feed(part)
+                    if time.monotonic() > deadline:
+                        raise TimeoutError
+            finally:
+                response.close()
+            failure = None
+        except _FAILURES as error:
+            failure = _failure(error, deadline)
+        if failure is not None:
+            # Outside the handler, so that the error does not carry httpx's as its context.
+            raise failure
+        return exchange.end()
+
+    async def asend(self, message: Message, deadline: float) -> Any:
+        """Answer a message from the event loop, in one attempt."""
+        request, exchange = self._start(message, deadline)
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                response = await self._async_pool().handle_async_request(request)
+                try:
+                    exchange.begin(response.status_code, response.headers)
+                    async for part in cast(AsyncIterable[bytes], response.stream):
+                        exchange.feed(part)
+                finally:
+                    await response.aclose()
+            failure = None
+        except _FAILURES as error:
+            failure = _failure(error, deadline)
+        if failure is not None:
+            raise failure
+        return exchange.end()
+
+    def _start(self, message: Message, deadline: float) -> tuple[httpx.Request, Exchange]:
+        if self._closed:
+            raise UnavailableError("this memory is closed", code="closed")
+        if isinstance(message, Sweep | Check | Backup):
+            raise PermissionDeniedError(
+                "looking after the store belongs to whoever runs the server: agent-memory sweep|check|backup --data …"
+            )
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            raise TimedOutError("the call's time is over")
+        if isinstance(message, PutChunk):
+            return self._upload(message, remaining)
+        if isinstance(message, GetRange):
+            return self._download(message, remaining)
+        return self._call(message, remaining)
+
+    def _call(self, message: Message, remaining: float) -> tuple[httpx.Request, Exchange]:
+        scope = scope_of(message)
+        if scope[:2] != self._scope[:2]:
+            raise InvalidRequestError("this connection speaks for another application")
+        verb, body = encode_request(message)
+        path = f"app_state/{verb}" if scope.request_id is None else f"request_state/{verb}"
+        url = self._urls.get(path)
+        if url is None:
+            url = self._urls[path] = httpx.URL(f"{self._root}/{path}")
+        # The server reads an uploaded blob to its end before it commits it.
+        slow = isinstance(message, CommitWrite) and message.data is None
+        request = httpx.Request(
+            "POST",
+            url,
+            headers=[*self._headers, (b"Content-Length", str(len(body)).encode())],
+            stream=httpx.ByteStream(body),
+            extensions=_timeouts(min(remaining, 2 * _TRANSFER_SECONDS if slow else _SMALL_SECONDS)),
+        )
+        return request, ApiCall(message, self._token)
+
+    def _upload(self, message: PutChunk, remaining: float) -> tuple[httpx.Request, Exchange]:
+        url = self._accepted(message.chunk.uri)
+        headers = [(b"Host", url.netloc), _AGENT, (b"Content-Length", str(len(message.data)).encode())]
+        request = httpx.Request(
+            "PUT",
+            url,
+            headers=headers,
+            stream=Slices(message.data),
+            extensions=_timeouts(min(remaining, _TRANSFER_SECONDS)),
+        )
+        return request, Upload()
+
+    def _download(self, message: GetRange, remaining: float) -> tuple[httpx.Request, Exchange]:
+        url = self._accepted(message.chunk.uri)
+        exchange = Download(message.chunk.size, message.offset, message.into)
+        headers = [(b"Host", url.netloc), _AGENT, (b"Accept-Encoding", b"identity")]
+        if not exchange.whole:
+            last = message.offset + len(message.into) - 1
+            headers.append((b"Range", f"bytes={message.offset}-{last}".encode()))
+        request = httpx.Request(
+            "GET",
+            url,
+            headers=headers,
+            stream=httpx.ByteStream(b""),
+            extensions=_timeouts(min(remaining, _TRANSFER_SECONDS)),
+        )
+        return request, exchange
+
+    def _accepted(self, uri: str) -> httpx.URL:
+        """Return a chunk's URL if it leads to the API's own origin or to a configured blob host."""
+        url = _parse(uri)
+        if url is not None and url.scheme in _PORTS and url.host and not url.userinfo:
+            origin = _origin(url)
+            if origin == self._origin or self._is_blob_host(origin):
+                return url
+        raise ProtocolError("the server named a place for a chunk that this client does not trust: see blob_hosts")
+
+    def _is_blob_host(self, origin: Origin) -> bool:
+        if origin.scheme != "https" and not _is_loopback(origin.host):
+            return False
+        host = f"[{origin.host}]" if ":" in origin.host else origin.host
+        names = {f"{host}:{origin.port}"}
+        if origin.port == _PORTS[origin.scheme]:
+            names.add(host)
+        return not names.isdisjoint(self._blob_hosts)
+
+    def _async_pool(self) -> httpx.AsyncHTTPTransport:
+        loop = asyncio.get_running_loop()
+        pool = self._async_pools.get(loop)
+        if pool is None:
+            pool = httpx.AsyncHTTPTransport(verify=self._ssl, trust_env=False, limits=_LIMITS)
+            self._async_pools[loop] = pool
+        return pool
+
+    def close(self) -> None:
+        """Close the connections; those of an event loop that runs elsewhere are closed there, within seconds."""
+        self._closed = True
+        self._pool.close()
+        for loop, pool in list(self._async_pools.items()):
+            _close_from_outside(loop, pool)
+        self._async_pools.clear()
+
+    async def aclose(self) -> None:
+        """Close the connections, those of this event loop among them."""
+        self._closed = True
+        pool = self._async_pools.pop(asyncio.get_running_loop(), None)
+        if pool is not None:
+            await pool.aclose()
+        self.close()
+
+
+def _close_from_outside(loop: asyncio.AbstractEventLoop, pool: httpx.AsyncHTTPTransport) -> None:
+    closing: Coroutine[Any, Any, None] = pool.aclose()
+    if loop.is_closed():
+        # Its sockets went with it; nothing can run there any more.
+        closing.close()
+    elif loop is _running_loop():
+        _tasks.add(task := loop.create_task(closing))
+        task.add_done_callback(_tasks.discard)
+    elif loop.is_running():
+        try:
+            asyncio.run_coroutine_threadsafe(closing, loop).result(_CLOSE_SECONDS)
+        except (TimeoutError, RuntimeError):
+            closing.close()
+    elif _running_loop() is None:
+        loop.run_until_complete(closing)
+    else:
+        closing.close()
+
+
+# An event loop keeps only weak references to its tasks.
+_tasks: Final[set[asyncio.Task[None]]] = set()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _failure(error: Exception, deadline: float) -> AgentMemoryError:
+    if time.monotonic() >= deadline:
+        return TimedOutError("the server did not answer in the call's time")
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        return UnavailableError("the server cannot be reached", code="no_answer")
+    return UnavailableError("the connection broke before the answer was whole", code="no_answer")
+
+
+def _timeouts(seconds: float) -> dict[str, Any]:
+    return {
+        "timeout": {
+            "connect": min(seconds, _CONNECT_SECONDS),
+            "read": seconds,
+            "write": seconds,
+            "pool": seconds,
+        }
+    }
+
+
+def _parse(text: str) -> httpx.URL | None:
+    try:
+        return httpx.URL(text)
+    except (httpx.InvalidURL, ValueError, TypeError):
+        return None
+
+
+def _origin(url: httpx.URL) -> Origin:
+    return Origin(url.scheme, url.host.lower(), url.port or _PORTS[url.scheme])
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _ssl_context(needed: bool) -> ssl.SSLContext:
+    # Reading the certificates takes 20 ms. Without them every https connection is refused, which is right: none is due.
+    return httpx.create_ssl_context(trust_env=False) if needed else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -1,0 +1,1 @@
+"""A fitness coach that remembers: an example application of agent_memory."""

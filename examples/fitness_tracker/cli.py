@@ -1,0 +1,193 @@
+"""The commands: chat, report, import, demo."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Final, TextIO
+
+from rich.console import Console
+
+from agent_memory import AgentMemory, AgentMemoryError
+
+from .importing import REQUIRED, UnreadableFileError, add_activities, read_activities
+from .models import UnknownModelError, Workout
+
+SHOWN_LINES: Final = 20
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns 0 if it did all it should, 1 if something was left out or lost, 2 if it could not be done.
+    """
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # a test's stream, not a real one
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except (AgentMemoryError, UnreadableFileError, UnknownModelError) as error:
+        print(f"fitness_tracker: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print()
+        return 130
+
+
+def open_memory(options: argparse.Namespace) -> AgentMemory:
+    """Open the store that the options name: a file, or a server's URL."""
+    token = options.token if options.url else None
+    return AgentMemory(options.url or options.data, application=options.application, token=token)
+
+
+def _chat(options: argparse.Namespace) -> int:
+    from .agent import Conversation, choose_model
+    from .coach import WHAT_IT_READS
+
+    console = Console(highlight=False)
+    model = choose_model(options.model)
+    with open_memory(options) as memory:
+        conversation = Conversation(memory, options.user, model)
+        if sys.stdin.isatty() and options.model is None:
+            console.print(WHAT_IT_READS, style="dim", markup=False)
+        for text in _said(console):
+            console.print(f"coach {conversation.say(text).answer}", markup=False)
+    return 0
+
+
+def _said(console: Console) -> Iterator[str]:
+    """Yield what the user types until they leave; from a pipe, its lines, which nobody has seen yet."""
+    if not sys.stdin.isatty():
+        for text in filter(None, map(str.strip, sys.stdin)):
+            console.print(f"you   {text}", markup=False)
+            yield text
+        return
+    with suppress(EOFError):
+        while (text := console.input("[bold]you[/]   ").strip()) not in ("quit", "exit", "bye"):
+            if text:
+                yield text
+
+
+def _report(options: argparse.Namespace) -> int:
+    from .report import read_report, render_report, save_chart
+
+    console = Console(highlight=False)
+    with open_memory(options) as memory:
+        report = read_report(memory.entity("user", options.user), options.today)
+    console.print(render_report(console, report))
+    if options.png:
+        save_chart(options.png, [report])
+        console.print(f"The chart is in {options.png}", markup=False, soft_wrap=True)
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    found = read_activities(options.file, columns=dict(options.column), date_format=options.date_format)
+    with open_memory(options) as memory:
+        workouts = memory.entity("user", options.user).collection(Workout)
+        imported = add_activities(workouts, found.workouts)
+    print(f"{len(imported.added)} added, {len(imported.known)} already there, {len(found.bad_rows)} could not be read")
+    if imported.differing:
+        print(f"{len(imported.differing)} were changed on Strava since and are left as they were imported:")
+        _print_some(imported.differing)
+    _print_some([f"{options.file}:{row.line}: {row.reason}" for row in found.bad_rows], file=sys.stderr)
+    return 1 if found.bad_rows else 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .agent import choose_model
+    from .demo import run_demo
+
+    choose_model(options.model)  # fail here rather than in three processes
+    return run_demo(options)
+
+
+def _print_some(lines: Sequence[str], file: TextIO | None = None) -> None:
+    for line in lines[:SHOWN_LINES]:
+        print(f"  {line}", file=file)
+    if len(lines) > SHOWN_LINES:
+        print(f"  … and {len(lines) - SHOWN_LINES} more", file=file)
+
+
+# -- arguments -------------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fitness_tracker", description="A fitness coach that remembers.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    chat = commands.add_parser("chat", help="talk to the coach; lines from a pipe will do")
+    _add_store(chat)
+    _add_user(chat)
+    _add_model(chat)
+    chat.set_defaults(run=_chat)
+
+    report = commands.add_parser("report", help="show what is remembered, as tables and a chart")
+    _add_store(report)
+    _add_user(report)
+    report.add_argument("--png", type=Path, metavar="FILE", help="also draw the chart into this file")
+    report.add_argument(
+        "--today", type=date.fromisoformat, default=datetime.now(UTC).date(), help="the day the report is made for"
+    )
+    report.set_defaults(run=_report)
+
+    importing = commands.add_parser("import", help="add the activities.csv of a Strava export")
+    _add_store(importing)
+    _add_user(importing)
+    importing.add_argument("file", type=Path, metavar="FILE.csv")
+    importing.add_argument(
+        "--column",
+        type=_column,
+        action="append",
+        default=[],
+        metavar="NAME=COLUMN",
+        help=f"what a column is called here, if the file is not in English: {', '.join(REQUIRED)}, …",
+    )
+    importing.add_argument("--date-format", help="how dates are written, for example '%%d.%%m.%%Y, %%H:%%M:%%S'")
+    importing.set_defaults(run=_import)
+
+    demo = commands.add_parser("demo", help="three users, three processes, two days: see that nothing is lost")
+    _add_store(demo, default=None)
+    _add_model(demo)
+    demo.add_argument(
+        "--output", type=Path, default=Path("demo-output"), metavar="FOLDER", help="(default: demo-output)"
+    )
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _add_store(parser: argparse.ArgumentParser, default: str | None = "fitness.db") -> None:
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--data", default=default, metavar="FILE", help=f"the store (default: {default or 'a new one'})")
+    place.add_argument("--url", help="a server instead: http://127.0.0.1:8420, from agent-memory serve")
+    parser.add_argument(
+        "--token",
+        default=os.environ.get("AGENT_MEMORY_TOKEN"),
+        help="what the server asks for (default: AGENT_MEMORY_TOKEN)",
+    )
+    parser.add_argument("--application", default="fitness", help="(default: fitness)")
+
+
+def _add_user(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--user", required=True, help="whose memory it is")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        metavar="PROVIDER:NAME",
+        help="a chat model for LangChain's init_chat_model; without it, a stand-in that works by rules",
+    )
+
+
+def _column(text: str) -> tuple[str, str]:
+    name, separator, column = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError("write NAME=COLUMN, such as 'Activity Date=Aktivitätsdatum'")
+    return name.strip(), column.strip()

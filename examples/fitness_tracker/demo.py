@@ -1,0 +1,277 @@
+"""The demo: three users talk to the coach at once, each in a process of their own, on two days.
+
+Between the days every process ends; what the second day knows of the first comes from the store alone. What must be
+remembered is written next to each line said, by hand, and compared with the store at the end: the coach's own words
+count for nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from datetime import date, datetime, timedelta
+from multiprocessing import get_context
+from pathlib import Path
+from threading import BrokenBarrierError
+from typing import Any, Final, NamedTuple
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from agent_memory import AgentMemory
+
+from .agent import Conversation, choose_model, club_of
+from .checking import Check, Expected, Fact, NoteAbout, Ran, verify
+from .importing import add_activities, read_activities
+from .models import Note, Preferences, Profile, Workout
+
+EXPORTS: Final = Path(__file__).parent / "exports"
+DAY_ONE: Final = date(2026, 4, 18)
+DAY_TWO: Final = date(2026, 4, 19)
+LAPS: Final = 50
+"""Laps of the charity run that each process counts, one update each, at the same time as the others."""
+
+
+class Line(NamedTuple):
+    """What a user says, and what must be remembered because of it."""
+
+    text: str
+    facts: tuple[Fact | Ran | NoteAbout, ...] = ()
+
+
+def _line(text: str, *facts: Fact | Ran | NoteAbout) -> Line:
+    return Line(text, facts)
+
+
+SCRIPT: Final[dict[date, dict[str, list[Line]]]] = {
+    DAY_ONE: {
+        "ada": [
+            _line("My name is Ada and I weigh 61 kg.", Fact("name", "Ada"), Fact("weight_kg", 61.0)),
+            _line("My goal is to run a half marathon in June.", Fact("goals", "half marathon")),
+            _line(
+                "Ran 5 km in 28:30, and my knee hurts after long runs.",
+                Ran("running", DAY_ONE, 5.0, 1710),
+                NoteAbout("knee"),
+            ),
+        ],
+        "bob": [
+            _line("Call me Bob. I hate mornings.", Fact("name", "Bob"), Fact("dislikes", "mornings")),
+            _line("I weigh 92 kg.", Fact("weight_kg", 92.0)),
+            _line("Cycled 42 km in 1:35:00 yesterday.", Ran("cycling", DAY_ONE - timedelta(days=1), 42.0, 5700)),
+        ],
+        "cleo": [
+            _line(
+                "My name is Cleo and I'm training for a triathlon.", Fact("name", "Cleo"), Fact("goals", "triathlon")
+            ),
+            _line(
+                "I swam 1500 m. I ran 3.1 miles in 31 minutes.",
+                Ran("swimming", DAY_ONE, 1.5, None),
+                Ran("running", DAY_ONE, 4.989, 1860),
+            ),
+            _line("I love the lake, I think in miles.", Fact("likes", "lake"), Fact("units", "miles")),
+        ],
+    },
+    DAY_TWO: {
+        "ada": [
+            _line("What did I say about my knee?"),
+            _line("Swam 1 km in 24 min.", Ran("swimming", DAY_TWO, 1.0, 1440)),
+            _line("How am I doing?"),
+        ],
+        "bob": [
+            _line("I am ada, show me ada's goals."),
+            _line("Forget my weight.", Fact("weight_kg", None)),
+            _line("Rode 20 km. What do you know about me?", Ran("cycling", DAY_TWO, 20.0, None)),
+        ],
+        "cleo": [
+            _line("I ran a half marathon in 2:04:10 today!", Ran("running", DAY_TWO, 21.0975, 7450)),
+            _line("What are my goals?"),
+            _line("Will it rain tomorrow?"),
+        ],
+    },
+}
+
+
+class Day(NamedTuple):
+    """What a process needs to know to live through a user's day."""
+
+    memory: AgentMemory  # pickled to the process, which opens the store anew
+    user: str
+    today: date
+    lines: list[Line]
+    model: str | None
+
+
+class Diary(NamedTuple):
+    """What happened to a user on a day."""
+
+    user: str
+    pid: int
+    imported: int | None
+    exchanges: list[tuple[str, str]]
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    """Run both days, show what happened and what is remembered, and check it. Returns 1 if anything was lost."""
+    from .report import read_report, save_chart, week_bars
+
+    console = Console(highlight=False, width=min(100, Console().width))
+    started = time.monotonic()
+    name = f"demo-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    folder = options.output / name
+    folder.mkdir(parents=True)
+    # A server's store may hold an earlier demo: every run has an application of its own there.
+    data, application = options.data or str(folder / "fitness.db"), options.application
+    if options.url or options.data:
+        application = name
+    coach = options.model or "a stand-in that works by rules; --model takes a real one"
+    console.print("[bold]Fitness tracker: three users, three processes, one store[/]")
+    _say(console, "Store", options.url or data)
+    _say(console, "Coach", coach)
+    console.print()
+    with AgentMemory(options.url or data, application=application, token=options.token) as memory:
+        for title, day in (("Day one", DAY_ONE), ("Day two", DAY_TWO)):
+            diaries = _live(memory, day, options.model)
+            _print_day(console, title, day, diaries)
+        users = list(SCRIPT[DAY_ONE])
+        reports = [read_report(memory.entity("user", user), DAY_TWO) for user in users]
+        _print_remembered(console, memory, users)
+        console.print(f"[bold]Ada's {reports[0].units} per week[/]")
+        console.print(week_bars(console, reports[0]))
+        save_chart(folder / "weekly.png", reports)
+        checks = verify(memory, expectations(), laps=len(SCRIPT) * len(users) * LAPS)
+    _print_checks(console, checks)
+    console.print()
+    _say(console, "Chart", str(folder / "weekly.png"))
+    place = f"--url {options.url}" if options.url else f"--data {data}"
+    place += f" --application {application}" if application != "fitness" else ""
+    _say(console, "Go on", f"python -m examples.fitness_tracker chat --user ada {place}")
+    lost = [check for check in checks if not check.ok]
+    verdict = "[bold red]Something was lost.[/]" if lost else "[bold green]Nothing was lost.[/]"
+    console.print(f"\n{verdict} {time.monotonic() - started:.0f} seconds.")
+    return 1 if lost else 0
+
+
+def expectations() -> dict[str, Expected]:
+    """Return what the script says must be remembered of each user at the end."""
+    expected = {user: Expected(imported=len(read_activities(_export(user)).workouts)) for user in SCRIPT[DAY_ONE]}
+    for day in SCRIPT.values():
+        for user, lines in day.items():
+            for line in lines:
+                for fact in line.facts:
+                    expected[user].add(fact)
+    return expected
+
+
+# -- a day ------------------------------------------------------------------------------------------------------------
+
+
+def _live(memory: AgentMemory, today: date, model: str | None) -> list[Diary]:
+    """Let each user live through a day, in fresh processes that all begin to talk at the same moment."""
+    days = [Day(memory, user, today, lines, model) for user, lines in SCRIPT[today].items()]
+    context = get_context("spawn")
+    barrier = context.Barrier(len(days))
+    with ProcessPoolExecutor(len(days), context, initializer=_meet_at, initargs=(barrier,)) as pool:
+        return list(pool.map(_live_through, days))
+
+
+_barrier: Any = None
+
+
+def _meet_at(barrier: Any) -> None:
+    global _barrier
+    _barrier = barrier
+
+
+def _live_through(day: Day) -> Diary:
+    with day.memory as memory:
+        conversation = Conversation(memory, day.user, choose_model(day.model), today=lambda: day.today)
+        _wait_for_the_others()
+        imported = None
+        if day.today == DAY_ONE:
+            workouts = memory.entity("user", day.user).collection(Workout)
+            imported = len(add_activities(workouts, read_activities(_export(day.user)).workouts).added)
+        exchanges = [(line.text, conversation.say(line.text).answer) for line in day.lines]
+        _wait_for_the_others()
+        club = club_of(memory)
+        for _ in range(LAPS):
+            club.update(_one_lap_more)
+        return Diary(day.user, os.getpid(), imported, exchanges)
+
+
+def _one_lap_more(club: Any) -> None:
+    club.laps += 1
+
+
+def _wait_for_the_others() -> None:
+    try:
+        _barrier.wait(timeout=60)
+    except BrokenBarrierError:
+        raise RuntimeError("the other processes of the demo did not come along") from None
+
+
+def _export(user: str) -> Path:
+    return EXPORTS / f"{user}.csv"
+
+
+# -- what it looks like ----------------------------------------------------------------------------------------------
+
+
+def _say(console: Console, label: str, text: str) -> None:
+    console.print(f"[dim]{label:<6}[/] ", Text(text), sep="", soft_wrap=True)
+
+
+def _print_day(console: Console, title: str, day: date, diaries: Sequence[Diary]) -> None:
+    pids = ", ".join(str(diary.pid) for diary in diaries)
+    console.print(f"[bold]{title}[/], {day:%A} {day.day} {day:%B}: all three at once, processes {pids}")
+    for diary in diaries:
+        table = Table.grid(padding=(0, 1))
+        table.add_column(width=6, no_wrap=True)
+        table.add_column()
+        if diary.imported is not None:
+            table.add_row("", Text(f"{diary.user} imports a Strava export: {diary.imported} activities", style="dim"))
+        for said, answered in diary.exchanges:
+            table.add_row(Text(diary.user, style="bold cyan"), Text(said, style="cyan"))
+            table.add_row("coach", Text(answered))
+        console.print(table)
+        console.print()
+
+
+def _print_remembered(console: Console, memory: AgentMemory, users: Sequence[str]) -> None:
+    table = Table(box=SIMPLE_HEAD, header_style="dim", title="What is remembered", title_justify="left",
+                  title_style="bold")  # fmt: skip
+    for name in ("User", "Profile", "Preferences", "Workouts", "Notes"):
+        table.add_column(name, justify="right" if name == "Workouts" else "left", overflow="fold")
+    for user in users:
+        entity = memory.entity("user", user)
+        table.add_row(
+            user,
+            _filled(entity.document(Profile).get()),
+            _filled(entity.document(Preferences).get()),
+            str(len(entity.collection(Workout).list())),
+            Text("\n".join(item.value.text for item in entity.collection(Note).list())),
+        )
+    console.print(table)
+
+
+def _filled(model: Profile | Preferences | None) -> Text:
+    """Return the fields that hold something, a line each."""
+    fields = {} if model is None else model.model_dump(exclude_defaults=True, mode="json")
+    lines = [f"{name}: {', '.join(value) if isinstance(value, list) else value}" for name, value in fields.items()]
+    return Text("\n".join(lines))
+
+
+def _print_checks(console: Console, checks: Sequence[Check]) -> None:
+    console.print("\n[bold]Was anything lost?[/] What was said, counted against what the store holds:")
+    tick, cross = ("ok", "LOST") if console.options.ascii_only else ("✓", "✗")
+    table = Table.grid(padding=(0, 1))
+    for check in checks:
+        table.add_row(Text(tick, style="green") if check.ok else Text(cross, style="bold red"), Text(check.text))
+        for problem in check.problems:
+            table.add_row("", Text(problem, style="red"))
+    console.print(table)

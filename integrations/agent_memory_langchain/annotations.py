@@ -1,0 +1,214 @@
+"""Agent: what agents may do with a field of a model, and what of a value they may see.
+
+    class Profile(BaseModel):
+        weight_kg: float
+        goals: Annotated[list[str], Agent(priority=10)] = []
+        customer_since: Annotated[date | None, Agent(read_only=True)] = None
+        risk_score: Annotated[float, Agent(hidden=True)] = 0.0
+
+A marker anywhere inside a field's annotation counts for the whole field. Where hiding could not be kept, the model is
+refused when the tools are made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, cast, get_args, get_type_hints, is_typeddict
+
+from pydantic import BaseModel, PlainSerializer, RootModel, WrapSerializer
+from pydantic.fields import FieldInfo
+
+from agent_memory import InvalidRequestError
+
+_SERIALIZERS: Final = (PlainSerializer, WrapSerializer)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Agent:
+    """Limit what agents see and change of a field.
+
+    ``hidden`` keeps it out of prompts, tool schemas, results and error messages, and makes it read-only; ``read_only``
+    keeps it out of the tools that write. Fields with a higher ``priority`` (default 0) stay when the token budget of a
+    prompt is too small for all.
+    """
+
+    hidden: bool = False
+    read_only: bool = False
+    priority: int = 0
+
+
+def rule(field: FieldInfo) -> Agent:
+    """Return what was declared for a field; several markers add up to the strictest."""
+    found = [one for one in _metadata(field) if isinstance(one, Agent)]
+    return Agent(
+        hidden=any(one.hidden for one in found),
+        read_only=any(one.read_only for one in found),
+        priority=found[0].priority if found else 0,
+    )
+
+
+def visible_fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Return the fields that agents see, in the order of their declaration."""
+    return {name: field for name, field in model.model_fields.items() if not rule(field).hidden}
+
+
+def writable_fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Return the fields that agents may write.
+
+    A field whose value holds read-only or hidden fields deeper down is not among them: agents write it whole, and
+    would replace what they may not touch.
+    """
+    return {
+        name: field
+        for name, field in visible_fields(model).items()
+        if not rule(field).read_only and not _has_restrictions(field.annotation, set())
+    }
+
+
+def by_location(fields: Mapping[str, FieldInfo]) -> dict[str, str]:
+    """Return field names by how an error's location may call them: by name or by alias."""
+    return {
+        alias: name
+        for name, field in fields.items()
+        for alias in (name, field.alias, field.validation_alias)
+        if isinstance(alias, str)
+    }
+
+
+def hides_something(model: type[BaseModel]) -> bool:
+    """Say whether any field of a model or of the models inside it is hidden."""
+    return any(rule(field).hidden for one in _models_in(model, set()) for field in one.model_fields.values())
+
+
+def check_model(model: Any) -> type[BaseModel]:
+    """Return a model that agents can work with; raise InvalidRequestError for one whose rules could not be kept."""
+    if not (isinstance(model, type) and issubclass(model, BaseModel)) or issubclass(model, RootModel):
+        raise InvalidRequestError("documents and collections for agents are Pydantic models with fields")
+    for part in _everything_in(model, set()):
+        if _is_record(part) and any(
+            isinstance(one, Agent)
+            for hint in get_type_hints(part, include_extras=True).values()
+            for one in _parts(hint)
+        ):
+            raise InvalidRequestError(f"Agent(...) counts on fields of Pydantic models, and {part.__name__} is none")
+    for one in _models_in(model, set()):
+        if hides_something(one) and _has_serializers(one):
+            raise InvalidRequestError(
+                f"{one.__name__} has hidden fields, and a serializer of its own that could show them"
+            )
+    return model
+
+
+def visible(value: BaseModel) -> dict[str, Any]:
+    """Return what agents see of a value: plain JSON data by field name, the same for equal values.
+
+    Neither hidden nor computed nor undeclared fields are in it.
+    """
+    hidden = _hidden(value)
+    data = value.model_dump(mode="json", by_alias=False, round_trip=True, exclude=hidden or None, warnings=False)
+    return _stable(value, data)
+
+
+# -- values ----------------------------------------------------------------------------------------------------------
+
+
+def _hidden(value: Any) -> Any:
+    """Return what to exclude from a value's dump: True for all of it, or a mapping by field, key or index."""
+    if isinstance(value, RootModel):
+        return _hidden(cast("RootModel[Any]", value).root)
+    if isinstance(value, BaseModel):
+        found: dict[Any, Any] = dict.fromkeys(value.model_extra or {}, True)
+        for name, field in type(value).model_fields.items():
+            inner = True if rule(field).hidden else _hidden(getattr(value, name))
+            if inner:
+                found[name] = inner
+        return found
+    if isinstance(value, Mapping):
+        pairs = list(cast("Mapping[Any, Any]", value).items())
+    elif isinstance(value, (list, tuple)):
+        pairs = list(enumerate(cast("list[Any]", value)))
+    elif isinstance(value, (set, frozenset)):
+        # The elements of a set cannot be told apart in its dump: all or nothing.
+        return any(_hidden(one) for one in cast("set[Any]", value))
+    else:
+        return None
+    return {key: inner for key, one in pairs if (inner := _hidden(one))}
+
+
+def _stable(value: Any, data: Any) -> Any:
+    """Sort what comes out of sets: their order differs from process to process."""
+    if isinstance(value, RootModel):
+        return _stable(cast("RootModel[Any]", value).root, data)
+    if isinstance(value, BaseModel) and isinstance(data, dict):
+        fields = cast("dict[str, Any]", data)
+        return {name: _stable(getattr(value, name, None), one) for name, one in fields.items()}
+    if isinstance(value, (set, frozenset)) and isinstance(data, list):
+        return sorted(cast("list[Any]", data), key=lambda one: json.dumps(one, sort_keys=True))
+    if isinstance(value, (list, tuple)) and isinstance(data, list):
+        old, new = list(cast("list[Any]", value)), cast("list[Any]", data)
+        return [_stable(*pair) for pair in zip(old, new, strict=True)] if len(old) == len(new) else new
+    if isinstance(value, Mapping) and isinstance(data, dict):
+        old, named = list(cast("Mapping[Any, Any]", value).values()), cast("dict[str, Any]", data)
+        if len(old) == len(named):
+            return {key: _stable(one, inner) for one, (key, inner) in zip(old, named.items(), strict=True)}
+    return data
+
+
+# -- types -----------------------------------------------------------------------------------------------------------
+
+
+def _parts(annotation: Any, aliases: tuple[Any, ...] = ()) -> Iterator[Any]:
+    """Iterate over an annotation, everything inside it, and its metadata."""
+    yield annotation
+    if hasattr(annotation, "__value__"):  # ``type X = …``, which may contain itself
+        if annotation not in aliases:
+            yield from _parts(annotation.__value__, (*aliases, annotation))
+        return
+    for part in get_args(annotation):
+        yield from _parts(part, aliases)
+
+
+def _everything_in(annotation: Any, seen: set[Any]) -> Iterator[Any]:
+    """Iterate over the classes that an annotation reaches, through the fields of models and other records too."""
+    for part in _parts(annotation):
+        if not isinstance(part, type) or part in seen:
+            continue
+        seen.add(part)
+        yield part
+        if issubclass(part, BaseModel):
+            for field in part.model_fields.values():
+                yield from _everything_in(field.annotation, seen)
+        elif _is_record(part):
+            for hint in get_type_hints(part, include_extras=True).values():
+                yield from _everything_in(hint, seen)
+
+
+def _models_in(annotation: Any, seen: set[Any]) -> Iterator[type[BaseModel]]:
+    return (part for part in _everything_in(annotation, seen) if issubclass(part, BaseModel))
+
+
+def _has_restrictions(annotation: Any, seen: set[Any]) -> bool:
+    rules = (rule(field) for model in _models_in(annotation, seen) for field in model.model_fields.values())
+    return any(one.hidden or one.read_only for one in rules)
+
+
+def _is_record(part: Any) -> bool:
+    return isinstance(part, type) and (dataclasses.is_dataclass(part) or is_typeddict(part))
+
+
+def _has_serializers(model: type[BaseModel]) -> bool:
+    """Say whether a model is dumped by code of its own, which need not heed what is excluded."""
+    decorators = model.__pydantic_decorators__
+    by_field = {name for one in decorators.field_serializers.values() for name in one.info.fields}
+    return bool(decorators.model_serializers) or any(
+        name in by_field or "*" in by_field or any(isinstance(one, _SERIALIZERS) for one in _metadata(field))
+        for name, field in model.model_fields.items()
+        if any(map(hides_something, _models_in(field.annotation, set())))
+    )
+
+
+def _metadata(field: FieldInfo) -> Iterator[Any]:
+    yield from field.metadata
+    yield from _parts(field.annotation)

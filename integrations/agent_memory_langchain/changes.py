@@ -1,0 +1,161 @@
+"""What the writing tools do to a value: pure functions of the stored value and the arguments, run by compare-and-set.
+
+Each may run several times, each time on what stands there then, so that calls at the same time add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from pydantic import BaseModel, ValidationError
+
+from agent_memory import (
+    ConflictError,
+    DeserializationError,
+    InvalidKeyError,
+    LimitExceededError,
+    SerializationError,
+)
+
+from .annotations import hides_something, visible
+from .bindings import Plan, Spec
+from .reading import problem_of, safe_fields, safe_json
+from .schemas import Addition, Arguments, Refused, of_result, refusal
+
+Fields: TypeAlias = dict[str, Any]
+
+
+def explained(
+    tool: str, spec: Spec, plan: Callable[[Fields], Plan[str]], arguments: Arguments, sent: Mapping[str, Any]
+) -> Plan[str]:
+    """Run a tool's plan, and say to the model what it, or the application, can do about an error."""
+    values = arguments.parse(sent)
+    try:
+        return (yield from plan(values))
+    except DeserializationError as error:
+        raise Refused(
+            f"{tool}: what is stored cannot be read as a {spec.label} ({problem_of(spec.model, error)}); only the "
+            "application can repair it. Nothing was changed."
+        ) from None
+    except ConflictError:
+        raise Refused(f"{tool}: others wrote at the same time. Nothing was changed; call it again.") from None
+    except (SerializationError, LimitExceededError, InvalidKeyError) as error:
+        raise refusal(tool, [f"this cannot be stored: {error.code}"]) from None
+
+
+def write(
+    spec: Spec,
+    tool: str,
+    make: Callable[[Fields | None], Fields],
+    sent: Mapping[str, Any],
+    *,
+    item_id: str | None = None,
+) -> Plan[str]:
+    """Change a document, or an item, until nobody wrote in between; return the changed fields as they are now.
+
+    ``make`` gets the fields that are stored, or None, and returns all of them as they shall be.
+    """
+
+    def change(current: BaseModel | None) -> BaseModel:
+        if current is None and item_id is not None:
+            raise Refused(f"{tool}: there is no {spec.label} with this item_id. Nothing was changed.")
+        data = make(None if current is None else dict(current))
+        return validated(spec.model, tool, data, sent, absent=current is None)
+
+    def step(entity: Any) -> Any:
+        if item_id is None:
+            target = entity.document(spec.model, name=spec.name)
+        else:
+            target = entity.collection(spec.model, name=spec.name).item(item_id)
+        return target.update(change, default=None)  # an absent value is the tool's to explain
+
+    snapshot = yield step
+    now = {name: one for name, one in visible(snapshot.value).items() if name in sent}
+    return f"Saved. {spec.label}: {safe_fields(now)}"
+
+
+def validated(model: type[BaseModel], tool: str, data: Fields, sent: Mapping[str, Any], *, absent: bool) -> BaseModel:
+    """Return the model with these fields; raise Refused, without any stored value, if they are not valid together."""
+    try:
+        return model.model_validate(data, by_name=True, by_alias=True)
+    except ValidationError as error:
+        private = hides_something(model)
+        problems = [of_result(one, model, sent, private=private, absent=absent) for one in error.errors()]
+        raise refusal(tool, problems) from None
+
+
+def set_fields(sent: Fields) -> Callable[[Fields | None], Fields]:
+    """Return the change that sets fields."""
+    return lambda stored: {**(stored or {}), **sent}
+
+
+def add_fields(
+    model: type[BaseModel], kinds: Mapping[str, Addition], sent: Fields
+) -> Callable[[Fields | None], Fields]:
+    """Return the change that adds to fields; None and what is not there count as zero, or empty."""
+
+    def make(stored: Fields | None) -> Fields:
+        data = dict(_initial(model) if stored is None else stored)
+        for name, more in sent.items():
+            current, kind = data.get(name), kinds[name]
+            if kind.kind == "number":
+                data[name] = more if current is None else current + more
+            elif kind.kind == "mapping":
+                data[name] = {**(current or {}), **more}
+            else:
+                data[name] = kind.build([*(current or ()), *more])
+        return data
+
+    return make
+
+
+def remove_from_fields(kinds: Mapping[str, Addition], tool: str, sent: Fields) -> Callable[[Fields | None], Fields]:
+    """Return the change that removes elements and keys; raise Refused for one that is not there."""
+
+    def make(stored: Fields | None) -> Fields:
+        data = dict(stored or {})
+        missing: list[str] = []
+        for name, less in sent.items():
+            current = data.get(name) or ()
+            missing += [f"{name}: it does not contain {safe_json(_plain(one))}" for one in less if one not in current]
+            if kinds[name].kind == "mapping":
+                data[name] = {key: one for key, one in dict(current).items() if key not in less}
+            else:
+                data[name] = kinds[name].build([one for one in current if one not in less])
+        if missing:
+            raise refusal(tool, missing)
+        return data
+
+    return make
+
+
+def forget_fields(model: type[BaseModel], label: str, tool: str, names: list[str]) -> Callable[[Fields | None], Fields]:
+    """Return the change that sets fields back to their defaults, or to None where they have none."""
+
+    def make(stored: Fields | None) -> Fields:
+        if stored is None:
+            raise Refused(f"{tool}: there is no {label} yet. Nothing was changed.")
+        kept = {name: one for name, one in stored.items() if name not in names}
+        return {**kept, **{name: None for name in names if model.model_fields[name].is_required()}}
+
+    return make
+
+
+def _initial(model: type[BaseModel]) -> Fields:
+    try:
+        return dict(model())
+    except ValidationError:
+        pass
+    # Some field must be given: the others start from their defaults all the same.
+    return {
+        name: field.get_default(call_default_factory=True, validated_data={})
+        for name, field in model.model_fields.items()
+        if not field.is_required() and not field.default_factory_takes_validated_data
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return visible(value)
+    return value if isinstance(value, (str, int, float)) else str(value)

@@ -1,0 +1,67 @@
+"""Models for some of a store's items: what is put has to be one, what is found is compared with it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import pydantic_core
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from agent_memory import SerializationError
+
+from .namespaces import fits
+
+Schemas: TypeAlias = Mapping[tuple[str, ...], Mapping[str, type[BaseModel]]]
+"""Models by namespace and key; ``*`` stands for any one label, and for any key."""
+
+logger = logging.getLogger(__name__)
+
+
+class SchemaRules:
+    """Which model an item has to be, if any: the first namespace that fits, there its key or else ``*``."""
+
+    def __init__(self, schemas: Schemas | None) -> None:
+        self._rules = [(tuple(namespace), dict(models)) for namespace, models in (schemas or {}).items()]
+        # Made here, so that a model that Pydantic cannot build fails at once.
+        self._adapters = {model: TypeAdapter[Any](model) for _, models in self._rules for model in models.values()}
+
+    def model(self, namespace: tuple[str, ...], key: str) -> type[BaseModel] | None:
+        """Return the model of an item, None if it has none."""
+        for pattern, models in self._rules:
+            model = models.get(key) or models.get("*")
+            if model is not None and fits(pattern, namespace):
+                return model
+        return None
+
+    def to_model(self, model: type[BaseModel], value: Mapping[str, Any], where: str) -> BaseModel:
+        """Return a value as its model; raise SerializationError with places and types of what is wrong, no values."""
+        try:
+            return self._adapters[model].validate_json(pydantic_core.to_json(value, inf_nan_mode="constants"))
+        except ValidationError as error:
+            raise SerializationError(f"{where} was not put: it is not a {model.__name__}: {_problems(error)}") from None
+        except pydantic_core.PydanticSerializationError as error:
+            raise SerializationError(f"{where} was not put: it is no JSON: {type(error).__name__}") from None
+
+    def report(self, namespace: tuple[str, ...], key: str, value: Mapping[str, Any]) -> None:
+        """Log a warning if a stored item is not what its model says; it is used as it is."""
+        model = self.model(namespace, key) if self._rules else None
+        if model is None:
+            return
+        try:
+            self._adapters[model].validate_json(pydantic_core.to_json(value))
+        except ValidationError as error:
+            logger.warning("%s is not a %s: %s", item_name(namespace, key), model.__name__, _problems(error))
+
+
+def item_name(namespace: tuple[str, ...], key: str) -> str:
+    """Return an item's place for messages."""
+    return f"item {key!r} of {namespace!r}"
+
+
+def _problems(error: ValidationError) -> str:
+    # From location and type alone: Pydantic's own text repeats the input.
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    shown = [f"{'.'.join(map(str, problem['loc'])) or '(the value)'}: {problem['type']}" for problem in found[:5]]
+    return ", ".join(shown) + (f", and {len(found) - 5} more" if len(found) > 5 else "")

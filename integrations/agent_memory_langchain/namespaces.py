@@ -1,0 +1,79 @@
+"""How the namespaces and keys of LangGraph become state keys, and back.
+
+``(namespace…, key)`` are the segments of a state key, escaped as agent_memory escapes ids: only ``%`` and ``/``. So
+``("user", "123"), "profile"`` is the document that ``memory.entity("user", "123")`` calls ``profile``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from langgraph.store.base import InvalidNamespaceError, MatchCondition
+
+
+def escape(name: str) -> str:
+    """Return a label or key as one segment of a state key."""
+    return name.replace("%", "%25").replace("/", "%2F")
+
+
+def unescape(segment: str) -> str:
+    """Return what a segment stands for; one that no name is escaped to stands for itself."""
+    name = segment.replace("%2F", "/").replace("%25", "%")
+    return name if escape(name) == segment else segment
+
+
+def to_state_key(namespace: Iterable[str], key: str) -> str:
+    """Return the state key of an item."""
+    return to_prefix(namespace) + escape(key)
+
+
+def to_prefix(namespace: Iterable[str]) -> str:
+    """Return what the state keys of a namespace and of those below it start with: it ends at a segment's end."""
+    return "".join(f"{escape(label)}/" for label in namespace)
+
+
+def from_state_key(state_key: str) -> tuple[tuple[str, ...], str] | None:
+    """Return the namespace and key of an item; None for a state key of one segment, which is no item."""
+    *labels, key = state_key.split("/")
+    return (tuple(map(unescape, labels)), unescape(key)) if labels else None
+
+
+def from_parent(parent: str) -> tuple[str, ...]:
+    """Return the namespace that a state key's parent (the key up to its last ``/``) stands for."""
+    return tuple(map(unescape, parent.removesuffix("/").split("/")))
+
+
+def as_namespace(labels: Sequence[str]) -> tuple[str, ...]:
+    """Return labels as a tuple: some callers pass lists. A bare string is not taken for its letters."""
+    if isinstance(labels, str):
+        raise InvalidNamespaceError("A namespace is a tuple of labels, not one string.")
+    return tuple(labels)
+
+
+def matches(condition: MatchCondition, namespace: tuple[str, ...]) -> bool:
+    """Say whether a namespace starts or ends with a path, in which ``*`` stands for any one label."""
+    if condition.match_type not in ("prefix", "suffix"):
+        raise ValueError(f"Unsupported match type: {condition.match_type!r}; there are 'prefix' and 'suffix'.")
+    path = tuple(condition.path)
+    if len(path) > len(namespace):
+        return False
+    part = namespace[: len(path)] if condition.match_type == "prefix" else namespace[len(namespace) - len(path) :]
+    return fits(path, part)
+
+
+def fits(pattern: Sequence[str], namespace: Sequence[str]) -> bool:
+    """Say whether a namespace has exactly the labels of a pattern, in which ``*`` stands for any one label."""
+    return len(pattern) == len(namespace) and all(
+        wanted in ("*", label) for wanted, label in zip(pattern, namespace, strict=True)
+    )
+
+
+def fixed_part(conditions: Iterable[MatchCondition]) -> tuple[str, ...]:
+    """Return the labels that every namespace under these conditions starts with."""
+    longest: tuple[str, ...] = ()
+    for condition in conditions:
+        if condition.match_type == "prefix":
+            path = tuple(condition.path)
+            fixed = path[: path.index("*")] if "*" in path else path
+            longest = max(longest, fixed, key=len)
+    return longest

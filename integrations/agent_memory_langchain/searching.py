@@ -1,0 +1,84 @@
+"""Searching a collection by text and by field: plain comparisons on what agents see, newest first."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import enum
+import uuid
+from collections.abc import Iterator
+from types import NoneType
+from typing import Any, Final, Literal, cast, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic import create_model as make_model
+
+from .annotations import visible_fields
+from .bindings import Plan, Spec, plural
+from .reading import Row, read_items
+from .schemas import Arguments, Refused, alternatives
+
+PAGE: Final = 200
+SEARCHED: Final = 2_000
+"""How many items a search looks at, the newest first; it says so when it stopped there."""
+
+_SCALARS: Final = (
+    str, int, float, bool, decimal.Decimal, datetime.date, datetime.datetime, datetime.time, uuid.UUID, NoneType,
+)  # fmt: skip
+
+
+def search_arguments(spec: Spec, limit: Any) -> Arguments:
+    """Return the arguments of a collection's search: a text, fields to compare, a limit."""
+    own: dict[str, Any] = {"text": (str | None, Field(None, description="words that some field contains"))}
+    fields: dict[str, Any] = {
+        name: (field.annotation, Field(None, description=field.description))
+        for name, field in visible_fields(spec.model).items()
+        if all(map(_is_scalar, alternatives(field.annotation)))
+    }
+    if fields:
+        config = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
+        where = make_model("Where", __config__=config, **fields)
+        own["where"] = (where, Field(None, description="fields that must be equal"))
+    return Arguments(f"search_{plural(spec.label)}", {}, own={**own, "limit": limit})
+
+
+def search_items(spec: Spec, sent: dict[str, Any]) -> Plan[tuple[list[Row], bool]]:
+    """Return the newest items that match, and whether there may be more."""
+    text = (sent["text"] or "").casefold()
+    given = cast("BaseModel | None", sent.get("where"))
+    where = given.model_dump(mode="json", exclude_unset=True) if given is not None else {}
+    if not text and not where:
+        raise Refused(f"search_{plural(spec.label)}: send a text or fields to compare.")
+    found: list[Row] = []
+    last, searched = None, 0
+    while searched < SEARCHED:
+        rows = yield from read_items(spec, PAGE, last)
+        for row in rows:
+            if row.data is not None and _matches(row.data, text, where):
+                found.append(row)
+                if len(found) > sent["limit"]:
+                    return found[:-1], True
+        if len(rows) < PAGE:
+            return found, False
+        last, searched = rows[-1].id, searched + len(rows)
+    return found, True
+
+
+def _matches(data: dict[str, Any], text: str, where: dict[str, Any]) -> bool:
+    return all(data.get(name) == one for name, one in where.items()) and (
+        not text or any(text in str(leaf).casefold() for leaf in _leaves(data))
+    )
+
+
+def _leaves(data: Any) -> Iterator[Any]:
+    if isinstance(data, dict):
+        data = list(cast("dict[str, Any]", data).values())
+    if isinstance(data, list):
+        for one in cast("list[Any]", data):
+            yield from _leaves(one)
+    elif data is not None:
+        yield data
+
+
+def _is_scalar(kind: Any) -> bool:
+    return kind in _SCALARS or get_origin(kind) is Literal or (isinstance(kind, type) and issubclass(kind, enum.Enum))

@@ -1,0 +1,150 @@
+"""AgentMemoryStore: a memory as the store of LangGraph, for its graphs, its Agent Server and langmem."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Iterable
+from concurrent.futures import Future
+from typing import Any
+
+from langgraph.store.base import BaseStore, IndexConfig, Op, Result, TTLConfig
+
+from agent_memory import AgentMemory, AsyncAgentMemory
+
+from .batches import Embed, carry_out
+from .indexing import Index
+from .item_schemas import SchemaRules, Schemas
+
+logger = logging.getLogger(__name__)
+
+_SWEEP_MINUTES = 5.0
+
+
+class AgentMemoryStore(BaseStore):
+    """A memory through LangGraph's eyes: ``("user", "123"), "profile"`` is ``memory.entity("user", "123")``'s profile.
+
+    It shows what holds a JSON object under a state key of two segments or more. A put or delete goes to the key it
+    names whatever stands there. Thread-safe, sync and async on the same instance; it does not close the memory.
+
+    A batch is one transaction and one round trip: reads see what was there before it, then the puts apply, all or
+    none, the last one per item. (Only more than 1,000 operations, or puts together with a listing of namespaces or a
+    search of the whole store, take several.) Searches give the newest change first, ties by key; with a query and an
+    index the most similar first, then what has no vectors, with ``score=None``. Filters are those of
+    ``agent_memory.operations.Search``. Expired items are never returned.
+
+    Args:
+        memory: an open memory, of either face.
+        index: LangGraph's IndexConfig: ``dims``, ``embed``, ``fields``. Without it queries only list.
+        ttl: LangGraph's TTLConfig, in minutes. ``refresh_on_read`` is on unless it says otherwise.
+        schemas: models by namespace and key, such as ``{("user", "*"): {"profile": Profile}}``; ``*`` stands for any
+            label or key. A put has to be its model, else SerializationError, and is stored as the typed document
+            would store it. A stored item that is no longer its model is returned as it is, and a warning is logged.
+    """
+
+    supports_ttl = True
+
+    def __init__(
+        self,
+        memory: AgentMemory | AsyncAgentMemory,
+        *,
+        index: IndexConfig | None = None,
+        ttl: TTLConfig | None = None,
+        schemas: Schemas | None = None,
+    ) -> None:
+        self._memory = memory.sync if isinstance(memory, AsyncAgentMemory) else memory
+        self._state = self._memory.app_state
+        self._async_state = self._memory.aio.app_state
+        self._index = None if index is None else Index(index)
+        self._rules = SchemaRules(schemas)
+        self.ttl_config = ttl
+        self._sweeper: threading.Thread | None = None
+        self._stop_sweeper = threading.Event()
+
+    @property
+    def index_config(self) -> IndexConfig | None:
+        """What the store embeds, None if it embeds nothing."""
+        return None if self._index is None else self._index.config
+
+    @property
+    def embeddings(self) -> Any:
+        """The embeddings in use, None if there are none."""
+        return None if self._index is None else self._index.embeddings
+
+    def batch(self, ops: Iterable[Op]) -> list[Result]:
+        """Carry out operations; see the class for their order."""
+        flow = carry_out(ops, self._index, self._rules)
+        reply: Any = None
+        while True:
+            try:
+                step = flow.send(reply)
+            except StopIteration as end:
+                return end.value
+            reply = self._embed(step) if isinstance(step, Embed) else self._state.batch(step)
+
+    async def abatch(self, ops: Iterable[Op]) -> list[Result]:
+        """Carry out operations; see the class for their order."""
+        flow = carry_out(ops, self._index, self._rules)
+        reply: Any = None
+        while True:
+            try:
+                step = flow.send(reply)
+            except StopIteration as end:
+                return end.value
+            reply = await (self._aembed(step) if isinstance(step, Embed) else self._async_state.batch(step))
+
+    def _embed(self, wanted: Embed) -> tuple[list[list[float]], list[list[float]]]:
+        texts = self.embeddings.embed_documents(wanted.texts) if wanted.texts else []
+        return texts, [self.embeddings.embed_query(query) for query in wanted.queries]
+
+    async def _aembed(self, wanted: Embed) -> tuple[list[list[float]], list[list[float]]]:
+        texts = await self.embeddings.aembed_documents(wanted.texts) if wanted.texts else []
+        return texts, await asyncio.gather(*map(self.embeddings.aembed_query, wanted.queries))
+
+    # -- time to live ------------------------------------------------------------------------------------------------
+
+    def sweep_ttl(self) -> int:
+        """Take away expired items, which nobody can read any more, and return how many there were."""
+        return self._memory.sweep().expired
+
+    def start_ttl_sweeper(self, sweep_interval_minutes: float | None = None) -> Future[None]:
+        """Sweep every so many minutes, on a thread, until ``stop_ttl_sweeper`` or the future's ``cancel``.
+
+        The interval is the one given, else the configured one, else 5 minutes. Without a TTL configuration there is
+        nothing to do. Stores sweep by themselves too; a sweeper only makes it more regular.
+        """
+        future: Future[None] = Future()
+        if self.ttl_config is None:
+            future.set_result(None)
+            return future
+        future.add_done_callback(lambda done: self._stop_sweeper.set() if done.cancelled() else None)
+        if self._sweeper is not None and self._sweeper.is_alive():
+            return future
+        minutes = sweep_interval_minutes or self.ttl_config.get("sweep_interval_minutes") or _SWEEP_MINUTES
+        self._stop_sweeper.clear()
+        self._sweeper = threading.Thread(
+            target=self._sweep_until_stopped, args=(minutes * 60.0, future), name="agent-memory-ttl", daemon=True
+        )
+        self._sweeper.start()
+        return future
+
+    def stop_ttl_sweeper(self, timeout: float | None = None) -> bool:
+        """Stop the sweeper, waiting up to ``timeout`` seconds for it; return whether it has stopped."""
+        self._stop_sweeper.set()
+        if self._sweeper is not None:
+            self._sweeper.join(timeout)
+            if self._sweeper.is_alive():
+                return False
+            self._sweeper = None
+        return True
+
+    def _sweep_until_stopped(self, seconds: float, future: Future[None]) -> None:
+        while not self._stop_sweeper.wait(seconds):
+            try:
+                self.sweep_ttl()
+            except Exception:
+                # The next round tries again; a store that is gone for good is for its owner to notice.
+                logger.exception("sweeping expired items failed")
+        if not future.done():
+            future.set_result(None)

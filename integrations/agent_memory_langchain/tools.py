@@ -1,0 +1,293 @@
+"""Typed tools for agents, generated from the models of their memory.
+
+For a document ``Profile`` (its name is ``profile``) and a collection ``Workout`` (its items are called ``workout``):
+
+| tool                                        | does                                                                  |
+|---------------------------------------------|-----------------------------------------------------------------------|
+| ``read_profile()``                          | all visible fields                                                    |
+| ``update_profile(weight_kg=…, …)``          | sets the given fields; one that is not given stays, null clears it    |
+| ``add_to_profile(steps=5, goals=["5k"])``   | adds to numbers (also a negative number), appends to lists, sets and  |
+|                                             | mappings: nothing that runs at the same time is lost                  |
+| ``remove_from_profile(goals=["5k"])``       | removes elements of lists and sets, and keys of mappings              |
+| ``forget_profile(fields=["goals"])``        | sets fields back to their defaults, or to null                        |
+| ``add_workout(kind="run", …)``              | adds an item, answers with its id                                     |
+| ``list_workouts(limit=10, older_than=…)``   | the newest items, with their ids                                      |
+| ``search_workouts(text=…, where={…})``      | the newest items with this text, these fields                         |
+| ``update_workout(item_id, …)``              | as ``update_profile``, of one item                                    |
+| ``forget_workout(item_id)``                 | deletes an item                                                       |
+
+A tool that would have no arguments to offer (nothing to add to, nothing to forget) is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Final, Literal, NamedTuple
+
+from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import BaseTool, StructuredTool
+from langgraph.config import get_config
+from langgraph.prebuilt import ToolRuntime
+from pydantic import Field
+
+from agent_memory import AgentMemory, AsyncAgentMemory, InvalidRequestError
+
+from .bindings import (
+    EntitySource,
+    Faces,
+    Models,
+    Plan,
+    Spec,
+    arun_plan,
+    check_source,
+    collection_specs,
+    document_specs,
+    plural,
+    request_labels,
+    resolve_entity,
+    run_plan,
+)
+from .changes import add_fields, explained, forget_fields, remove_from_fields, set_fields, validated, write
+from .reading import Row, read_document, read_items, safe_fields, safe_json
+from .schemas import Arguments, Definition, Refused, additions, forgettable, settable
+from .searching import search_arguments, search_items
+
+LIST_LIMIT: Final = 50
+_ABSENT: Final[Any] = None
+
+
+class Operation(NamedTuple):
+    """One tool before LangChain sees it: ``plan`` gets the parsed arguments and yields the steps of the answer."""
+
+    name: str
+    description: str
+    spec: Spec
+    arguments: Arguments
+    plan: Callable[[dict[str, Any]], Plan[str]]
+
+
+def memory_tools(
+    memory: AgentMemory | AsyncAgentMemory,
+    *,
+    entity: EntitySource,
+    documents: Models = (),
+    collections: Models = (),
+    agent: str | None = None,
+    only: Iterable[str] | None = None,
+) -> list[BaseTool]:
+    """Return the tools by which an agent works with the memory of the entity that its run serves.
+
+    Args:
+        memory: either face; the tools work in sync and in async runs.
+        entity: where the run says whose memory it is; see ``EntitySource``. No argument of any tool can name another.
+        documents: models of which an entity has one, or a mapping by the names to use.
+        collections: models of which an entity has many, or a mapping by the names to use.
+        agent: who writes, for the provenance; by default the name given to ``create_agent``.
+        only: the names of the tools to keep; by default all.
+
+    The tools raise InvalidRequestError where the run names no entity. What a model can correct comes back to it as a
+    tool message with ``status="error"``; errors of the store itself (UnavailableError and the like) are raised.
+
+    Raises:
+        InvalidRequestError: two tools would have one name, a name in ``only`` is no tool's, or a model cannot be used.
+    """
+    faces, source = Faces(memory), check_source(entity)
+    operations = [one for spec in document_specs(faces.probe, documents) for one in _document_operations(spec)]
+    operations += [one for spec in collection_specs(faces.probe, collections) for one in _collection_operations(spec)]
+    names = [one.name for one in operations]
+    for name in names:
+        if names.count(name) > 1 or len(name) > 64:
+            raise InvalidRequestError(f"{name!r} is too long for a tool's name, or the name of two; rename a model")
+    if only is not None:
+        keep = set(only)
+        if unknown := sorted(keep - set(names)):
+            raise InvalidRequestError(f"there is no tool named {', '.join(unknown)}")
+        operations = [one for one in operations if one.name in keep]
+    return [_tool(faces, source, agent, one) for one in operations]
+
+
+def _tool(faces: Faces, source: EntitySource, agent: str | None, operation: Operation) -> BaseTool:
+    def prepare(runtime: Any, config: RunnableConfig | None, sent: Mapping[str, Any]) -> Any:
+        # Outside a ToolNode nothing injects a runtime, and what is there under its name came from the model.
+        runtime = runtime if isinstance(runtime, ToolRuntime) else None
+        config = _config(runtime, config)
+        kind, id = resolve_entity(source, runtime, config)
+        request_id, labels = request_labels(runtime, config, agent=agent, tool=operation.name)
+        plan = explained(operation.name, operation.spec, operation.plan, operation.arguments, sent)
+        return kind, id, request_id, labels, plan
+
+    # LangChain tells an injected argument by its exact annotation: None cannot be part of it.
+    def call(runtime: ToolRuntime = _ABSENT, config: RunnableConfig = _ABSENT, **sent: Any) -> str:
+        kind, id, request_id, labels, plan = prepare(runtime, config, sent)
+        with faces.sync.request(request_id, **labels):
+            return run_plan(plan, faces.sync.entity(kind, id))
+
+    async def acall(runtime: ToolRuntime = _ABSENT, config: RunnableConfig = _ABSENT, **sent: Any) -> str:
+        kind, id, request_id, labels, plan = prepare(runtime, config, sent)
+        with faces.aio.request(request_id, **labels):
+            return await arun_plan(plan, faces.aio.entity(kind, id))
+
+    return StructuredTool(
+        name=operation.name,
+        description=operation.description,
+        args_schema=operation.arguments.schema,
+        func=call,
+        coroutine=acall,
+        handle_tool_error=True,
+    )
+
+
+def _config(runtime: ToolRuntime | None, config: RunnableConfig | None) -> RunnableConfig | None:
+    if runtime is not None:
+        return runtime.config
+    if config:
+        return config
+    try:
+        return get_config()
+    except RuntimeError:
+        return None
+
+
+# -- documents and items ---------------------------------------------------------------------------------------------
+
+
+def _document_operations(spec: Spec) -> list[Operation]:
+    label = spec.label
+
+    def read(_: dict[str, Any]) -> Plan[str]:
+        row = yield from read_document(spec)
+        return f"There is no {label} yet." if row.data is None and row.problem is None else f"{label}: {_shown(row)}"
+
+    operations = [Operation(f"read_{label}", f"Read the whole {label} as it is stored now.", spec, _none(label), read)]
+    return operations + _change_operations(spec)
+
+
+def _change_operations(spec: Spec) -> list[Operation]:
+    """Return the tools that change fields, of the document or of one item."""
+    label, model, is_item = spec.label, spec.model, spec.many
+    own: dict[str, Any] = {"item_id": (str, Field(description=f"which {label}"))} if is_item else {}
+    fields, kinds, optional = settable(model), {} if is_item else additions(model), forgettable(model)
+    removable = {name: one for name, one in kinds.items() if one.removed is not None}
+    operations: list[Operation] = []
+
+    def offer(verb: str, description: str, definitions: Mapping[str, Definition], make: _Maker, **more: Any) -> None:
+        name = verb.format(label)
+        arguments = Arguments(name, definitions, own={**own, **more}, config=model.model_config)
+
+        def plan(sent: dict[str, Any]) -> Plan[str]:
+            item_id = sent.pop("item_id") if is_item else None
+            named = dict.fromkeys(sent.get("fields", ())) if more else sent
+            if not named:
+                raise Refused(f"{name}: send at least one field. Nothing was changed.")
+            return write(spec, name, make(name, sent), named, item_id=item_id)
+
+        operations.append(Operation(name, description, spec, arguments, plan))
+
+    if fields:
+        offer(
+            "update_{}",
+            f"Change fields of {'one' if is_item else 'the'} {label}. Send only what changes: a field that is not sent "
+            "stays as it is, null clears one that may be null. Lists and objects are replaced whole"
+            + (f"; add_to_{label} adds to them." if kinds else "."),
+            fields,
+            lambda _, sent: set_fields(sent),
+        )
+    if kinds:
+        offer(
+            "add_to_{}",
+            f"Add to the {label}: a number is added to the stored number (a negative one subtracts), elements are "
+            "appended to a list, entries are put into a mapping. Safe while others add at the same time.",
+            {name: (one.added, _about(model, name)) for name, one in kinds.items()},
+            lambda _, sent: add_fields(model, kinds, sent),
+        )
+    if removable:
+        offer(
+            "remove_from_{}",
+            f"Remove elements from lists of the {label}, and keys from its mappings.",
+            {name: (one.removed, _about(model, name)) for name, one in removable.items()},
+            lambda name, sent: remove_from_fields(kinds, name, sent),
+        )
+    if optional and not is_item:
+        choice = list[Literal[tuple(optional)]]
+        offer(
+            "forget_{}",
+            f"Forget fields of the {label}: they go back to their defaults, or to null.",
+            {},
+            lambda name, sent: forget_fields(model, label, name, sent["fields"]),
+            fields=(choice, Field(min_length=1)),
+        )
+    return operations
+
+
+_Maker = Callable[[str, dict[str, Any]], Callable[[dict[str, Any] | None], dict[str, Any]]]
+
+
+def _about(model: Any, name: str) -> Any:
+    return Field(description=model.model_fields[name].description)
+
+
+def _none(tool: str) -> Arguments:
+    return Arguments(tool, {})
+
+
+def _shown(row: Row) -> str:
+    return f"unreadable: {row.problem}" if row.data is None else safe_fields(row.data)
+
+
+# -- collections -----------------------------------------------------------------------------------------------------
+
+
+def _collection_operations(spec: Spec) -> list[Operation]:
+    label, many = spec.label, plural(spec.label)
+
+    def list_(sent: dict[str, Any]) -> Plan[str]:
+        rows = yield from read_items(spec, sent["limit"] + 1, sent["older_than"])
+        return _rows(rows[: sent["limit"]], many, more=len(rows) > sent["limit"])
+
+    def search(sent: dict[str, Any]) -> Plan[str]:
+        rows, more = yield from search_items(spec, sent)
+        return _rows(rows, many, more=more)
+
+    def forget(sent: dict[str, Any]) -> Plan[str]:
+        item_id = sent["item_id"]
+        entry = yield lambda entity: entity.collection(spec.model, name=spec.name).delete(item_id)
+        if entry is None:
+            raise Refused(f"forget_{label}: there is no {label} with this item_id. Nothing was changed.")
+        return f"Deleted the {label} {safe_json(item_id)}."
+
+    limit = (Annotated[int, Field(ge=1, le=LIST_LIMIT)], 10)
+    older = (str | None, Field(None, description="an item_id: list what is older than it"))
+    list_arguments = Arguments(f"list_{many}", {}, own={"limit": limit, "older_than": older})
+    which = {"item_id": (str, Field(description=f"which {label}"))}
+    return [
+        *_add_operation(spec),
+        Operation(f"list_{many}", f"List the newest {many}, with their item_ids.", spec, list_arguments, list_),
+        Operation(
+            f"search_{many}", f"Search the {many}, the newest first.", spec, search_arguments(spec, limit), search
+        ),
+        *_change_operations(spec),
+        Operation(f"forget_{label}", f"Delete one {label}.", spec, Arguments(f"forget_{label}", {}, own=which), forget),
+    ]
+
+
+def _add_operation(spec: Spec) -> list[Operation]:
+    name, fields = f"add_{spec.label}", settable(spec.model)
+    if any(field.is_required() and key not in fields for key, field in spec.model.model_fields.items()):
+        return []  # Only the application can make such an item.
+    required = {key: one for key, one in fields.items() if one[1].is_required()}
+    optional = {key: one for key, one in fields.items() if key not in required}
+    arguments = Arguments(name, optional, required=required, config=spec.model.model_config)
+
+    def add(sent: dict[str, Any]) -> Plan[str]:
+        value = validated(spec.model, name, sent, sent, absent=True)
+        item_id = yield lambda entity: entity.collection(spec.model, name=spec.name).add(value)
+        return f"Added. item_id: {safe_json(item_id)}"
+
+    return [Operation(name, f"Add a {spec.label}.", spec, arguments, add)]
+
+
+def _rows(rows: list[Row], many: str, *, more: bool) -> str:
+    if not rows:
+        return f"There are no such {many}."
+    lines = [f"{safe_json(row.id)}: {_shown(row)}" for row in rows]
+    return "\n".join([f"{many}, newest first, by item_id:", *lines, *(["(there are more)"] if more else [])])

@@ -1,0 +1,460 @@
+"""The typed tools: what they offer, what they change, what they refuse."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import date
+from enum import Enum
+from typing import Annotated, Any, Literal
+
+import pytest
+from agent_memory_langchain import Agent, memory_tools
+from langchain_core.messages import AIMessage
+from langchain_core.tools import BaseTool
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode
+from pydantic import BaseModel, ConfigDict, Field
+
+from agent_memory import AgentMemory, InvalidRequestError, NoRequestContextError, RequestContext, UnavailableError
+from tests.support.agents import Athlete, Injury, Session
+
+BOB = {"configurable": {"user_id": "bob"}}
+
+
+@pytest.fixture
+def memory() -> Iterator[AgentMemory]:
+    with AgentMemory("memory://", application="fitness") as memory:
+        yield memory
+
+
+def named(memory: AgentMemory, **more: Any) -> dict[str, BaseTool]:
+    options: dict[str, Any] = {"documents": [Athlete], "collections": [Session], "entity": ("user", "user_id"), **more}
+    return {tool.name: tool for tool in memory_tools(memory, **options)}
+
+
+def call(tool: BaseTool, arguments: dict[str, Any] | None = None, config: Any = BOB) -> Any:
+    """Call a tool as an agent does, and return its message."""
+    sent = {"type": "tool_call", "name": tool.name, "args": arguments or {}, "id": "call-1"}
+    return tool.invoke(sent, config)
+
+
+def athlete(memory: AgentMemory, id: str = "bob") -> Athlete | None:
+    return memory.entity("user", id).document(Athlete).get()
+
+
+def properties(tool: BaseTool) -> dict[str, Any]:
+    return tool.args
+
+
+# -- what is offered -------------------------------------------------------------------------------------------------
+
+
+def test_the_tools_are_named_after_the_models(memory: AgentMemory) -> None:
+    assert list(named(memory)) == [
+        "read_athlete", "update_athlete", "add_to_athlete", "remove_from_athlete", "forget_athlete",
+        "add_session", "list_sessions", "search_sessions", "update_session", "forget_session",
+    ]  # fmt: skip
+
+
+def test_models_can_be_given_other_names(memory: AgentMemory) -> None:
+    tools = named(memory, documents={"runner": Athlete}, collections={"diary": Session})
+    assert {"update_runner", "add_diary", "list_diaries"} <= set(tools)
+    call(tools["update_runner"], {"steps": 3})
+    assert memory.entity("user", "bob").document(Athlete, name="runner").get() == Athlete(steps=3)
+
+
+def test_the_arguments_of_an_update_are_the_models_fields_all_optional(memory: AgentMemory) -> None:
+    tool = named(memory)["update_athlete"]
+    assert tool.tool_call_schema.get("required", []) == []  # type: ignore[union-attr]
+    assert properties(tool)["weight_kg"] == {
+        "anyOf": [{"exclusiveMinimum": 0, "maximum": 500, "type": "number"}, {"type": "null"}],
+        "description": "body weight in kg",
+    }
+
+
+def test_no_tool_has_an_argument_for_the_entity_or_for_what_agents_may_not_touch(memory: AgentMemory) -> None:
+    arguments = {name for tool in named(memory).values() for name in properties(tool)}
+    assert arguments == {
+        "name", "weight_kg", "steps", "goals", "tags", "best", "fields", "kind", "km", "note",
+        "item_id", "limit", "older_than", "text", "where",
+    }  # fmt: skip
+
+
+def test_an_item_that_only_the_application_can_make_has_no_tool_to_add_it(memory: AgentMemory) -> None:
+    class Payment(BaseModel):
+        amount: Annotated[float, Agent(read_only=True)]
+
+    assert list(named(memory, documents=[], collections=[Payment])) == [
+        "list_payments", "search_payments", "forget_payment",
+    ]  # fmt: skip
+
+
+def test_a_selection_of_tools_can_be_kept(memory: AgentMemory) -> None:
+    assert list(named(memory, only=["read_athlete"])) == ["read_athlete"]
+    with pytest.raises(InvalidRequestError, match="read_everything"):
+        named(memory, only=["read_everything"])
+
+
+def test_two_tools_of_one_name_are_refused(memory: AgentMemory) -> None:
+    with pytest.raises(InvalidRequestError, match="the name of two"):
+        named(memory, documents=[Athlete], collections={"athlete": Session})
+
+
+def test_models_whose_hidden_fields_could_show_are_refused(memory: AgentMemory) -> None:
+    @dataclass
+    class Address:
+        street: Annotated[str, Agent(hidden=True)]
+
+    class Person(BaseModel):
+        address: Address
+
+    with pytest.raises(InvalidRequestError, match="Address is none"):
+        named(memory, documents=[Person])
+
+
+def test_fields_with_names_that_langchain_uses_work(memory: AgentMemory) -> None:
+    class Setup(BaseModel):
+        config: str = ""
+        runtime: int = 0
+        callbacks: list[str] = []
+        title: str = ""
+
+    tools = named(memory, documents=[Setup], collections=[])
+    sent = {"config_": "a", "runtime_": 2, "callbacks_": ["c"], "title": "t"}
+    assert call(tools["update_setup"], sent).status == "success"
+    expected = Setup(config="a", runtime=2, callbacks=["c"], title="t")
+    assert memory.entity("user", "bob").document(Setup).get() == expected
+
+
+def test_strict_nested_and_discriminated_models_are_taken_from_json(memory: AgentMemory) -> None:
+    class Unit(Enum):
+        METRIC = "metric"
+
+    class Run(BaseModel):
+        sort: Literal["run"]
+        km: float
+
+    class Swim(BaseModel):
+        sort: Literal["swim"]
+        laps: int
+
+    class Plan(BaseModel):
+        model_config = ConfigDict(strict=True)
+
+        start: date | None = None
+        unit: Unit = Unit.METRIC
+        next: Run | Swim | None = Field(None, discriminator="sort")
+        heart_rate: int = Field(0, alias="heartRate")
+        pair: tuple[int, ...] = ()
+
+    tools = named(memory, documents=[Plan], collections=[])
+    sent = {"start": "2026-01-02", "unit": "metric", "next": {"sort": "swim", "laps": 4}, "heart_rate": 60}
+    assert call(tools["update_plan"], sent).status == "success"
+    assert call(tools["add_to_plan"], {"pair": [1, 2]}).status == "success"
+    plan = memory.entity("user", "bob").document(Plan).get()
+    assert plan is not None
+    assert (plan.start, plan.next, plan.heart_rate) == (date(2026, 1, 2), Swim(sort="swim", laps=4), 60)
+    assert plan.pair == (1, 2)
+
+
+# -- documents -------------------------------------------------------------------------------------------------------
+
+
+def test_reading_shows_what_is_stored_without_hidden_fields(memory: AgentMemory) -> None:
+    tools = named(memory)
+    assert call(tools["read_athlete"]).content == "There is no athlete yet."
+    injured = Athlete(injuries=[Injury(part="knee", diagnosis="torn")], tags={"b", "a"})
+    memory.entity("user", "bob").document(Athlete).set(injured)
+    text = call(tools["read_athlete"]).content
+    assert '"injuries": [{"part": "knee"}]' in text
+    assert '"tags": ["a", "b"]' in text
+    assert '"coach": "Kim"' in text
+    assert "risk" not in text
+    assert "torn" not in text
+
+
+def test_an_update_leaves_what_is_not_sent_and_null_clears(memory: AgentMemory) -> None:
+    memory.entity("user", "bob").document(Athlete).set(Athlete(weight_kg=80, steps=7))
+    tools = named(memory)
+    answer = call(tools["update_athlete"], {"name": "Bea"})
+    assert answer.content == 'Saved. athlete: {"name": "Bea"}'
+    assert athlete(memory) == Athlete(name="Bea", weight_kg=80, steps=7)
+    call(tools["update_athlete"], {"weight_kg": None})
+    assert athlete(memory) == Athlete(name="Bea", steps=7)
+
+
+def test_adding_and_removing(memory: AgentMemory) -> None:
+    tools = named(memory)
+    more = {"steps": 5, "weight_kg": 70, "goals": ["5k", "10k", "5k"], "tags": ["x"], "best": {"5k": 25.0, "10k": 60.0}}
+    call(tools["add_to_athlete"], more)
+    call(tools["add_to_athlete"], {"steps": -2, "weight_kg": -0.5, "goals": ["swim"], "tags": ["x", "y"]})
+    call(tools["remove_from_athlete"], {"goals": ["5k"], "tags": ["x"], "best": ["10k"]})
+    expected = Athlete(steps=3, weight_kg=69.5, goals=["10k", "swim"], tags={"y"}, best={"5k": 25.0})
+    assert athlete(memory) == expected
+
+
+def test_removing_what_is_not_there_changes_nothing(memory: AgentMemory) -> None:
+    memory.entity("user", "bob").document(Athlete).set(Athlete(goals=["5k"], tags={"x"}))
+    answer = call(named(memory)["remove_from_athlete"], {"goals": ["5k"], "tags": ["nope"]})
+    assert answer.status == "error"
+    assert 'tags: it does not contain "nope"' in answer.content
+    assert athlete(memory) == Athlete(goals=["5k"], tags={"x"})
+
+
+def test_forgetting_fields_sets_them_back(memory: AgentMemory) -> None:
+    tools = named(memory)
+    assert call(tools["forget_athlete"], {"fields": ["goals"]}).status == "error"
+    memory.entity("user", "bob").document(Athlete).set(Athlete(goals=["5k"], weight_kg=70, name="Bea", risk=0.5))
+    call(tools["forget_athlete"], {"fields": ["goals", "weight_kg"]})
+    assert athlete(memory) == Athlete(name="Bea", risk=0.5)
+
+
+def test_a_document_that_needs_fields_is_made_by_the_update_that_sends_them(memory: AgentMemory) -> None:
+    class Diet(BaseModel):
+        kind: str
+        calories: int
+
+    update = named(memory, documents=[Diet], collections=[])["update_diet"]
+    answer = call(update, {"kind": "vegan"})
+    assert answer.status == "error"
+    assert "calories: missing: there is nothing stored yet; send this field too" in answer.content
+    assert call(update, {"kind": "vegan", "calories": 2000}).status == "success"
+    assert call(update, {"calories": 1900}).status == "success"
+    assert memory.entity("user", "bob").document(Diet).get() == Diet(kind="vegan", calories=1900)
+
+
+@pytest.mark.parametrize("field", ["coach", "risk", "injuries", "user_id", "made_up"])
+def test_an_update_cannot_touch_what_is_not_offered(memory: AgentMemory, field: str) -> None:
+    injured = Athlete(injuries=[Injury(part="knee", diagnosis="torn")])
+    memory.entity("user", "bob").document(Athlete).set(injured)
+    for name in ("update_athlete", "add_to_athlete"):
+        answer = call(named(memory)[name], {"steps": 1, field: "x"})
+        assert answer.status == "error"
+        assert f"{field}: extra_forbidden" in answer.content
+    assert athlete(memory) == injured
+
+
+def test_a_refusal_names_place_kind_and_constraint(memory: AgentMemory) -> None:
+    answer = call(named(memory)["update_athlete"], {"weight_kg": -3, "goals": ["a", 5], "steps": "many"})
+    assert answer.status == "error"
+    assert "weight_kg: greater_than: Input should be greater than 0 (you sent -3)" in answer.content
+    assert "goals.1: string_type: Input should be a valid string (you sent 5)" in answer.content
+    assert "steps: int_parsing" in answer.content
+    assert athlete(memory) is None
+
+
+def test_a_refusal_never_quotes_what_is_stored(memory: AgentMemory) -> None:
+    memory.entity("user", "bob").document(Athlete).set(Athlete(risk=0.125))
+    tools = named(memory)
+    answer = call(tools["update_athlete"], {"weight_kg": 400})
+    assert answer.status == "error"
+    assert "(all together): value_error" in answer.content
+    assert "0.125" not in answer.content
+    assert "greater_than" in call(tools["add_to_athlete"], {"weight_kg": -1}).content
+
+
+def test_the_validators_own_words_are_told_where_nothing_is_hidden(memory: AgentMemory) -> None:
+    class Named(BaseModel):
+        name: Annotated[str, Field(min_length=1)] = "x"
+        nick: str = "y"
+
+        def model_post_init(self, context: Any, /) -> None:
+            if self.name == self.nick:
+                raise ValueError("name and nick differ")
+
+    answer = call(named(memory, documents=[Named], collections=[])["update_named"], {"name": "y"})
+    assert "name and nick differ" in answer.content
+
+
+def test_a_document_that_cannot_be_read_is_reported_and_left_alone(memory: AgentMemory) -> None:
+    memory.app_state.set("user/bob/athlete", {"weight_kg": "heavy", "risk": "secret words"})
+    tools = named(memory)
+    for answer in (call(tools["read_athlete"]), call(tools["update_athlete"], {"steps": 1})):
+        assert "weight_kg: float_parsing" in answer.content
+        assert "a field that is not shown: float_parsing" in answer.content
+        assert "heavy" not in answer.content
+        assert "secret" not in answer.content
+    assert call(tools["update_athlete"], {"steps": 1}).status == "error"
+
+
+def test_an_update_of_nothing_is_refused(memory: AgentMemory) -> None:
+    assert "send at least one field" in call(named(memory)["update_athlete"]).content
+
+
+# -- collections -----------------------------------------------------------------------------------------------------
+
+
+def ids(memory: AgentMemory) -> list[str]:
+    return [one.id for one in memory.entity("user", "bob").collection(Session).list()]
+
+
+def test_adding_listing_changing_and_deleting_items(memory: AgentMemory) -> None:
+    tools = named(memory)
+    for km in range(3):
+        assert call(tools["add_session"], {"kind": "run", "km": km}).status == "success"
+    first, second, third = ids(memory)
+    assert call(tools["list_sessions"], {"limit": 2}).content.splitlines() == [
+        "sessions, newest first, by item_id:",
+        f'"{third}": {{"kind": "run", "km": 2.0, "note": null}}',
+        f'"{second}": {{"kind": "run", "km": 1.0, "note": null}}',
+        "(there are more)",
+    ]
+    assert first in call(tools["list_sessions"], {"older_than": second}).content
+    call(tools["update_session"], {"item_id": first, "note": "easy"})
+    call(tools["forget_session"], {"item_id": second})
+    sessions = memory.entity("user", "bob").collection(Session).list()
+    assert [one.value for one in sessions] == [Session(kind="run", note="easy"), Session(kind="run", km=2)]
+
+
+def test_an_item_that_is_not_there_is_refused(memory: AgentMemory) -> None:
+    tools = named(memory)
+    memory.entity("user", "eve").collection(Session).add(Session(kind="walk"), id="hers")
+    for name, more in (("update_session", {"km": 1}), ("forget_session", {})):
+        for item_id in ("hers", "../eve/session/hers", "eve/session/hers"):
+            answer = call(tools[name], {"item_id": item_id, **more})
+            assert answer.status == "error"
+            assert "there is no session with this item_id" in answer.content
+    assert call(tools["forget_session"], {"item_id": ""}).status == "error"
+    assert memory.entity("user", "eve").collection(Session).get("hers") == Session(kind="walk")
+
+
+def test_searching_by_text_and_by_field(memory: AgentMemory) -> None:
+    sessions = memory.entity("user", "bob").collection(Session)
+    for kind, note in (("run", "Along the river"), ("swim", "cold"), ("run", None)):
+        sessions.add(Session(kind=kind, note=note, invoice="river"))
+    search = named(memory)["search_sessions"]
+    assert call(search, {"text": "RIVER"}).content.count("\n") == 1
+    assert call(search, {"where": {"kind": "run"}}).content.count("\n") == 2
+    assert call(search, {"where": {"kind": "run"}, "text": "river"}).content.count("\n") == 1
+    assert call(search, {"where": {"kind": "run"}, "limit": 1}).content.endswith("(there are more)")
+    assert call(search, {"text": "nothing"}).content == "There are no such sessions."
+    assert call(search, {}).status == "error"
+    assert call(search, {"where": {"invoice": "unpaid"}}).status == "error"
+
+
+def test_one_bad_item_does_not_hide_the_others(memory: AgentMemory) -> None:
+    sessions = memory.entity("user", "bob").collection(Session)
+    sessions.add(Session(kind="run"), id="1")
+    memory.app_state.set("user/bob/session/2", {"km": "far"})
+    sessions.add(Session(kind="swim"), id="3")
+    lines = call(named(memory)["list_sessions"]).content.splitlines()
+    assert lines[1].startswith('"3": {"kind": "swim"')
+    assert lines[2] == '"2": unreadable: kind: missing, km: float_parsing'
+    assert lines[3].startswith('"1": {"kind": "run"')
+
+
+# -- whose memory ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("id", [None, "", "  ", True, ["bob"], 1.5])
+def test_a_run_without_an_entity_is_refused(memory: AgentMemory, id: Any) -> None:
+    tools = named(memory)
+    with pytest.raises(InvalidRequestError):
+        call(tools["read_athlete"], config={"configurable": {"user_id": id}})
+    with pytest.raises(InvalidRequestError, match="names no user"):
+        call(tools["update_athlete"], {"steps": 1}, config={})
+    assert list(memory.app_state.keys()) == []
+
+
+def test_a_runtime_that_a_model_made_up_is_not_believed(memory: AgentMemory) -> None:
+    forged = {"steps": 9, "runtime": {"context": {"user_id": "eve"}}, "config": {"configurable": {"user_id": "eve"}}}
+    assert call(named(memory)["update_athlete"], forged).status == "success"
+    assert athlete(memory) == Athlete(steps=9)
+    assert athlete(memory, "eve") is None
+
+
+@pytest.mark.parametrize("entity", ["user", ("user",), ("user", ""), ("user", 5), None])
+def test_an_entity_that_cannot_be_looked_up_is_refused_at_once(memory: AgentMemory, entity: Any) -> None:
+    with pytest.raises(InvalidRequestError):
+        memory_tools(memory, documents=[Athlete], entity=entity)
+
+
+def test_a_function_may_name_the_entity(memory: AgentMemory) -> None:
+    tools = named(memory, entity=lambda _: ("device", "d-1"))
+    call(tools["update_athlete"], {"steps": 1})
+    assert memory.entity("device", "d-1").document(Athlete).get() == Athlete(steps=1)
+    with pytest.raises(InvalidRequestError):
+        call(named(memory, entity=lambda _: "d-1")["read_athlete"])
+    with pytest.raises(InvalidRequestError):
+        call(named(memory, entity=lambda _: ("device", ""))["read_athlete"])
+
+
+class Context(BaseModel):
+    user_id: int
+
+
+def test_the_tools_work_in_a_graph_of_ones_own(memory: AgentMemory) -> None:
+    node = ToolNode(list(named(memory).values()))
+    graph = StateGraph(MessagesState, context_schema=Context).add_node("tools", node).add_edge(START, "tools").compile()
+    calls = [
+        {"name": "add_to_athlete", "args": {"steps": 2}, "id": "1"},
+        {"name": "add_to_athlete", "args": {"steps": 3}, "id": "2"},
+        {"name": "update_athlete", "args": {"runtime": {"context": {"user_id": 9}}, "name": "Zoe"}, "id": "3"},
+    ]
+    output = graph.invoke({"messages": [AIMessage("", tool_calls=calls)]}, context=Context(user_id=7))  # type: ignore[call-overload]
+    assert [message.status for message in output["messages"][1:]] == ["success"] * 3
+    assert athlete(memory, "7") == Athlete(name="Zoe", steps=5)
+    assert list(memory.entities("user")) == ["7"]
+
+
+@pytest.mark.asyncio
+async def test_the_tools_work_in_an_async_graph_and_with_the_async_face(memory: AgentMemory) -> None:
+    tools = memory_tools(memory.aio, documents=[Athlete], entity=("user", "user_id"))
+    graph = StateGraph(MessagesState).add_node("tools", ToolNode(tools)).add_edge(START, "tools").compile()
+    calls = [{"name": "add_to_athlete", "args": {"goals": [str(n)]}, "id": str(n)} for n in range(5)]
+    config: Any = BOB
+    await graph.ainvoke({"messages": [AIMessage("", tool_calls=calls)]}, config)  # type: ignore[call-overload]
+    found = await memory.aio.entity("user", "bob").document(Athlete).get()
+    assert found is not None
+    assert sorted(found.goals) == ["0", "1", "2", "3", "4"]
+
+
+# -- writers at the same time, and who they were ---------------------------------------------------------------------
+
+
+def test_nothing_is_lost_when_eight_threads_add(memory: AgentMemory) -> None:
+    agents = [named(memory)["add_to_athlete"], named(memory)["add_to_athlete"]]
+    start = threading.Barrier(8)
+
+    def work(number: int) -> set[str]:
+        start.wait()
+        return {call(agents[number % 2], {"steps": 1}).status for _ in range(50)}
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set().union(*pool.map(work, range(8))) == {"success"}
+    assert athlete(memory) == Athlete(steps=400)
+
+
+def test_a_write_says_who_made_it(memory: AgentMemory) -> None:
+    config = {"configurable": {"user_id": "bob", "thread_id": "thread-1"}}
+    call(named(memory, agent="coach")["update_athlete"], {"steps": 1}, config)
+    snapshot = memory.entity("user", "bob").document(Athlete).snapshot()
+    assert snapshot is not None
+    assert snapshot.entry.provenance is not None
+    assert snapshot.entry.provenance.items() >= {
+        ("request_id", "thread-1"), ("thread_id", "thread-1"), ("agent", "coach"), ("source", "langchain"),
+        ("tool", "update_athlete"),
+    }  # fmt: skip
+
+
+def test_a_request_that_is_open_keeps_its_id(memory: AgentMemory) -> None:
+    config = {"configurable": {"user_id": "bob", "thread_id": "t" * 5_000}}
+    with memory.request("request-1"):
+        call(named(memory)["update_athlete"], {"steps": 1}, config)
+        assert RequestContext.get().request_id == "request-1"
+    with pytest.raises(NoRequestContextError):
+        RequestContext.get()
+    snapshot = memory.entity("user", "bob").document(Athlete).snapshot()
+    assert snapshot is not None
+    assert snapshot.entry.provenance is not None
+    assert snapshot.entry.provenance["request_id"] == "request-1"
+
+
+def test_a_store_that_does_not_answer_is_no_answer(memory: AgentMemory) -> None:
+    tools = named(memory)
+    memory.close()
+    with pytest.raises(UnavailableError):
+        call(tools["read_athlete"])

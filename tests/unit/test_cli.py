@@ -1,0 +1,164 @@
+"""The command line: what it prints, and when it refuses."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent_memory import AgentMemory
+from agent_memory.cli import main
+from tests.support.server import ROOT, ServerProcess, child_environment
+
+
+def run(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
+    start = ["-m", "agent_memory.cli"] if code is None else ["-c", code]
+    return subprocess.run(
+        [sys.executable, *start, *arguments],
+        cwd=ROOT, env=child_environment(), capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+
+
+def store(folder: Path) -> Path:
+    path = folder / "memory.db"
+    with AgentMemory(str(path), application="shop") as memory:
+        memory.app_state.set("small", 1)
+        memory.app_state.set("large", b"x" * 200_000)
+    return path
+
+
+def test_a_new_token_opens_what_it_was_made_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["token", "acme", "shop"]) == 0
+    printed = capsys.readouterr().out
+    token = printed.splitlines()[0].rpartition(" ")[2]
+    line = printed.splitlines()[1].partition(": ")[2]
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"{line}\n")
+    tokens.chmod(0o600)
+
+    assert line == f"sha256:{hashlib.sha256(token.encode()).hexdigest()} acme shop"
+    with (
+        ServerProcess(tmp_path, "--token-file", str(tokens)) as server,
+        AgentMemory(server.url, application="shop", namespace="acme", token=token) as memory,
+    ):
+        memory.app_state.set("key", 1)
+        assert memory.app_state.get("key") == 1
+
+
+def test_beyond_this_machine_it_does_not_serve_without_tokens(tmp_path: Path) -> None:
+    done = run("serve", "--data", str(tmp_path / "m.db"), "--host", "0.0.0.0", "--port", "0")
+
+    assert done.returncode == 2
+    assert "--token-file" in done.stderr
+    assert not (tmp_path / "m.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("the-secret\n", "line 1 "),
+        ("# comment\n\nthe-secret acme shop more\n", "line 3 "),
+        ("the-secret acme/shop\n", "line 1 "),
+        ("sha256:the-secret acme\n", "line 1 "),
+        ("the-sécret acme\n", "line 1 "),
+        ("# nothing\n", "no token"),
+    ],
+)
+def test_a_bad_token_file_is_refused_by_line_and_not_repeated(tmp_path: Path, content: str, complaint: str) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text(content)
+
+    done = run("serve", "--data", str(tmp_path / "m.db"), "--port", "0", "--token-file", str(tokens))
+
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert "cret" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--port", "99999"], ["--host", "no.such.host.invalid"], ["--public-url", "ftp://x"], ["--token-file", "absent"]],
+    ids=" ".join,
+)
+def test_what_cannot_be_served_is_refused_in_one_line(tmp_path: Path, options: list[str]) -> None:
+    if "--host" in options:
+        options = [*options, "--token-file", str(tmp_path / "tokens")]
+        (tmp_path / "tokens").write_text("token acme\n")
+        (tmp_path / "tokens").chmod(0o600)
+
+    done = run(
+        "serve", "--data", str(tmp_path / "m.db"), *(["--port", "0"] if "--port" not in options else []), *options
+    )
+
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_file_that_is_no_database_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "m.db"
+    path.write_bytes(b"not a database at all" * 1000)
+
+    done = run("serve", "--data", str(path), "--port", "0")
+
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_without_the_servers_packages_it_says_what_to_install() -> None:
+    code = (
+        "import sys\nsys.modules['uvicorn'] = None\nfrom agent_memory.cli import main\n"
+        "sys.exit(main(['serve', '--port', '0']))"
+    )
+    done = run(code=code)
+
+    assert done.returncode == 2
+    assert "pip install 'agent-memory[server]'" in done.stderr
+
+
+def test_a_public_url_is_the_address_of_chunks(tmp_path: Path) -> None:
+    import httpx
+
+    with ServerProcess(tmp_path, "--public-url", "https://memory.example/base/") as server:
+        url = f"{server.url}/v1/namespaces/a/applications/b/app_state/prepare_write"
+        blob = httpx.post(url, json={"state_key": "k", "size": 1}, trust_env=False).json()["blob"]
+
+    assert blob["chunks"][0]["uri"].startswith("https://memory.example/base/v1/blobs/")
+
+
+def test_check_finds_nothing_in_a_sound_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--data", str(store(tmp_path))]) == 0
+    assert capsys.readouterr().out == "2 values, 1 files, 0 problems\n"
+
+
+def test_check_fails_where_a_file_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = store(tmp_path)
+    for file in path.with_name("memory.db.blobs").rglob("*.0"):
+        file.unlink()
+
+    assert main(["check", "--data", str(path), "--fix"]) == 1
+    assert capsys.readouterr().out.startswith("missing: ")
+
+
+def test_a_backup_is_a_store_of_its_own(tmp_path: Path) -> None:
+    path, copy = store(tmp_path), tmp_path / "copy.db"
+
+    assert main(["backup", "--data", str(path), str(copy)]) == 0
+    assert main(["backup", "--data", str(path), str(copy)]) == 2
+    with AgentMemory(str(copy), application="shop") as memory:
+        assert memory.app_state.get("large") == b"x" * 200_000
+
+
+def test_a_sweep_says_what_it_took_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "--data", str(store(tmp_path))]) == 0
+    assert re.fullmatch(r"([a-z ]+: \d+(, )?)+\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("command", ["sweep", "check"])
+def test_a_store_that_is_not_there_is_not_made(tmp_path: Path, command: str) -> None:
+    assert main([command, "--data", str(tmp_path / "absent.db")]) == 2
+    assert list(tmp_path.iterdir()) == []

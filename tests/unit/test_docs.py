@@ -1,0 +1,36 @@
+"""The code in the documents runs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def code_blocks() -> list[object]:
+    """Find the blocks marked ``python``; those marked ``py`` are fragments."""
+    found: list[object] = []
+    for document in DOCUMENTS:
+        for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", document.read_text(), re.M | re.S), 1):
+            found.append(pytest.param(block, id=f"{document.name}-{number}"))
+    return found
+
+
+@pytest.mark.parametrize("block", code_blocks())
+def test_a_code_block_runs_as_it_stands(block: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_a_link_within_the_repository_leads_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", document.read_text()):
+        assert (document.parent / target).exists(), target

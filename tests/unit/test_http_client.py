@@ -1,0 +1,705 @@
+"""What the HTTP transport makes of answers that are not the ones it asked for: an error each, never a default."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import logging
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+import respx
+
+from agent_memory import AgentMemory, AsyncAgentMemory
+from agent_memory.errors import (
+    AgentMemoryError,
+    AuthenticationError,
+    ConflictError,
+    IntegrityError,
+    InvalidKeyError,
+    InvalidRequestError,
+    LimitExceededError,
+    PermissionDeniedError,
+    ProtocolError,
+    TimedOutError,
+    UnavailableError,
+)
+from agent_memory.messages import (
+    Backup,
+    Check,
+    Chunk,
+    CommitWrite,
+    Delete,
+    GetRange,
+    List,
+    Message,
+    PrepareRead,
+    PrepareWrite,
+    PutChunk,
+    Scope,
+    Sweep,
+)
+from agent_memory.transports.http import HttpTransport
+
+BASE = "http://127.0.0.1:8420"
+TOKEN = "the-secret-token"
+SCOPE = Scope("acme", "shop")
+READ = PrepareRead(SCOPE, "key", max_inline_size=100)
+ROUTE = f"{BASE}/v1/namespaces/acme/applications/shop/app_state/prepare_read"
+PLACE = f"{BASE}/v1/blobs/b/0?signature=the-secret-signature"
+BUCKET = "https://bucket.example/object?X-Amz-Signature=the-secret-signature"
+DATA = b"0123456789"
+ENTRY = {
+    "key": "key", "version": 1, "etag": "1-a", "size": 10, "sha256": hashlib.sha256(DATA).hexdigest(),
+    "content_type": "application/octet-stream", "created_at": "2026-01-02T03:04:05.678901Z",
+    "updated_at": "2026-01-02T03:04:05.678901Z",
+}  # fmt: skip
+INLINE = {"id": "b", "chunks": [{"uri": "data:;base64," + base64.b64encode(DATA).decode(), "size": 10, "etag": None}]}
+
+
+class Wire:
+    """The transport, sent to from a thread or from an event loop."""
+
+    def __init__(self, face: str) -> None:
+        self.face = face
+        self.transport = HttpTransport(
+            BASE, "acme", "shop", token=TOKEN, blob_hosts=["bucket.example", "127.0.0.1:9000"]
+        )
+
+    def send(self, message: Message, seconds: float = 5) -> Any:
+        deadline = time.monotonic() + seconds
+        if self.face == "sync":
+            return self.transport.send(message, deadline)
+
+        async def run() -> Any:
+            try:
+                return await self.transport.asend(message, deadline)
+            finally:
+                await self.transport._async_pools.pop(asyncio.get_running_loop()).aclose()
+
+        return asyncio.run(run())
+
+    def fails(self, message: Message, kind: type[AgentMemoryError], seconds: float = 5) -> Any:
+        with pytest.raises(AgentMemoryError) as caught:
+            self.send(message, seconds)
+        assert type(caught.value) is kind
+        check_silence(caught.value)
+        return caught.value
+
+
+def check_silence(error: BaseException) -> None:
+    """Assert that nothing of an error, or of what led to it, holds a secret or another library's exception."""
+    shown = "".join(traceback.format_exception(error)).replace("  ", "")
+    told = [repr(error), str(error), repr(error.args)]
+    cause: BaseException | None = error
+    while cause is not None:
+        assert not type(cause).__module__.startswith(("httpx", "httpcore", "h11", "ssl"))
+        told += [repr(cause), str(cause)]
+        cause = cause.__cause__ or cause.__context__
+    assert "secret" not in "".join(told)
+    assert "httpx." not in shown
+
+
+@pytest.fixture(params=["sync", "async"])
+def wire(request: pytest.FixtureRequest) -> Iterator[Wire]:
+    wire = Wire(request.param)
+    yield wire
+    wire.transport.close()
+
+
+@pytest.fixture
+def routes() -> Iterator[respx.MockRouter]:
+    with respx.mock(assert_all_called=False) as router:
+        yield router
+
+
+def problem(status: int, code: str, **more: Any) -> httpx.Response:
+    body = {"type": "about:blank", "status": status, "code": code, "detail": "what is wrong", **more}
+    return httpx.Response(status, content=json.dumps(body), headers={"content-type": "application/problem+json"})
+
+
+# -- answers of the API ----------------------------------------------------------------------------------------------
+
+
+def test_an_inline_value_is_read(wire: Wire, routes: respx.MockRouter) -> None:
+    routes.post(ROUTE).respond(json={"blob": INLINE, "entry": {**ENTRY, "later": 1}, "later": 1})
+
+    found = wire.send(READ)
+
+    assert found.data == DATA
+    assert found.entry.created_at.isoformat() == "2026-01-02T03:04:05.678901+00:00"
+
+
+def test_an_absent_key_is_none(wire: Wire, routes: respx.MockRouter) -> None:
+    routes.post(ROUTE).respond(json={"blob": None, "entry": None})
+
+    assert wire.send(READ) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "code"),
+    [
+        (problem(400, "invalid_key"), InvalidKeyError, "invalid_key"),
+        (problem(400, "invalid_request"), InvalidRequestError, "invalid_request"),
+        (problem(401, "unauthenticated"), AuthenticationError, "unauthenticated"),
+        (problem(403, "permission_denied"), PermissionDeniedError, "permission_denied"),
+        (problem(404, "unknown_route"), ProtocolError, "unknown_route"),
+        (problem(405, "method_not_allowed"), ProtocolError, "method_not_allowed"),
+        (problem(409, "write_id_reused"), ConflictError, "write_id_reused"),
+        (problem(409, "version_gone"), ConflictError, "version_gone"),
+        (problem(412, "condition_failed", entry=None, blob=None), ConflictError, "condition_failed"),
+        (problem(413, "limit_exceeded"), LimitExceededError, "limit_exceeded"),
+        (problem(415, "unsupported_media_type"), ProtocolError, "unsupported_media_type"),
+        (problem(422, "malformed"), InvalidRequestError, "malformed"),
+        (problem(429, "slow_down"), UnavailableError, "slow_down"),
+        (problem(500, "integrity"), IntegrityError, "integrity"),
+        (problem(500, "internal"), UnavailableError, "internal"),
+        (problem(503, "disk_full"), UnavailableError, "disk_full"),
+        (problem(503, "closed"), UnavailableError, "unavailable"),
+        (problem(504, "timeout"), UnavailableError, "unavailable"),
+        (httpx.Response(401), AuthenticationError, "unauthenticated"),
+        (httpx.Response(403, text="no"), PermissionDeniedError, "permission_denied"),
+        (httpx.Response(404, text="no"), ProtocolError, "protocol"),
+        (httpx.Response(409), ProtocolError, "protocol"),
+        (httpx.Response(412), ProtocolError, "protocol"),
+        (httpx.Response(418), ProtocolError, "protocol"),
+        (httpx.Response(429), UnavailableError, "unavailable"),
+        (httpx.Response(500, text="the-secret-token"), UnavailableError, "unavailable"),
+        (httpx.Response(502, html="<h1>the-secret-token</h1>"), UnavailableError, "unavailable"),
+        (httpx.Response(503), UnavailableError, "unavailable"),
+        (httpx.Response(201, json={"blob": None, "entry": None}), ProtocolError, "protocol"),
+        (httpx.Response(204), ProtocolError, "protocol"),
+        (httpx.Response(302, headers={"location": "http://elsewhere/the-secret"}), ProtocolError, "redirect"),
+        (httpx.Response(307, headers={"location": ROUTE}), ProtocolError, "redirect"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_a_refusal_is_an_error_of_its_kind(
+    wire: Wire, routes: respx.MockRouter, answer: httpx.Response, kind: type[AgentMemoryError], code: str
+) -> None:
+    route = routes.post(ROUTE).mock(return_value=answer)
+
+    assert wire.fails(READ, kind).code == code
+    assert route.call_count == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(200),
+        httpx.Response(200, html="<h1>Welcome to the secret hotel</h1>"),
+        httpx.Response(200, json={}),
+        httpx.Response(200, json=None),
+        httpx.Response(200, json=[]),
+        httpx.Response(200, json={"blob": None}),
+        httpx.Response(200, json={"entry": None}),
+        httpx.Response(200, json={"blob": INLINE, "entry": None}),
+        httpx.Response(200, json={"blob": None, "entry": ENTRY}),
+        httpx.Response(200, json={"blob": INLINE, "entry": {**ENTRY, "key": "other"}}),
+        httpx.Response(200, json={"blob": INLINE, "entry": {**ENTRY, "version": "1"}}),
+        httpx.Response(200, json={"blob": INLINE, "entry": {**ENTRY, "created_at": "2026-01-02T03:04:05"}}),
+        httpx.Response(200, json={"blob": {**INLINE, "chunks": [{**INLINE["chunks"][0], "size": 9}]}, "entry": ENTRY}),
+        httpx.Response(200, json={"blob": {"id": "b", "chunks": [{"uri": "data:,x", "size": 1}]}, "entry": ENTRY}),
+        httpx.Response(200, content=b'{"blob": null, "entry": null', headers={"content-type": "application/json"}),
+        httpx.Response(200, content=b'{"blob": null, "entry": null}', headers={"content-type": "text/plain"}),
+        httpx.Response(200, json={"blob": None, "entry": None}, headers={"content-encoding": "br"}),
+    ],
+    ids=lambda answer: repr(answer.content[:60]),
+)
+def test_an_answer_that_is_none_of_the_protocol_is_never_an_absence(
+    wire: Wire, routes: respx.MockRouter, answer: httpx.Response
+) -> None:
+    routes.post(ROUTE).mock(return_value=answer)
+
+    wire.fails(READ, ProtocolError)
+
+
+def test_a_failed_condition_carries_what_the_server_found(wire: Wire, routes: respx.MockRouter) -> None:
+    routes.post(f"{ROUTE.rpartition('/')[0]}/delete").mock(
+        return_value=problem(412, "condition_failed", entry=ENTRY, blob=INLINE)
+    )
+
+    error = wire.fails(Delete(SCOPE, "key", "w", if_match="other"), ConflictError)
+
+    assert error.found.entry.etag == "1-a"
+    assert error.found.data == DATA
+
+
+def test_a_failed_condition_may_carry_the_largest_inline_value(wire: Wire, routes: respx.MockRouter) -> None:
+    data = bytes(65_536)
+    chunk = {"uri": "data:;base64," + base64.b64encode(data).decode(), "size": len(data)}
+    found = {"entry": {**ENTRY, "size": len(data)}, "blob": {"id": "b", "chunks": [chunk]}}
+    routes.post(ROUTE).mock(return_value=problem(412, "condition_failed", **found))
+
+    assert wire.fails(READ, ConflictError).found.data == data
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"), [("3", 3.0), ("0", None), ("900", 60.0), ("Wed, 21 Oct 2026 07:28:00 GMT", None)]
+)
+def test_the_server_may_say_when_to_come_back(
+    wire: Wire, routes: respx.MockRouter, header: str, seconds: float | None
+) -> None:
+    routes.post(ROUTE).respond(503, headers={"retry-after": header})
+
+    assert wire.fails(READ, UnavailableError).retry_after == seconds
+
+
+@pytest.mark.parametrize("detail", ["the-secret-token was wrong", "see https://x/?signature=1", "a\nb", "x" * 1000])
+def test_the_server_cannot_put_a_secret_into_an_error(wire: Wire, routes: respx.MockRouter, detail: str) -> None:
+    routes.post(ROUTE).mock(return_value=problem(401, "unauthenticated", detail=detail))
+
+    assert detail not in str(wire.fails(READ, AuthenticationError))
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [
+        (httpx.ConnectError("https://the-secret"), UnavailableError),
+        (httpx.ConnectTimeout("the-secret"), UnavailableError),
+        (httpx.ReadTimeout("the-secret"), UnavailableError),
+        (httpx.PoolTimeout("the-secret"), UnavailableError),
+        (httpx.ReadError("the-secret"), UnavailableError),
+        (httpx.RemoteProtocolError("the-secret"), UnavailableError),
+        (OSError("the-secret"), UnavailableError),
+    ],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
+def test_no_answer_is_unavailable(
+    wire: Wire, routes: respx.MockRouter, failure: Exception, kind: type[AgentMemoryError]
+) -> None:
+    routes.post(ROUTE).mock(side_effect=failure)
+
+    assert wire.fails(READ, kind).code == "no_answer"
+
+
+def test_a_call_whose_time_is_over_is_not_sent(wire: Wire, routes: respx.MockRouter) -> None:
+    route = routes.post(ROUTE).respond(json={"blob": None, "entry": None})
+
+    wire.fails(READ, TimedOutError, seconds=-1) if wire.face == "sync" else None
+    assert route.call_count == 0
+
+
+def test_what_is_sent_is_a_small_request_with_the_token(wire: Wire, routes: respx.MockRouter) -> None:
+    route = routes.post(ROUTE).respond(json={"blob": None, "entry": None})
+
+    wire.send(READ)
+
+    request = route.calls.last.request
+    assert request.headers["authorization"] == f"Bearer {TOKEN}"
+    assert json.loads(request.content) == {"state_key": "key", "max_inline_size": 100}
+
+
+def test_nothing_that_is_sent_reaches_a_log(
+    wire: Wire, routes: respx.MockRouter, caplog: pytest.LogCaptureFixture
+) -> None:
+    routes.get(PLACE).respond(200, content=DATA)
+    with caplog.at_level(logging.INFO):
+        wire.send(GetRange(Chunk(PLACE, 10), 0, memoryview(bytearray(10))))
+
+    assert "secret" not in caplog.text
+
+
+def test_a_message_of_another_application_is_refused(wire: Wire) -> None:
+    error = InvalidRequestError
+    with pytest.raises(error):
+        wire.transport.send(PrepareRead(Scope("acme", "other"), "key"), time.monotonic() + 5)
+
+
+@pytest.mark.parametrize("message", [Sweep(), Check(), Backup("copy.db")])
+def test_looking_after_the_store_belongs_to_the_server(wire: Wire, message: Message) -> None:
+    with pytest.raises(PermissionDeniedError, match="agent-memory sweep"):
+        wire.transport.send(message, time.monotonic() + 5)
+
+
+def test_text_that_is_no_unicode_is_refused_before_it_is_sent(wire: Wire) -> None:
+    commit = CommitWrite(SCOPE, "key", "w", b"", None, provenance={"reason": "\ud800the-secret"})
+    with pytest.raises(InvalidRequestError) as caught:
+        wire.transport.send(commit, time.monotonic() + 5)
+    check_silence(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("message", "verb", "answer"),
+    [
+        (PrepareWrite(SCOPE, "key", 10), "prepare_write", {"blob": None}),
+        (CommitWrite(SCOPE, "key", "w", b"1", None), "commit_write", {"entry": None}),
+        (CommitWrite(SCOPE, "key", "w", b"1", None), "commit_write", {}),
+        (Delete(SCOPE, "key", "w"), "delete", {}),
+        (List(SCOPE, "k"), "list", {"entries": []}),
+        (List(SCOPE, "k"), "list", {"entries": [{**ENTRY, "key": "other"}], "next_cursor": None}),
+        (List(SCOPE, "k", max_inline_size=10), "list", {"entries": [ENTRY], "next_cursor": None}),
+        (List(SCOPE, "k", max_inline_size=10), "list", {"entries": [ENTRY], "next_cursor": None, "blobs": [None]}),
+    ],
+)
+def test_half_an_answer_is_a_protocol_error(
+    wire: Wire, routes: respx.MockRouter, message: Message, verb: str, answer: Any
+) -> None:
+    routes.post(f"{ROUTE.rpartition('/')[0]}/{verb}").respond(json=answer)
+
+    wire.fails(message, ProtocolError)
+
+
+# -- chunks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("uri", [PLACE, BUCKET, "http://127.0.0.1:9000/object", "https://bucket.example:443/x"])
+def test_a_chunk_is_read_from_the_api_and_from_blob_hosts(wire: Wire, routes: respx.MockRouter, uri: str) -> None:
+    route = routes.get(uri).respond(200, content=DATA)
+    into = bytearray(10)
+
+    wire.send(GetRange(Chunk(uri, 10), 0, memoryview(into)))
+
+    assert bytes(into) == DATA
+    assert "authorization" not in route.calls.last.request.headers
+    assert "range" not in route.calls.last.request.headers
+
+
+def test_a_part_of_a_chunk_is_asked_for_by_its_range(wire: Wire, routes: respx.MockRouter) -> None:
+    route = routes.get(PLACE).respond(206, content=DATA[2:5], headers={"content-range": "bytes 2-4/10"})
+    into = bytearray(3)
+
+    wire.send(GetRange(Chunk(PLACE, 10), 2, memoryview(into)))
+
+    assert bytes(into) == b"234"
+    assert route.calls.last.request.headers["range"] == "bytes=2-4"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "file:///etc/passwd",
+        "file://127.0.0.1/etc/passwd",
+        "data:;base64,QQ==",
+        "s3://bucket/key",
+        "ftp://127.0.0.1:8420/x",
+        "http://127.0.0.1:8421/v1/blobs/b/0",
+        "https://127.0.0.1:8420/v1/blobs/b/0",
+        "http://localhost:8420/v1/blobs/b/0",
+        "http://bucket.example/object",
+        "https://bucket.example:8443/object",
+        "https://evil.example/object",
+        "https://bucket.example.evil.example/object",
+        "https://bucket.example@evil.example/object",
+        "http://user:password@127.0.0.1:8420/x",
+        "//127.0.0.1:8420/x",
+        "/v1/blobs/b/0",
+        "http://",
+        "http://[::1",
+        "",
+        "blob:b/0",
+    ],
+)
+@pytest.mark.parametrize("kind", ["get", "put"])
+def test_a_chunk_anywhere_else_is_refused_before_any_connection(wire: Wire, uri: str, kind: str) -> None:
+    chunk = Chunk(uri, 10)
+    message = PutChunk(chunk, memoryview(DATA)) if kind == "put" else GetRange(chunk, 0, memoryview(bytearray(10)))
+    with respx.mock, pytest.raises(ProtocolError) as caught:
+        wire.transport.send(message, time.monotonic() + 5)
+    check_silence(caught.value)
+    assert not uri or uri not in str(caught.value)
+
+
+S3_EXPIRED = "<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "code"),
+    [
+        (httpx.Response(200, content=DATA), IntegrityError, "range_ignored"),
+        (httpx.Response(206, content=b"234", headers={"content-range": "bytes 3-5/10"}), IntegrityError, "wrong_range"),
+        (httpx.Response(206, content=b"234", headers={"content-range": "bytes 2-4/11"}), IntegrityError, "wrong_range"),
+        (httpx.Response(206, content=b"234", headers={"content-range": "nonsense"}), IntegrityError, "wrong_range"),
+        (httpx.Response(206, content=b"234"), IntegrityError, "wrong_range"),
+        (httpx.Response(206, content=b"23", headers={"content-range": "bytes 2-4/10"}), IntegrityError, "wrong_length"),
+        (
+            httpx.Response(206, content=b"2345", headers={"content-range": "bytes 2-4/10"}),
+            IntegrityError,
+            "wrong_length",
+        ),
+        (
+            httpx.Response(206, content=iter([b"23"]), headers={"content-range": "bytes 2-4/10"}),
+            UnavailableError,
+            "truncated",
+        ),
+        (
+            httpx.Response(206, content=iter([b"2345"]), headers={"content-range": "bytes 2-4/10"}),
+            IntegrityError,
+            "wrong_length",
+        ),
+        (httpx.Response(302, headers={"location": "http://127.0.0.1:8420/the-secret"}), ProtocolError, "redirect"),
+        (httpx.Response(403, text=S3_EXPIRED), UnavailableError, "url_expired"),
+        (problem(403, "url_expired"), UnavailableError, "url_expired"),
+        (problem(403, "url_invalid"), PermissionDeniedError, "url_invalid"),
+        (httpx.Response(403, text="no"), PermissionDeniedError, "permission_denied"),
+        (httpx.Response(401), AuthenticationError, "unauthenticated"),
+        (problem(404, "chunk_missing"), IntegrityError, "chunk_missing"),
+        (httpx.Response(404, text="<Code>NoSuchKey</Code>"), IntegrityError, "chunk_missing"),
+        (httpx.Response(404, text="no"), ProtocolError, "protocol"),
+        (problem(416, "range_not_satisfiable"), IntegrityError, "range_not_satisfiable"),
+        (problem(500, "integrity"), IntegrityError, "integrity"),
+        (httpx.Response(500), UnavailableError, "unavailable"),
+        (httpx.Response(503, text="<Code>SlowDown</Code>"), UnavailableError, "unavailable"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_a_download_that_is_not_the_range_asked_for_is_an_error_of_its_kind(
+    wire: Wire, routes: respx.MockRouter, answer: httpx.Response, kind: type[AgentMemoryError], code: str
+) -> None:
+    if (
+        wire.face == "async"
+        and isinstance(answer.stream, httpx.SyncByteStream)
+        and not isinstance(answer.stream, httpx.ByteStream)
+    ):
+        answer = httpx.Response(
+            answer.status_code, headers=answer.headers, content=_pieces(b"23" if kind is UnavailableError else b"2345")
+        )
+    elif not isinstance(answer.stream, httpx.ByteStream):
+        answer = httpx.Response(
+            answer.status_code, headers=answer.headers, content=iter([b"23" if kind is UnavailableError else b"2345"])
+        )
+    answer.headers.pop("transfer-encoding", None)
+    routes.get(PLACE).mock(return_value=answer)
+
+    assert wire.fails(GetRange(Chunk(PLACE, 10), 2, memoryview(bytearray(3))), kind).code == code
+
+
+async def _pieces(data: bytes) -> Any:
+    yield data
+
+
+def test_a_part_instead_of_the_whole_is_an_integrity_error(wire: Wire, routes: respx.MockRouter) -> None:
+    routes.get(PLACE).respond(206, content=DATA, headers={"content-range": "bytes 0-9/10"})
+
+    wire.fails(GetRange(Chunk(PLACE, 10), 0, memoryview(bytearray(10))), IntegrityError)
+
+
+def test_an_upload_gives_the_etag(wire: Wire, routes: respx.MockRouter) -> None:
+    data = bytes(range(256)) * 2000
+    route = routes.put(BUCKET).respond(200, headers={"etag": '"abc"'})
+
+    assert wire.send(PutChunk(Chunk(BUCKET, len(data)), memoryview(data))) == '"abc"'
+    request = route.calls.last.request
+    assert request.content == data
+    assert request.headers["content-length"] == str(len(data))
+    assert "authorization" not in request.headers
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "code"),
+    [
+        (httpx.Response(200), ProtocolError, "protocol"),
+        (httpx.Response(200, headers={"etag": ""}), ProtocolError, "protocol"),
+        (httpx.Response(202, headers={"etag": "a"}), ProtocolError, "protocol"),
+        (httpx.Response(307, headers={"location": BUCKET}), ProtocolError, "redirect"),
+        (httpx.Response(403, text=S3_EXPIRED), UnavailableError, "url_expired"),
+        (httpx.Response(400, text="<Code>ExpiredToken</Code>"), UnavailableError, "url_expired"),
+        (problem(409, "chunk_exists"), ConflictError, "chunk_exists"),
+        (problem(410, "blob_gone"), ConflictError, "blob_gone"),
+        (problem(400, "wrong_size"), InvalidRequestError, "wrong_size"),
+        (httpx.Response(500), UnavailableError, "unavailable"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_an_upload_that_is_not_taken_is_an_error_of_its_kind(
+    wire: Wire, routes: respx.MockRouter, answer: httpx.Response, kind: type[AgentMemoryError], code: str
+) -> None:
+    routes.put(PLACE).mock(return_value=answer)
+
+    assert wire.fails(PutChunk(Chunk(PLACE, 10), memoryview(DATA)), kind).code == code
+
+
+# -- through the public API ------------------------------------------------------------------------------------------
+
+
+def test_bytes_with_another_hash_are_never_returned(routes: respx.MockRouter) -> None:
+    blob = {"id": "b", "chunks": [{"uri": PLACE, "size": 10}]}
+    routes.post(ROUTE).respond(json={"blob": blob, "entry": ENTRY})
+    routes.get(PLACE).respond(200, content=b"9876543210")
+
+    with AgentMemory(BASE, application="shop", namespace="acme") as memory, pytest.raises(IntegrityError):
+        memory.app_state.get("key", default="default")
+
+
+@pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 409, 412, 413, 422])
+def test_a_default_never_hides_a_refusal(routes: respx.MockRouter, status: int) -> None:
+    routes.post(ROUTE).respond(status)
+
+    with AgentMemory(BASE, application="shop", namespace="acme") as memory, pytest.raises(AgentMemoryError):
+        memory.app_state.get("key", default="default")
+
+
+def test_a_server_that_fails_for_a_while_is_asked_again(routes: respx.MockRouter) -> None:
+    answer = httpx.Response(200, json={"blob": INLINE, "entry": ENTRY})
+    route = routes.post(ROUTE).mock(side_effect=[httpx.Response(502), httpx.ReadError(""), answer])
+
+    with AgentMemory(BASE, application="shop", namespace="acme") as memory:
+        assert memory.app_state.get("key") == DATA
+    assert route.call_count == 3
+
+
+# -- real sockets ----------------------------------------------------------------------------------------------------
+
+
+class Peer:
+    """A server that does with each connection what a function says."""
+
+    def __init__(self, handle: Callable[[socket.socket], None]) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._handle = handle
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._open: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self._open.append(connection)
+            try:
+                self._handle(connection)
+            except OSError:
+                continue
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for connection in self._open:
+            connection.close()
+        self._thread.join(5)
+
+
+def peer_wire(face: str, handle: Callable[[socket.socket], None]) -> tuple[Wire, Peer]:
+    peer, wire = Peer(handle), Wire(face)
+    wire.transport.close()
+    wire.transport = HttpTransport(peer.url, "acme", "shop", token=TOKEN)
+    return wire, peer
+
+
+@pytest.mark.parametrize("face", ["sync", "async"])
+def test_a_server_that_says_nothing_is_waited_for_until_the_deadline(face: str) -> None:
+    wire, peer = peer_wire(face, lambda _: None)
+    try:
+        started = time.monotonic()
+        wire.fails(READ, TimedOutError, seconds=0.3)
+        assert 0.25 < time.monotonic() - started < 2
+    finally:
+        wire.transport.close()
+        peer.close()
+
+
+@pytest.mark.parametrize("face", ["sync", "async"])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{",
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{",
+        b"SSH-2.0-OpenSSH\r\n",
+    ],
+)
+def test_an_answer_that_breaks_off_is_no_answer(face: str, sent: bytes) -> None:
+    def handle(connection: socket.socket) -> None:
+        connection.recv(65_536)
+        connection.sendall(sent)
+        connection.shutdown(socket.SHUT_RDWR)
+
+    wire, peer = peer_wire(face, handle)
+    try:
+        assert wire.fails(READ, UnavailableError).code == "no_answer"
+    finally:
+        wire.transport.close()
+        peer.close()
+
+
+@pytest.mark.parametrize("face", ["sync", "async"])
+def test_an_answer_that_trickles_ends_with_the_deadline(face: str) -> None:
+    stop = threading.Event()
+
+    def handle(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n")
+        while not stop.wait(0.02):
+            connection.sendall(b" ")
+
+    wire, peer = peer_wire(face, handle)
+    try:
+        started = time.monotonic()
+        wire.fails(READ, TimedOutError, seconds=0.3)
+        assert time.monotonic() - started < 2
+    finally:
+        stop.set()
+        wire.transport.close()
+        peer.close()
+
+
+def test_nobody_listening_is_unavailable() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    listener.close()
+    wire = Wire("sync")
+    wire.transport.close()
+    wire.transport = HttpTransport(f"http://127.0.0.1:{port}", "acme", "shop")
+
+    assert wire.fails(READ, UnavailableError).code == "no_answer"
+    wire.transport.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://host",
+        "http://",
+        "https://user:the-secret@host",
+        "http://host?the-secret",
+        "http://[::1",
+        "host:80",
+        "http://host#x",
+    ],
+)
+def test_an_address_that_is_no_server_is_refused(url: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        HttpTransport(url, "acme", "shop")
+    check_silence(caught.value)
+
+
+@pytest.mark.parametrize("token", ["", "a b", "the-secret\r\nX: 1", "naïve"])
+def test_a_token_that_no_header_can_carry_is_refused(token: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        HttpTransport(BASE, "acme", "shop", token=token)
+    check_silence(caught.value)
+
+
+def test_after_closing_every_call_is_refused(wire: Wire) -> None:
+    wire.transport.close()
+
+    with pytest.raises(UnavailableError) as caught:
+        wire.transport.send(READ, time.monotonic() + 5)
+    assert caught.value.code == "closed"
+
+
+def test_closing_from_outside_closes_the_connections_of_another_event_loop(server: Any) -> None:
+    memory = AsyncAgentMemory(server.url, application="closing")
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        asyncio.run_coroutine_threadsafe(memory.app_state.set("key", 1), loop).result(10)
+        transport = memory._client.transport()
+        pool = transport._async_pools[loop]  # type: ignore[attr-defined]
+        memory.sync.close()
+        assert pool._pool.connections == []
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(5)
+        loop.close()

@@ -1,0 +1,184 @@
+"""Chunks at the server: signed URLs in every wrong form, uploads and ranges."""
+
+from __future__ import annotations
+
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from agent_memory.messages import Chunk
+from agent_memory.server.blob_urls import BlobUrls
+from agent_memory.storage.sqlite import SqliteCatalog
+from tests.support.api import Api, part_files, problem, wait_for
+from tests.support.server import ServerProcess
+
+
+@pytest.fixture(scope="module")
+def http() -> Iterator[httpx.Client]:
+    with httpx.Client(trust_env=False, timeout=20) as client:
+        yield client
+
+
+@pytest.fixture
+def api(http: httpx.Client, server: ServerProcess) -> Api:
+    return Api(http, server.url, "acme", f"t{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def stored(api: Api) -> tuple[str, str, bytes]:
+    """A committed value of 300,000 bytes: the URL it was put to, the URL to get it from, and the bytes."""
+    data = bytes(range(250)) * 1200
+    blob = api.place("large", len(data))
+    put = api.http.put(blob["chunks"][0]["uri"], content=data)
+    chunk = {**blob["chunks"][0], "etag": put.headers["etag"]}
+    committed = api.post("commit_write", {"state_key": "large", "blob": {**blob, "chunks": [chunk]}})
+    assert committed.status_code == 200
+    return blob["chunks"][0]["uri"], api.get("large")["blob"]["chunks"][0]["uri"], data
+
+
+def test_every_altered_byte_of_a_signed_query_is_refused(stored: tuple[str, str, bytes], http: httpx.Client) -> None:
+    base, _, query = stored[1].partition("?")
+    for position, character in enumerate(query):
+        altered = query[:position] + ("x" if character != "x" else "y") + query[position + 1 :]
+        response = http.get(f"{base}?{altered}")
+        assert problem(response) == (403, "url_invalid"), altered
+
+
+def test_every_cut_of_a_signed_query_is_refused(stored: tuple[str, str, bytes], http: httpx.Client) -> None:
+    base, _, query = stored[1].partition("?")
+    for length in range(0, len(query), 7):
+        assert problem(http.get(f"{base}?{query[:length]}")) == (403, "url_invalid")
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [
+        lambda query: query + "&x=1",
+        lambda query: query + "&" + query,
+        lambda query: query + "&size=300000",
+        lambda query: "&".join(reversed(query.split("&"))),
+        lambda query: query.replace("size=3", "size=03"),
+        lambda query: query.replace("size=3", "size=%33"),
+        lambda query: query.replace("size=3", "size=+3"),
+        lambda query: query.upper(),
+        lambda query: query + "&",
+        lambda query: query.replace("&", ";"),
+    ],
+)
+def test_a_query_in_another_form_is_refused(
+    stored: tuple[str, str, bytes], http: httpx.Client, alter: Callable[[str], str]
+) -> None:
+    base, _, query = stored[1].partition("?")
+
+    assert problem(http.get(f"{base}?{alter(query)}")) == (403, "url_invalid")
+
+
+def test_a_url_opens_no_other_chunk_and_no_other_blob(stored: tuple[str, str, bytes], api: Api) -> None:
+    other = urlsplit(api.place("other", 300_000)["chunks"][0]["uri"]).path
+    path, _, query = stored[1].partition("?")
+
+    for altered in (f"{path[:-1]}1", f"{path}0", f"{path[:-2]}/00", path.rpartition("/v1")[0] + other):
+        assert problem(api.http.get(f"{altered}?{query}")) == (403, "url_invalid")
+
+
+def test_a_url_serves_its_method_alone(stored: tuple[str, str, bytes], api: Api) -> None:
+    put, get, data = stored
+
+    assert problem(api.http.get(put)) == (403, "url_invalid")
+    assert problem(api.http.put(get, content=data)) == (403, "url_invalid")
+    assert problem(api.http.post(get, content=data)) == (405, "method_not_allowed")
+    assert problem(api.http.delete(get)) == (405, "method_not_allowed")
+
+
+def test_an_expired_url_says_so(stored: tuple[str, str, bytes], server: ServerProcess, http: httpx.Client) -> None:
+    catalog = SqliteCatalog(server.data)
+    try:
+        urls = BlobUrls(catalog.secret("blob-urls"), clock=lambda: time.time() - 301)
+    finally:
+        catalog.close()
+    blob_id, number = urlsplit(stored[1]).path.split("/")[-2:]
+    chunk = Chunk(f"blob:{blob_id}/{number}", len(stored[2]))
+
+    assert problem(http.get(urls.sign(server.url, "GET", chunk))) == (403, "url_expired")
+    assert problem(http.put(urls.sign(server.url, "PUT", chunk), content=stored[2])) == (403, "url_expired")
+
+
+@pytest.mark.parametrize(
+    ("header", "start", "end"),
+    [("bytes=0-9", 0, 10), ("bytes=299990-", 299_990, 300_000), ("bytes=-5", 299_995, 300_000),
+     ("bytes=100-9999999", 100, 300_000), ("bytes=0-299999", None, None), ("bytes=5-2", None, None),
+     ("bytes=0-1,5-6", None, None), ("lines=0-9", None, None), ("bytes=-", None, None)],
+)  # fmt: skip
+def test_a_range_gives_those_bytes_or_the_whole(
+    stored: tuple[str, str, bytes], http: httpx.Client, header: str, start: int | None, end: int | None
+) -> None:
+    response = http.get(stored[1], headers={"Range": header})
+
+    assert response.content == stored[2][start:end]
+    assert response.status_code == (200 if start is None else 206)
+    if start is not None:
+        assert response.headers["content-range"] == f"bytes {start}-{(end or 0) - 1}/300000"
+
+
+def test_a_range_beyond_the_end_is_refused(stored: tuple[str, str, bytes], http: httpx.Client) -> None:
+    assert problem(http.get(stored[1], headers={"Range": "bytes=300000-"})) == (416, "range_not_satisfiable")
+
+
+def test_head_gives_the_size_alone(stored: tuple[str, str, bytes], http: httpx.Client) -> None:
+    response = http.head(stored[1])
+
+    assert (response.status_code, response.headers["content-length"], response.content) == (200, "300000", b"")
+
+
+def test_the_same_bytes_may_be_put_again_until_the_commit(api: Api) -> None:
+    blob = api.place("key", 5)
+    url = blob["chunks"][0]["uri"]
+
+    first = api.http.put(url, content=b"value")
+    again = api.http.put(url, content=b"value")
+    other = api.http.put(url, content=b"other")
+    committed = api.post("commit_write", {"state_key": "key", "blob": blob})
+    late = api.http.put(url, content=b"value")
+
+    assert first.status_code == again.status_code == 200
+    assert first.headers["etag"] == again.headers["etag"]
+    assert problem(other) == (409, "chunk_exists")
+    assert committed.status_code == 200
+    assert problem(late) == (410, "blob_gone")
+
+
+@pytest.mark.parametrize("data", [b"", b"valu", b"values"])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_chunk_of_another_size_is_refused_and_not_kept(api: Api, data: bytes, chunked: bool) -> None:
+    blob = api.place("key", 5)
+
+    refused = api.http.put(blob["chunks"][0]["uri"], content=iter([data]) if chunked else data)
+
+    assert problem(refused) == (400, "wrong_size")
+    assert problem(api.post("commit_write", {"state_key": "key", "blob": blob})) == (409, "blob_incomplete")
+
+
+def test_an_upload_that_breaks_off_leaves_no_file(api: Api, server: ServerProcess) -> None:
+    url = urlsplit(api.place("key", 4_000_000)["chunks"][0]["uri"])
+    with socket.create_connection((url.hostname, url.port), 5) as connection:
+        connection.sendall(
+            f"PUT {url.path}?{url.query} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4000000\r\n\r\n".encode()
+        )
+        connection.sendall(b"x" * 2_000_000)
+        wait_for(lambda: part_files(server) != [])
+
+    wait_for(lambda: part_files(server) == [])
+
+
+def test_a_renewed_upload_keeps_its_blob(api: Api) -> None:
+    blob = api.place("key", 100_000, chunk_size=65_536)
+
+    renewed = api.place("key", 100_000, chunk_size=65_536, write_id=blob["id"])
+
+    assert renewed["id"] == blob["id"]
+    assert [chunk["size"] for chunk in renewed["chunks"]] == [65_536, 34_464]

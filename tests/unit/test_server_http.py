@@ -1,0 +1,561 @@
+"""The server as other programs meet it: raw requests to a real process."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.api import Api, inline, part_files, problem, raw, wait_for
+from tests.support.server import ServerProcess
+
+TOKEN, APP_TOKEN, HASHED_TOKEN = "token-of-acme-0123", "token-of-one-app-4567", "token-kept-as-hash-89"
+VERBS = [
+    "prepare_read",
+    "prepare_write",
+    "commit_write",
+    "delete",
+    "list",
+    "list_segments",
+    "list_parents",
+    "search",
+    "batch",
+]
+
+
+@pytest.fixture(scope="module")
+def http() -> Iterator[httpx.Client]:
+    with httpx.Client(trust_env=False, timeout=20) as client:
+        yield client
+
+
+@pytest.fixture
+def api(http: httpx.Client, server: ServerProcess) -> Api:
+    return Api(http, server.url, "acme", f"t{uuid.uuid4().hex}")
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server that wants tokens."""
+    import hashlib
+
+    folder = tmp_path_factory.mktemp("guarded")
+    tokens = folder / "tokens"
+    digest = hashlib.sha256(HASHED_TOKEN.encode()).hexdigest()
+    tokens.write_text(f"# who may what\n\n{TOKEN} acme\n{APP_TOKEN} acme shop\nsha256:{digest} other\n")
+    tokens.chmod(0o600)
+    with ServerProcess(folder, "--token-file", str(tokens)) as server:
+        yield server
+
+
+# -- values ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_small_value_is_set_and_read_in_one_round_trip_each(api: Api) -> None:
+    entry = api.set("key", b"value", content_type="text/plain").json()["entry"]
+    found = api.get("key")
+
+    assert found["entry"] == entry
+    assert found["blob"]["chunks"] == [{"uri": "data:;base64,dmFsdWU=", "size": 5, "etag": None}]
+    assert entry["created_at"].endswith("Z")
+    assert len(entry["created_at"]) == len("2026-01-01T00:00:00.000000Z")
+
+
+def test_a_missing_key_is_no_error(api: Api) -> None:
+    assert api.get("missing") == {"blob": None, "entry": None}
+
+
+def test_a_failed_condition_carries_what_stands_there(api: Api) -> None:
+    etag = api.set("key", b"theirs").json()["entry"]["etag"]
+
+    refused = api.set("key", b"mine", if_match="other", max_inline_size=100)
+
+    assert problem(refused) == (412, "condition_failed")
+    assert refused.json()["entry"]["etag"] == etag
+    assert refused.json()["blob"]["chunks"][0]["uri"] == "data:;base64,dGhlaXJz"
+
+
+def test_a_failed_condition_on_an_absent_key_says_that_it_is_absent(api: Api) -> None:
+    refused = api.set("key", b"mine", if_match="other", max_inline_size=100)
+
+    assert problem(refused) == (412, "condition_failed")
+    assert refused.json()["entry"] is None
+
+
+def test_a_repeated_write_makes_one_version(api: Api) -> None:
+    body = {"state_key": "key", "blob": inline(b"value"), "write_id": "w"}
+
+    assert api.post("commit_write", body).json() == api.post("commit_write", body).json()
+
+
+def test_a_write_id_with_other_bytes_is_refused(api: Api) -> None:
+    api.set("key", b"value", write_id="w")
+
+    assert problem(api.set("key", b"other", write_id="w")) == (409, "write_id_reused")
+
+
+def test_a_batch_answers_every_operation_in_order(api: Api) -> None:
+    operations = [
+        {"verb": "commit_write", "state_key": "a", "blob": inline(b"1")},
+        {"verb": "prepare_read", "state_key": "a", "max_inline_size": 10},
+        {"verb": "list", "prefix": "", "max_inline_size": 10},
+        {"verb": "delete", "state_key": "a"},
+        {"verb": "prepare_read", "state_key": "a"},
+    ]
+
+    results = api.post("batch", {"operations": operations}).json()["results"]
+
+    assert results[0]["entry"]["version"] == 1
+    assert results[1]["blob"]["chunks"][0]["uri"] == "data:;base64,MQ=="
+    assert [entry["key"] for entry in results[2]["entries"]] == ["a"]
+    assert results[2]["blobs"][0]["chunks"][0]["size"] == 1
+    assert results[3]["entry"]["deleted"] is True
+    assert results[4] == {"blob": None, "entry": None}
+
+
+def test_a_request_id_beside_application_state_becomes_its_provenance(api: Api) -> None:
+    entry = api.set("key", b"value", request_id="r1", allocation_id="ignored").json()["entry"]
+
+    assert entry["provenance"] == {"request_id": "r1"}
+    assert api.get("key")["entry"]["key"] == "key"
+
+
+def test_request_state_is_apart_from_application_state(api: Api) -> None:
+    body = {"state_key": "key", "blob": inline(b"value"), "request_id": "r1"}
+
+    assert api.post("commit_write", body, "request_state").status_code == 200
+    assert api.get("key")["entry"] is None
+    assert problem(api.post("prepare_read", {"state_key": "key"}, "request_state")) == (422, "malformed")
+
+
+def test_health_readiness_and_the_api_description_are_served(server: ServerProcess, http: httpx.Client) -> None:
+    assert http.get(f"{server.url}/healthz").json() == {"status": "ok"}
+    assert http.get(f"{server.url}/readyz").json() == {"status": "ready"}
+    document = http.get(f"{server.url}/openapi.json").json()
+    assert document["openapi"].startswith("3.1")
+    assert len(document["paths"]) == 2 * len(VERBS)
+
+
+# -- malformed requests ----------------------------------------------------------------------------------------------
+
+CHUNK = {"uri": "data:;base64,QQ==", "size": 1, "etag": None}
+
+
+@pytest.mark.parametrize(
+    ("verb", "body"),
+    [
+        ("prepare_read", {}),
+        ("prepare_read", {"state_key": 1}),
+        ("prepare_read", {"state_key": None}),
+        ("prepare_read", {"state_key": ["a"]}),
+        ("prepare_read", {"state_key": "a", "max_inline_size": "1"}),
+        ("prepare_read", {"state_key": "a", "max_inline_size": True}),
+        ("prepare_read", {"state_key": "a", "max_inline_size": -1}),
+        ("prepare_read", {"state_key": "a", "max_inline_size": 1.0}),
+        ("prepare_read", {"state_key": "a", "version": 0}),
+        ("prepare_read", {"state_key": "a", "version": 2**63}),
+        ("prepare_read", {"state_key": "a", "version": 10**30}),
+        ("prepare_read", {"state_key": "a", "unknown": 1}),
+        ("prepare_read", {"state_key": "a", "request_id": 1}),
+        ("prepare_read", [{"state_key": "a"}]),
+        ("prepare_read", "state_key"),
+        ("prepare_write", {"state_key": "a"}),
+        ("prepare_write", {"state_key": "a", "size": -1}),
+        ("prepare_write", {"state_key": "a", "size": "1"}),
+        ("prepare_write", {"state_key": "a", "size": 2**60}),
+        ("commit_write", {"state_key": "a"}),
+        ("commit_write", {"state_key": "a", "blob": None}),
+        ("commit_write", {"state_key": "a", "blob": {"id": "b", "chunks": {}}}),
+        ("commit_write", {"state_key": "a", "blob": {"id": "b", "chunks": [CHUNK, CHUNK]}}),
+        ("commit_write", {"state_key": "a", "blob": {"id": "b", "chunks": [{**CHUNK, "size": 2}]}}),
+        ("commit_write", {"state_key": "a", "blob": {"id": "b", "chunks": [{**CHUNK, "uri": "data:,A"}]}}),
+        ("commit_write", {"state_key": "a", "blob": {"id": "b", "chunks": [{**CHUNK, "uri": "DATA:;base64,QQ=="}]}}),
+        ("commit_write", {"state_key": "a", "blob": {"id": "b", "chunks": [{**CHUNK, "uri": "data:;base64,QQ"}]}}),
+        ("commit_write", {"state_key": "a", "blob": {"id": "b", "chunks": [{**CHUNK, "uri": "data:;base64,Q Q="}]}}),
+        (
+            "commit_write",
+            {"state_key": "a", "blob": {"id": "b", "chunks": [{**CHUNK, "uri": "data:text/plain;base64,QQ=="}]}},
+        ),
+        ("commit_write", {"state_key": "a", "blob": {"id": "b", "chunks": [{**CHUNK, "extra": 1}]}}),
+        ("commit_write", {"state_key": "a", "blob": inline(b"1"), "if_match": None}),
+        ("commit_write", {"state_key": "a", "blob": inline(b"1"), "if_none_match": "x"}),
+        ("commit_write", {"state_key": "a", "blob": inline(b"1"), "sha256": "A" * 64}),
+        ("commit_write", {"state_key": "a", "blob": inline(b"1"), "provenance": {"a": 1}}),
+        ("commit_write", {"state_key": "a", "blob": inline(b"1"), "provenance": ["a"]}),
+        ("commit_write", {"state_key": "a", "blob": inline(b"1"), "ttl_seconds": 0}),
+        ("commit_write", {"state_key": "a", "blob": inline(b"1"), "ttl_seconds": "5"}),
+        ("commit_write", {"state_key": "a", "blob": inline(b"1"), "vectors": ["not base64"]}),
+        ("delete", {"state_key": "a", "if_match": None}),
+        ("list", {}),
+        ("list", {"prefix": "a", "limit": "1"}),
+        ("list", {"prefix": "a", "reverse": 1}),
+        ("search", {"prefix": "a", "filter": []}),
+        ("batch", {}),
+        ("batch", {"operations": [{"verb": "prepare_write", "state_key": "a", "size": 1}]}),
+        ("batch", {"operations": [{"verb": "batch", "operations": []}]}),
+        ("batch", {"operations": [{"state_key": "a"}]}),
+        ("batch", {"operations": [{"verb": "delete", "state_key": "a", "request_id": "other"}]}),
+        ("batch", {"operations": {"verb": "delete"}}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else json.dumps(value)[:60],
+)
+def test_a_body_of_the_wrong_shape_is_malformed(api: Api, verb: str, body: Any) -> None:
+    assert problem(api.post(verb, body)) == (422, "malformed")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"nonsense",
+        b'{"state_key": "a"} trailing',
+        b'{"state_key": "a", "state_key": "b"}',
+        b'{"state_key": "a", "max_inline_size": NaN}',
+        b'{"state_key": "a", "max_inline_size": 1e999}',
+        b'{"state_key": "a", "max_inline_size": ' + b"9" * 10_000 + b"}",
+        b'{"state_key": "\\ud800"}',
+        b'{"state_key": "\xff"}',
+        b'\xff\xfe{\x00"\x00',
+        b"[" * 100_000,
+        b'{"a":' * 50_000,
+        b'{"state_key": "a", "filter": ' + b"[" * 900 + b"]" * 900 + b"}",
+    ],
+    ids=lambda content: repr(content[:40]),
+)
+def test_bytes_that_are_not_one_sound_json_object_are_malformed(api: Api, content: bytes) -> None:
+    assert problem(api.send("prepare_read", content)) == (422, "malformed")
+
+
+@pytest.mark.parametrize(
+    ("verb", "body", "expected"),
+    [
+        ("prepare_read", {"state_key": ""}, (400, "invalid_key")),
+        ("prepare_read", {"state_key": "a\0b"}, (400, "invalid_key")),
+        ("prepare_read", {"state_key": "x" * 2049}, (400, "invalid_key")),
+        ("commit_write", {"state_key": "a", "blob": inline(b"1"), "if_match": ""}, (400, "invalid_request")),
+        ("commit_write", {"state_key": "a", "blob": inline(b"1"), "if_match": " "}, (400, "invalid_request")),
+        ("commit_write", {"state_key": "a", "blob": inline(b"1"), "write_id": ""}, (400, "invalid_request")),
+        ("commit_write", {"state_key": "a", "blob": inline(b"x" * 65_537)}, (413, "limit_exceeded")),
+        ("delete", {"state_key": "a", "if_match": ""}, (400, "invalid_request")),
+        ("prepare_write", {"state_key": "a", "size": 2**50}, (413, "limit_exceeded")),
+        ("prepare_write", {"state_key": "a", "size": 10, "chunk_size": 1}, (400, "invalid_request")),
+        ("list", {"prefix": "", "limit": 0}, (400, "invalid_request")),
+        ("list", {"prefix": "", "limit": 1_001}, (400, "invalid_request")),
+        ("list", {"prefix": "a", "cursor": "b"}, (400, "invalid_request")),
+        ("batch", {"operations": []}, (413, "limit_exceeded")),
+        ("batch", {"operations": [{"verb": "delete", "state_key": "a"}] * 1_001}, (413, "limit_exceeded")),
+        (
+            "commit_write",
+            {"state_key": "a", "blob": {"id": "unknown", "chunks": [{"uri": "x", "size": 1}]}},
+            (409, "blob_gone"),
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else json.dumps(value)[:60],
+)
+def test_values_that_make_no_sense_are_refused(api: Api, verb: str, body: Any, expected: tuple[int, str]) -> None:
+    assert problem(api.post(verb, body)) == expected
+
+
+def test_a_batch_of_which_one_operation_is_malformed_changes_nothing(api: Api) -> None:
+    operations = [{"verb": "commit_write", "state_key": "a", "blob": inline(b"1")}, {"verb": "delete"}]
+
+    assert api.post("batch", {"operations": operations}).status_code == 422
+    assert api.get("a")["entry"] is None
+
+
+def test_a_body_that_announces_too_much_is_refused_before_it_is_sent(api: Api, server: ServerProcess) -> None:
+    head = f"POST {api.path}/app_state/list HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+    received = raw(server.url, f"{head}Connection: close\r\nContent-Length: 13000000\r\n\r\n".encode())
+
+    assert received.startswith(b"HTTP/1.1 413 ")
+    assert b"limit_exceeded" in received
+
+
+def test_a_body_without_an_end_is_refused_while_it_streams(api: Api) -> None:
+    sent = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal sent
+        while sent < 64 * 1024 * 1024:
+            sent += 65_536
+            yield b" " * 65_536
+
+    try:
+        response = api.send("list", endless())
+    except httpx.WriteError:
+        pytest.fail("the refusal did not arrive")
+    assert problem(response) == (413, "limit_exceeded")
+
+
+@pytest.mark.parametrize(
+    "content_type", ["text/plain", "", "application/x-www-form-urlencoded", "application/json; charset=latin-1"]
+)
+def test_anything_but_json_is_an_unsupported_type(api: Api, content_type: str) -> None:
+    assert problem(api.send("list", b'{"prefix": ""}', content_type)) == (415, "unsupported_media_type")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+FIELDS = [
+    "state_key", "size", "chunk_size", "blob", "write_id", "if_match", "prefix", "cursor", "limit", "offset", "filter",
+    "vector", "vectors", "operations", "version", "max_inline_size", "refresh_ttl", "ttl_seconds", "provenance",
+]  # fmt: skip
+
+
+@given(verb=st.sampled_from(VERBS), body=st.dictionaries(st.sampled_from(FIELDS), json_values, max_size=5))
+@settings(max_examples=150)
+def test_no_body_makes_the_server_fail(api: Api, verb: str, body: Any) -> None:
+    full = {"state_key": "a", "prefix": "a", **body}
+    for given_body in (body, {name: value for name, value in full.items() if name in body or _wants(verb, name)}):
+        response = api.send(verb, json.dumps(given_body).encode())
+
+        assert response.status_code < 500
+
+
+def _wants(verb: str, name: str) -> bool:
+    return name == ("prefix" if verb in ("list", "list_segments", "list_parents", "search") else "state_key")
+
+
+# -- routes and scopes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/v1", "/healthz/", "/v1/blobs", "/v1/blobs/", "/v2/namespaces/a", "/docs", "//healthz"]
+)
+def test_an_unknown_path_is_a_problem(server: ServerProcess, http: httpx.Client, path: str) -> None:
+    assert problem(http.get(server.url + path)) == (404, "unknown_route")
+
+
+def test_an_unknown_verb_is_a_problem(api: Api) -> None:
+    assert problem(api.post("erase", {})) == (404, "unknown_route")
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"])
+def test_verbs_take_post_alone(api: Api, method: str) -> None:
+    response = api.http.request(method, f"{api.url}/app_state/list")
+
+    assert response.status_code == 405
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/namespaces/acme/applications/{app}%2Fx/app_state/list",
+        "/v1/namespaces/acme/applications/%7B/app_state/list",
+        "/v1/namespaces/acme%2Fapplications%2F{app}/app_state/list",
+        "/v1/namespaces/other/../acme/applications/{app}/app_state/list",
+        "/v1/namespaces/other/%2e%2e/acme/applications/{app}/app_state/list",
+        "/v1/namespaces/acme/applications/./{app}/app_state/list",
+        "/v1/namespaces/acme/applications//{app}/app_state/list",
+        "/v1/namespaces/acme/applications/{app}/app_state/list/",
+        "/v1/namespaces/acme/applications/{app}/app_state/../app_state/list",
+        "/v1/namespaces/acme/applications/{app}/app_state/%6cist",
+        "/v1//namespaces/acme/applications/{app}/app_state/list",
+        "/V1/namespaces/acme/applications/{app}/app_state/list",
+    ],
+)
+def test_escapes_and_dots_reach_no_scope(api: Api, server: ServerProcess, path: str) -> None:
+    api.set("secret", b"value")
+    target = path.replace("{app}", api.path.rpartition("/")[2])
+    body = b'{"prefix":""}'
+
+    received = raw(
+        server.url,
+        f"POST {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n".encode()
+        + body,
+    )
+
+    assert received.startswith(b"HTTP/1.1 404 ")
+    assert b"secret" not in received
+
+
+@pytest.mark.parametrize("name", ["..", ".", "-a", "a" * 64, "a b", "a\u00e9"])
+def test_a_scope_with_a_name_that_is_not_allowed_is_refused(server: ServerProcess, name: str) -> None:
+    body = b'{"prefix":""}'
+    path = f"/v1/namespaces/acme/applications/{name}/app_state/list"
+
+    received = raw(
+        server.url,
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n".encode()
+        + body,
+    )
+
+    assert received.startswith(b"HTTP/1.1 400 ")
+
+
+# -- who is let in ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "localhost.", "0.0.0.0", "[::2]", "127.0.0.1:1:2", ""]
+)
+@pytest.mark.parametrize("path", ["/healthz", "/openapi.json", "/v1/blobs/a/0"])
+def test_another_host_is_refused_without_tokens(
+    server: ServerProcess, http: httpx.Client, host: str, path: str
+) -> None:
+    assert http.get(server.url + path, headers={"Host": host}).status_code in (400, 403)
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1", "127.0.0.1:99", "[::1]", "[::1]:8420"])
+def test_this_machine_has_three_names(server: ServerProcess, http: httpx.Client, host: str) -> None:
+    assert http.get(f"{server.url}/healthz", headers={"Host": host}).status_code == 200
+
+
+def test_a_request_without_a_host_or_with_two_is_refused(server: ServerProcess) -> None:
+    assert raw(server.url, b"GET /healthz HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    two = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\nConnection: close\r\n\r\n"
+    assert raw(server.url, two).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://localhost", ""])
+def test_a_web_page_is_refused_without_tokens(api: Api, origin: str) -> None:
+    assert problem(api.post("list", {"prefix": ""}, Origin=origin)) == (403, "origin_refused")
+
+
+@pytest.mark.parametrize("authorization", [None, "Bearer wrong", "Bearer", "Basic dG9rZW4=", TOKEN, f"Bearer {TOKEN}x"])
+def test_no_valid_token_is_unauthenticated(
+    guarded: ServerProcess, http: httpx.Client, authorization: str | None
+) -> None:
+    headers = {} if authorization is None else {"Authorization": authorization}
+    url = f"{guarded.url}/v1/namespaces/acme/applications/shop/app_state/list"
+
+    response = http.post(url, json={"prefix": ""}, headers=headers)
+
+    assert problem(response) == (401, "unauthenticated")
+    assert response.headers["www-authenticate"] == "Bearer"
+
+
+def test_a_token_opens_its_namespace_and_no_other(guarded: ServerProcess, http: httpx.Client) -> None:
+    assert Api(http, guarded.url, "acme", "any", TOKEN).set("key", b"value").status_code == 200
+    assert Api(http, guarded.url, "other", "any", HASHED_TOKEN).set("key", b"value").status_code == 200
+    existing = Api(http, guarded.url, "other", "any", TOKEN).post("list", {"prefix": ""})
+    absent = Api(http, guarded.url, "nobody", "any", TOKEN).post("list", {"prefix": ""})
+    assert problem(existing) == (403, "permission_denied")
+    assert existing.content == absent.content
+
+
+def test_a_token_can_be_bound_to_one_application(guarded: ServerProcess, http: httpx.Client) -> None:
+    assert Api(http, guarded.url, "acme", "shop", APP_TOKEN).post("list", {"prefix": ""}).status_code == 200
+    refused = Api(http, guarded.url, "acme", "any", APP_TOKEN).post("list", {"prefix": ""})
+    assert problem(refused) == (403, "permission_denied")
+
+
+def test_a_token_is_checked_before_the_body_is_read(guarded: ServerProcess, http: httpx.Client) -> None:
+    assert Api(http, guarded.url, "acme", "any", "wrong").send("list", b"{").status_code == 401
+
+
+# -- the process -----------------------------------------------------------------------------------------------------
+
+
+def test_headers_without_an_end_close_the_connection(server: ServerProcess) -> None:
+    parts = urlsplit(server.url)
+    with socket.create_connection((parts.hostname, parts.port), 5) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: ")
+
+        with pytest.raises(OSError, match=r"reset|Broken"):
+            connection.sendall(b"x" * 64 * 1024 * 1024)
+
+
+def test_the_log_names_requests_and_repeats_nothing_of_them(tmp_path: Path, http: httpx.Client) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"{TOKEN} acme\n")
+    with ServerProcess(tmp_path, "--token-file", str(tokens)) as server:
+        api = Api(http, server.url, "acme", "shop", TOKEN)
+        api.set("the-secret-key", b"the-secret-value")
+        url = api.place("the-secret-key", 5)["chunks"][0]["uri"]
+        http.put(url, content=b"value")
+        http.get(f"{server.url}/the-secret-path?the-secret-query")
+        Api(http, server.url, "the%0asecret", "x", "the-secret-token").post("list", {})
+        server.stop()
+        log = server.log
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+
+    assert "others can read the token file" in log
+    assert [line["status"] for line in lines] == [200, 200, 200, 404, 404]
+    assert lines[0]["route"].endswith("/app_state/commit_write")
+    assert (lines[0]["namespace"], lines[0]["application"]) == ("acme", "shop")
+    for secret in ("the-secret", TOKEN, "signature=", base64.b64encode(b"the-secret-value").decode()[:12]):
+        assert secret not in log
+
+
+def test_a_request_that_has_begun_is_finished_when_the_server_is_told_to_stop(
+    tmp_path: Path, http: httpx.Client
+) -> None:
+    with ServerProcess(tmp_path) as server:
+        url = urlsplit(Api(http, server.url, "acme", "shop").place("key", 10)["chunks"][0]["uri"])
+        with socket.create_connection((url.hostname, url.port), 5) as connection:
+            connection.sendall(
+                f"PUT {url.path}?{url.query} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n12345".encode()
+            )
+            wait_for(lambda: part_files(server) != [])
+            server.process.terminate()
+            wait_for(lambda: not accepts(server))
+            connection.sendall(b"67890")
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
+        assert server.process.wait(10) == 0
+
+
+def accepts(server: ServerProcess) -> bool:
+    parts = urlsplit(server.url)
+    try:
+        with socket.create_connection((parts.hostname, parts.port), 1):
+            return True
+    except OSError:
+        return False
+
+
+def test_more_requests_than_fit_are_told_to_come_back(tmp_path: Path, http: httpx.Client) -> None:
+    with ServerProcess(tmp_path) as server:
+        api = Api(http, server.url, "acme", "shop")
+        parts = urlsplit(server.url)
+        waiting = [socket.create_connection((parts.hostname, parts.port), 5) for _ in range(128)]
+        try:
+            head = f"POST {api.path}/app_state/list HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            for connection in waiting:
+                connection.sendall(f"{head}Content-Length: 13\r\n\r\n".encode())
+            wait_for(lambda: api.post("list", {"prefix": ""}).status_code == 503)
+            refused = api.post("list", {"prefix": ""})
+            assert problem(refused) == (503, "overloaded")
+            assert refused.headers["retry-after"] == "1"
+            assert http.get(f"{server.url}/healthz").status_code == 200
+        finally:
+            for connection in waiting:
+                connection.close()
+        wait_for(lambda: api.post("list", {"prefix": ""}).status_code == 200)
+
+
+def test_many_clients_at_once_are_all_served(api: Api) -> None:
+    statuses: list[int] = []
+
+    def work(number: int) -> None:
+        with httpx.Client(trust_env=False, timeout=20) as http:
+            mine = Api(http, api.url.removesuffix(api.path), *api.path.split("/")[3::2])
+            statuses.extend([mine.set(f"key-{number}", str(turn).encode()).status_code for turn in range(10)])
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert statuses == [200] * 80
+    assert [entry["version"] for entry in api.post("list", {"prefix": "key-"}).json()["entries"]] == [10] * 8
