@@ -9,7 +9,7 @@ from .client import Client
 from .codec import typed_codec
 from .documents import AsyncDocument, Document
 from .drivers import Flow
-from .errors import ConflictError
+from .errors import ConflictError, InvalidRequestError
 from .flows import batch, call, fetch
 from .ids import uuid7
 from .keys import segment
@@ -90,6 +90,8 @@ class _CollectionFlows(Generic[T]):
         return []
 
     def _list(self, limit: int | None, reverse: bool, after: str | None) -> Flow[list[Snapshot[T]]]:
+        if limit is not None and limit < 0:
+            raise InvalidRequestError("limit must not be negative")
         cursor = None if after is None else self._prefix + segment(after, "an item's id")
         found: list[Snapshot[T]] = []
         while limit is None or len(found) < limit:

@@ -215,6 +215,8 @@ def batch(
 
     Small values travel in the one message; larger ones are uploaded before it and fetched after it.
     """
+    if len(operations) == 1:
+        return [(yield from _alone(operations[0], transfer))]
     ready: list[Any] = []
     room = BATCH_INLINE_LIMIT
     for operation in operations:
@@ -227,6 +229,17 @@ def batch(
         if isinstance(operation, PrepareRead) and reply is not None:
             replies[index] = yield from fetch(reply, operation, transfer)
     return replies
+
+
+def _alone(
+    operation: PrepareRead | CommitWrite | Delete | List | Search | ListParents, transfer: Transfer
+) -> Flow[Any]:
+    # A batch of one is sent as what it is: a read is then answered without a transaction, on the event loop too.
+    if isinstance(operation, PrepareRead):
+        return (yield from read(operation, transfer))
+    if isinstance(operation, CommitWrite):
+        return (yield from write(operation, transfer))
+    return (yield from call(operation))
 
 
 def pages(request: List) -> Flow[list[Found]]:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from .errors import InvalidRequestError, UnavailableError
+from .messages import Scope
 from .storage.blobs import GRACE_SECONDS, BlobObject, BlobStore, FileBlobs, chunk_sizes, sync_folder
-from .storage.catalog import DEAD, GARBAGE, LIVE, BlobRow, Catalog
+from .storage.catalog import DEAD, GARBAGE, LIVE, BlobRow, Catalog, StoredValue
 from .storage.sqlite import SqliteCatalog
 
 _COPY_ATTEMPTS: Final = 3
@@ -52,43 +53,64 @@ def check(catalog: Catalog, blobs: BlobStore, *, fix: bool = False) -> CheckRepo
     live: set[str] = set()
     for value in catalog.values():
         values += 1
-        place = f"{value.scope} {value.key}"
-        if value.blob_id is None:
-            if hashlib.sha256(value.data or b"").hexdigest() != value.sha256 or len(value.data or b"") != value.size:
-                problems.append(Problem("damaged", place, "the value in the catalog is not what was written", False))
+        if value.blob_id is not None:
+            live.add(value.blob_id)
+        found = _harm(catalog, blobs, value)
+        if found is None or not _is_current(catalog, value):
+            # Others write meanwhile: what was overwritten since is not wrong.
             continue
-        live.add(value.blob_id)
-        digest = blobs.digest(value.blob_id, chunk_sizes(value.size, value.chunk_size))
-        if digest is None:
-            problems.append(Problem("missing", place, "a file of the value is missing or cut short", False))
-        elif digest[0] != value.sha256:
-            problems.append(Problem("damaged", place, "the files of the value are not what was written", False))
-        known = catalog.blob(value.blob_id)
-        if known is None or known.state != LIVE:
-            if fix:
-                now = catalog.clock()
-                catalog.mend_blob(
-                    BlobRow(value.blob_id, value.scope, value.key, value.size, value.chunk_size, LIVE, now)
-                )
-            problems.append(Problem("unregistered", place, "the catalog does not know its value's files", fix))
+        kind, detail = found
+        mended = fix and kind == "unregistered"
+        if mended and value.blob_id is not None:
+            catalog.mend_blob(
+                BlobRow(value.blob_id, value.scope, value.key, value.size, value.chunk_size, LIVE, catalog.clock())
+            )
+        problems.append(Problem(kind, f"{value.scope} {value.key}", detail, mended))
     problems += _unused_rows(catalog, live, fix)
     objects = 0
-    for found in blobs.objects():
+    for found_object in blobs.objects():
         objects += 1
-        problems += _unknown_file(catalog, blobs, found, fix)
+        problems += _unknown_file(catalog, blobs, found_object, fix)
     return CheckReport(values, objects, tuple(problems))
 
 
+def _harm(catalog: Catalog, blobs: BlobStore, value: StoredValue) -> tuple[str, str] | None:
+    """Return the kind and the description of what is wrong with a value."""
+    if value.blob_id is None:
+        data = value.data or b""
+        if hashlib.sha256(data).hexdigest() != value.sha256 or len(data) != value.size:
+            return "damaged", "the value in the catalog is not what was written"
+        return None
+    digest = blobs.digest(value.blob_id, chunk_sizes(value.size, value.chunk_size))
+    if digest is None:
+        return "missing", "a file of the value is missing or cut short"
+    if digest[0] != value.sha256:
+        return "damaged", "the files of the value are not what was written"
+    known = catalog.blob(value.blob_id)
+    if known is None or known.state != LIVE:
+        return "unregistered", "the catalog does not know its value's files"
+    return None
+
+
+def _is_current(catalog: Catalog, value: StoredValue) -> bool:
+    namespace, application, *request = value.scope.split("/", 2)
+    row = catalog.read(Scope(namespace, application, request[0] if request else None), value.key)
+    return row is not None and (row.blob_id, row.entry.sha256) == (value.blob_id, value.sha256)
+
+
 def _unused_rows(catalog: Catalog, live: set[str], fix: bool) -> Iterator[Problem]:
-    for blob in catalog.blobs():
-        if blob.state == LIVE and blob.id not in live:
-            # It may have been committed after the values were read: ask again.
-            row = next((value for value in catalog.values() if value.blob_id == blob.id), None)
-            if row is not None:
-                continue
-            if fix:
-                catalog.mend_blob(blob._replace(state=GARBAGE, at_us=catalog.clock()))
-            yield Problem("unused", blob.id, "no key has this blob as its value", fix)
+    suspects = [blob for blob in catalog.blobs() if blob.state == LIVE and blob.id not in live]
+    if not suspects:
+        return
+    # What was committed after the values were read is in use; what was overwritten since is no longer live.
+    used = {value.blob_id for value in catalog.values()}
+    for blob in suspects:
+        known = catalog.blob(blob.id)
+        if blob.id in used or known is None or known.state != LIVE:
+            continue
+        if fix:
+            catalog.mend_blob(known._replace(state=GARBAGE, at_us=catalog.clock()))
+        yield Problem("unused", blob.id, "no key has this blob as its value", fix)
 
 
 def _unknown_file(catalog: Catalog, blobs: BlobStore, found: BlobObject, fix: bool) -> Iterator[Problem]:
@@ -134,6 +156,9 @@ def backup(catalog: SqliteCatalog, blobs: FileBlobs, key_file: Path, target: Pat
         raise UnavailableError(f"the backup cannot be written: {error.strerror}", code="disk_failed") from None
     finally:
         temporary.unlink(missing_ok=True)
+        if not target.exists():
+            shutil.rmtree(target_blobs.folder, ignore_errors=True)
+            signing_key_file(target).unlink(missing_ok=True)
 
 
 def _copy_blobs(copy: Path, source: FileBlobs, target: FileBlobs) -> bool:

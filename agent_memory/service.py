@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
 
-from .errors import ConflictError, InvalidRequestError, LimitExceededError, ProtocolError
+from .errors import AgentMemoryError, ConflictError, InvalidRequestError, LimitExceededError, ProtocolError
 from .filters import parse
 from .ids import uuid7
 from .keys import check_key, check_prefix, check_request_id
@@ -57,7 +57,7 @@ MAX_VALUE_BYTES: Final = 5 * 1024**3
 
 MIN_CHUNK_BYTES: Final = 64 * 1024
 MAX_CHUNKS: Final = 10_000
-MAX_PROVENANCE_BYTES: Final = 2_048
+MAX_PROVENANCE_BYTES: Final = 4_096
 MAX_DIMENSIONS: Final = 8_192
 MAX_VECTORS: Final = 256
 MAX_TTL_SECONDS: Final = 100 * 366 * 86_400.0
@@ -429,6 +429,9 @@ class StateService:
         try:
             self._next_sweep = time.monotonic() + _SWEEP_EVERY_SECONDS
             self.sweep(limit=_SMALL_SWEEP)
+        except AgentMemoryError:
+            # The write before it is done and must not look as if it were not; the next sweep tries again.
+            return
         finally:
             self._sweeping.release()
 
@@ -498,15 +501,24 @@ def _check_scope(request_id: str | None) -> None:
         check_request_id(request_id)
 
 
+def _check_provenance(provenance: Mapping[str, str]) -> None:
+    try:
+        size = len("".join([*provenance, *provenance.values()]).encode())
+    except UnicodeEncodeError:
+        size = -1
+    if size < 0:
+        raise InvalidRequestError("provenance must be valid Unicode; it has a lone surrogate")
+    if size > MAX_PROVENANCE_BYTES:
+        raise LimitExceededError(f"provenance may have at most {MAX_PROVENANCE_BYTES} bytes")
+
+
 def _check_write(request: CommitWrite | Delete) -> None:
     if not request.write_id or len(request.write_id) > 128:
         raise InvalidRequestError("a write id has 1 to 128 characters")
     if request.if_match is not None and not request.if_match.strip():
         raise InvalidRequestError("if_match is blank; leave it out to write without a condition")
     if request.provenance is not None:
-        size = sum(len(name.encode()) + len(text.encode()) for name, text in request.provenance.items())
-        if size > MAX_PROVENANCE_BYTES:
-            raise LimitExceededError(f"provenance may have at most {MAX_PROVENANCE_BYTES} bytes")
+        _check_provenance(request.provenance)
     _check_scope(request.scope.request_id)
     if isinstance(request, CommitWrite):
         for vector in request.vectors:

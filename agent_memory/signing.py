@@ -48,9 +48,12 @@ class Keyring:
         if not self._keys and self._file is not None:
             with contextlib.suppress(FileNotFoundError):
                 try:
-                    self._keys = (bytes.fromhex(self._file.read_text().strip()),)
+                    key = bytes.fromhex(self._file.read_text().strip())
                 except ValueError:
-                    raise IntegrityError(f"the key file {self._file.name!r} is damaged; restore it") from None
+                    key = b""
+                if len(key) < MIN_SIGNING_KEY_BYTES:
+                    raise IntegrityError(f"the key file {self._file.name!r} is damaged; restore it")
+                self._keys = (key,)
         return self._keys
 
     def sign(self, scope: Scope, key: str, content_type: str, sha256: str) -> str:

@@ -216,6 +216,15 @@ def etag_of(digest: bytes, version: int) -> str:
     return f"{version}-{digest.hex()[:16]}"
 
 
+def swept_requests(scope: str) -> str:
+    """Return the name under which an application keeps the version floor of all its requests that were swept.
+
+    No request has an empty id, so no scope has this name; one row stands for any number of requests.
+    """
+    namespace, application, *_ = scope.split("/", 2)
+    return f"{namespace}/{application}/"
+
+
 def replay(write: Write, receipt: Receipt) -> Entry | None:
     """Return the first result of a repeated write; raise ConflictError if it is another write with the same id."""
     if receipt.fingerprint != fingerprint(write):

@@ -60,7 +60,11 @@ class PostgresCatalog:
     ) -> None:
         self._clock = clock
         self._pool = Pool(dsn, Settings(connections, wait_seconds, statement_seconds, statement_seconds / 2))
-        self._vectors = self._pool.run(_check)
+        try:
+            self._vectors = self._pool.run(_check)
+        except BaseException:
+            self._pool.close()
+            raise
 
     @property
     def clock(self) -> Clock:

@@ -7,6 +7,7 @@ that a filter means the same in every catalog.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby, islice
 from typing import Any, Final, cast
 
 import apsw
@@ -27,50 +28,115 @@ _IS_OBJECT: Final = (
 def search(connection: apsw.Connection, request: Search, now: int, load: LoadBlob) -> list[ScoredRow]:
     """Return the hits of a search; see ``messages.Search``."""
     condition = parse(request.filter)
-    found: list[ScoredRow] = []
-    skip = request.offset
-    for scored in _candidates(connection, request, condition, now):
-        if not _holds(condition, scored.row, load):
-            continue
-        if skip:
-            skip -= 1
-            continue
-        found.append(scored)
-        if len(found) == request.limit:
-            break
-    return found
+    if request.vector is None and not condition.terms:
+        places = _newest_places(connection, request, condition, now, most=request.offset + request.limit)
+        if not any(large for _, large in places):
+            # Every candidate is a hit: what is skipped need not be looked at.
+            return [ScoredRow(_row_at(connection, rowid), None) for rowid, _ in places[request.offset :]]
+    if request.vector is None:
+        hits = (ScoredRow(row, None) for row in _newest(connection, request, condition, now, load))
+    else:
+        hits = _most_similar(connection, request, condition, now, load)
+    return list(islice(hits, request.offset, request.offset + request.limit))
 
 
-def _candidates(connection: apsw.Connection, request: Search, condition: AllOf, now: int) -> Iterator[ScoredRow]:
+def _newest(connection: apsw.Connection, request: Search, condition: AllOf, now: int, load: LoadBlob) -> Iterator[Row]:
+    """Iterate over the rows that fulfil the condition, the newest change first."""
+    for rowid, _ in _newest_places(connection, request, condition, now):
+        row = _row_at(connection, rowid)
+        if _holds(condition, row, load):
+            yield row
+
+
+def _newest_places(
+    connection: apsw.Connection, request: Search, condition: AllOf, now: int, *, most: int = -1
+) -> list[tuple[int, int]]:
+    """Return the rowids of candidates, the newest change first, and whether their values are elsewhere.
+
+    Rowids alone are sorted, and rows fetched as they are wanted: sorting them with their values takes twice as long.
+    """
+    where, bindings = _candidates(request, condition, now)
+    sql = f"SELECT rowid, value IS NULL FROM entry WHERE {where} ORDER BY updated_us DESC, key LIMIT ?"
+    return all_rows(connection, sql, (*bindings, most))
+
+
+def _row_at(connection: apsw.Connection, rowid: int) -> Row:
+    return to_row(all_rows(connection, f"SELECT {COLUMNS} FROM entry WHERE rowid = ?", (rowid,))[0])
+
+
+def _candidates(request: Search, condition: AllOf, now: int) -> tuple[str, list[Any]]:
     where, bindings = key_range(request.scope, request.prefix)
     narrow, narrow_bindings = _narrow(condition)
-    if request.vector is None:
-        sql = (
-            f"SELECT {COLUMNS}, NULL FROM entry WHERE {where} AND {IS_LIVE} AND {_IS_OBJECT} AND {narrow} "
-            "ORDER BY updated_us DESC, key"
-        )
-        values = (*bindings, now, *narrow_bindings)
-    else:
-        _load_vector_functions(connection)
-        sql = (
-            "WITH best AS MATERIALIZED ("
-            "SELECT key AS vector_key, max(1.0 - vec_distance_cosine(embedding, ?)) AS score "
-            f"FROM vector WHERE {where} AND length(embedding) = ? GROUP BY key) "
-            f"SELECT {COLUMNS}, score FROM entry LEFT JOIN best ON vector_key = key "
-            f"WHERE {where} AND {IS_LIVE} AND {_IS_OBJECT} AND {narrow} "
-            "ORDER BY score IS NULL, score DESC, updated_us DESC, key"
-        )
-        values = (request.vector, *bindings, len(request.vector), *bindings, now, *narrow_bindings)
-    if not condition.terms:
-        # Without a filter every candidate is a hit: SQLite need not sort more of them than are wanted.
-        sql += " LIMIT ?"
-        values = (*values, request.limit + request.offset)
-    cursor: Any = cast(Any, connection).execute(sql, values)
-    try:
-        for row in cursor:
-            yield ScoredRow(to_row(row[:-1]), row[-1])
-    finally:
-        cursor.close()
+    return f"{where} AND {IS_LIVE} AND {_IS_OBJECT} AND {narrow}", [*bindings, now, *narrow_bindings]
+
+
+def _most_similar(
+    connection: apsw.Connection, request: Search, condition: AllOf, now: int, load: LoadBlob
+) -> Iterator[ScoredRow]:
+    """Iterate over the hits, the most similar first, the newest of equals; then over those without a score.
+
+    The best vectors alone are enough for a page as a rule. If they are not, because several stand for one key or their
+    keys are no hits, more of them are taken.
+    """
+    most = 2 * (request.offset + request.limit) + _SPARE
+    seen: set[str] = set()
+    while True:
+        best, complete = _best_scores(connection, request, condition, now, most)
+        for score, group in groupby(best.items(), key=lambda one: one[1]):
+            rows = [_live_object(connection, request, key, now) for key, _ in group if key not in seen]
+            hits = [row for row in rows if row is not None and _holds(condition, row, load)]
+            for row in sorted(hits, key=lambda row: (-row.entry.updated_us, row.entry.key)):
+                seen.add(row.entry.key)
+                yield ScoredRow(row, score)
+        if complete:
+            break
+        most *= 10
+    for row in _newest(connection, request, condition, now, load):
+        if row.entry.key not in best:
+            yield ScoredRow(row, None)
+
+
+_SPARE: Final = 50
+
+
+def _best_scores(
+    connection: apsw.Connection, request: Search, condition: AllOf, now: int, most: int
+) -> tuple[dict[str, float], bool]:
+    """Return keys with the score of their best vector, in falling order, and whether these are all there are."""
+    _load_vector_functions(connection)
+    vector: Any = request.vector
+    where, bindings = key_range(request.scope, request.prefix)
+    if condition.terms:
+        # Far fewer distances are to be computed when the filter comes first.
+        candidates, bindings = _candidates(request, condition, now)
+        where = f"scope = ? AND key IN (SELECT key FROM entry WHERE {candidates})"
+        bindings = [request.scope.path, *bindings]
+    rows = all_rows(
+        connection,
+        "SELECT key, 1.0 - vec_distance_cosine(embedding, ?) AS score FROM vector "
+        f"WHERE {where} AND length(embedding) = ? ORDER BY score DESC LIMIT ?",
+        (vector, *bindings, len(vector), most),
+    )
+    # A vector of zeros is similar to nothing: it has no score, and sorts last.
+    scored = [(key, score) for key, score in rows if score is not None]
+    complete = len(scored) < most
+    if not complete:
+        # What has the last score may have equals that were cut off, which come first if they are newer.
+        last = scored[-1][1]
+        scored = [one for one in scored if one[1] > last]
+    best: dict[str, float] = {}
+    for key, score in scored:
+        best.setdefault(key, score)
+    return best, complete
+
+
+def _live_object(connection: apsw.Connection, request: Search, key: str, now: int) -> Row | None:
+    rows = all_rows(
+        connection,
+        f"SELECT {COLUMNS} FROM entry WHERE scope = ? AND key = ? AND {IS_LIVE} AND {_IS_OBJECT}",
+        (request.scope.path, key, now),
+    )
+    return to_row(rows[0]) if rows else None
 
 
 def _holds(condition: AllOf, row: Row, load: LoadBlob) -> bool:
@@ -104,31 +170,49 @@ def _joined(parts: list[tuple[str, list[Any]]], word: str) -> tuple[str, list[An
 
 def _narrow_comparison(field: str, operator: str, operand: Any) -> tuple[str, list[Any]]:
     comparison = _SQL_OPERATORS.get(operator)
-    # A quote cannot be escaped in a path of SQLite's, and only plain values compare there as they do here.
-    if comparison is None or '"' in field or not isinstance(operand, str | int | float):
-        return "TRUE", []
-    if isinstance(operand, int) and abs(operand) >= 2**53:
+    if comparison is None or not _same_in_sql(field, operand):
         return "TRUE", []
     paths = ['$."' + field + '"']
     if "." in field:
         paths.append("$" + "".join(f'."{part}"' for part in field.split(".")))
-    tests = " OR ".join(f"json_extract(value, ?) {comparison} ?" for _ in paths)
-    # CASE, because AND need not be carried out from left to right, and looking into what is no JSON is an error.
-    return f"(value IS NULL OR CASE WHEN json_valid(value, 1) THEN {tests} END)", [
+    # As text, because bytes may happen to look like SQLite's binary JSON. CASE, because AND need not be carried out
+    # from left to right, and looking into what is no JSON is an error.
+    tests = " OR ".join(f"json_extract(CAST(value AS TEXT), ?) {comparison} ?" for _ in paths)
+    return f"(value IS NULL OR CASE WHEN json_valid(CAST(value AS TEXT)) THEN {tests} END)", [
         one for path in paths for one in (path, operand)
     ]
+
+
+def _same_in_sql(field: str, operand: Any) -> bool:
+    """Say whether SQLite finds the field and compares with the operand as ``filters`` does."""
+    if not field.isprintable() or '"' in field or "\\" in field:
+        return False
+    match operand:
+        case str():
+            # Text ends at a NUL in SQLite, and lone surrogates cannot be bound.
+            return ("\0" not in operand and operand.isascii()) or operand.isprintable()
+        case int():
+            return abs(operand) < 2**53
+        case float():
+            return True
+        case _:
+            return False
 
 
 def list_parents(connection: apsw.Connection, request: ListParents, now: int) -> list[str]:
     """Return distinct parents after the cursor, in byte order, at most ``limit``."""
     where, bindings = key_range(request.scope, request.prefix)
-    # Trimming from the right every character that is no slash leaves the key up to its last one.
+    # Trimming from the right every character that is no slash leaves the key up to its last one. The parents come from
+    # the index alone; only whether one of a parent's own keys is live is looked up in the rows.
     sql = (
-        "SELECT DISTINCT rtrim(key, replace(key, '/', '')) AS parent FROM entry "
-        f"WHERE {where} AND {IS_LIVE} AND {_IS_OBJECT} AND instr(key, '/') > 0 AND parent > ? ORDER BY parent LIMIT ?"
+        "SELECT parent FROM (SELECT DISTINCT rtrim(key, replace(key, '/', '')) AS parent FROM entry "
+        f"WHERE {where} AND instr(key, '/') > 0) WHERE parent > ? AND EXISTS ("
+        "SELECT 1 FROM entry WHERE scope = ? AND key > parent AND key < substr(parent, 1, length(parent) - 1) || '0' "
+        f"AND instr(substr(key, length(parent) + 1), '/') = 0 AND {IS_LIVE} AND {_IS_OBJECT}) ORDER BY parent LIMIT ?"
     )
     cursor = "" if request.cursor is None else request.cursor
-    return [str(row[0]) for row in all_rows(connection, sql, (*bindings, now, cursor, request.limit))]
+    rows = all_rows(connection, sql, (*bindings, cursor, request.scope.path, now, request.limit))
+    return [str(row[0]) for row in rows]
 
 
 # -- vectors ---------------------------------------------------------------------------------------------------------

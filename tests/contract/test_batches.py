@@ -1,0 +1,89 @@
+"""Batches: several operations in one transaction, all or none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agent_memory import ConflictError, InvalidKeyError, LimitExceededError, SerializationError
+from agent_memory.operations import Delete, Get, Set
+from tests.support.models import Profile
+
+LARGE = b"x" * 200_000
+
+
+def test_operations_are_carried_out_in_order(memory: Any) -> None:
+    before, first, between, gone, after = memory.app_state.batch(
+        [Get("key"), Set("key", 1), Get("key"), Delete("key"), Get("key")]
+    )
+
+    assert before is None
+    assert between == (1, first)
+    assert (gone.version, gone.deleted) == (2, True)
+    assert after is None
+
+
+def test_large_and_small_values_go_in_one_batch(memory: Any) -> None:
+    memory.app_state.batch([Set("large", LARGE), Set("small", 1), Set("model", Profile(name="Ada"))])
+    large, small, model = memory.app_state.batch([Get("large"), Get("small"), Get("model", as_type=Profile)])
+
+    assert (large.value, small.value, model.value) == (LARGE, 1, Profile(name="Ada"))
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_a_failed_condition_undoes_them_all(memory: Any, position: int) -> None:
+    memory.app_state.set("there", "old")
+    memory.app_state.set("gone", "old")
+    operations: list[Any] = [Set("new", 1), Delete("gone")]
+    operations.insert(position, Set("there", "new", expected=None))
+    with pytest.raises(ConflictError) as caught:
+        memory.app_state.batch(operations)
+
+    assert caught.value.current.value == "old"
+    assert memory.app_state.get_many(["there", "gone", "new"]) == {"there": "old", "gone": "old"}
+    assert memory.app_state.set("new", 1).version == 1
+
+
+def test_conditions_see_what_came_before_in_the_batch(memory: Any) -> None:
+    old = memory.app_state.set("key", "old")
+    memory.app_state.batch([Set("key", "new", expected=old)])
+    with pytest.raises(ConflictError):
+        memory.app_state.batch([Delete("other"), Set("key", "newer", expected=old)])
+    with pytest.raises(ConflictError):
+        memory.app_state.batch([Set("fresh", 1), Set("fresh", 2, expected=None)])
+
+
+def test_a_batch_that_holds_what_cannot_be_stored_does_nothing(memory: Any) -> None:
+    with pytest.raises(SerializationError):
+        memory.app_state.batch([Set("a", 1), Set("b", Profile.model_construct(name=1))])
+    with pytest.raises(InvalidKeyError):
+        memory.app_state.batch([Set("a", 1), Set("", 1)])
+
+    assert memory.app_state.get("a") is None
+
+
+def test_an_empty_batch_does_nothing(memory: Any) -> None:
+    assert memory.app_state.batch([]) == []
+
+
+def test_a_thousand_operations_go_in_a_batch_and_no_more(memory: Any) -> None:
+    memory.app_state.batch([Set(f"k{n}", n) for n in range(1_000)])
+    with pytest.raises(LimitExceededError):
+        memory.app_state.batch([Set(f"j{n}", n) for n in range(1_001)])
+
+    assert len(list(memory.app_state.keys())) == 1_000
+
+
+def test_more_bytes_than_a_message_carries_go_in_a_batch(memory: Any) -> None:
+    values = {f"k{n:03}": bytes([n]) * 60_000 for n in range(200)}
+    memory.app_state.batch([Set(key, value) for key, value in values.items()])
+
+    assert memory.app_state.get_many(list(values)) == values
+
+
+def test_writes_of_a_batch_carry_provenance(memory: Any) -> None:
+    with memory.request("req-1"):
+        (entry,) = memory.app_state.batch([Set("key", 1, reason="because")])
+
+    assert entry.provenance == {"request_id": "req-1", "reason": "because"}

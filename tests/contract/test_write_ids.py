@@ -1,0 +1,167 @@
+"""Write ids: a change that is sent twice happens once, and its first result is the answer to both."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+
+from agent_memory import ConflictError
+from agent_memory.ids import uuid7
+from agent_memory.messages import Batch, Blob, Chunk, CommitWrite, Delete, PrepareWrite, PutChunk, Scope
+
+
+@pytest.fixture
+def scope(store: Any) -> Scope:
+    return Scope("default", store.application)
+
+
+def write(scope: Scope, data: bytes, **conditions: Any) -> CommitWrite:
+    return CommitWrite(scope, "key", uuid7(), data, None, sha256=hashlib.sha256(data).hexdigest(), **conditions)
+
+
+def upload(store: Any, memory: Any, scope: Scope, data: bytes) -> CommitWrite:
+    """Upload a large value and return the commit that is still to be sent."""
+    blob = store.send(memory, PrepareWrite(scope, "key", len(data)))
+    etag = store.send(memory, PutChunk(blob.chunks[0], memoryview(data)))
+    chunk = Chunk(blob.chunks[0].uri, len(data), etag)
+    return CommitWrite(scope, "key", blob.id, None, Blob(blob.id, (chunk,)), sha256=hashlib.sha256(data).hexdigest())
+
+
+def test_a_repeated_write_gives_the_first_result_and_makes_no_version(memory: Any, store: Any, scope: Scope) -> None:
+    message = write(scope, b"value")
+    first = store.send(memory, message)
+
+    assert store.send(memory, message) == first
+    assert memory.app_state.snapshot("key").entry == first
+
+
+@pytest.mark.parametrize("size", [5, 200_000])
+def test_a_write_that_is_repeated_after_another_one_leaves_the_other_standing(
+    memory: Any, store: Any, scope: Scope, size: int
+) -> None:
+    first = write(scope, b"A" * size) if size < 65_536 else upload(store, memory, scope, b"A" * size)
+    first_entry = store.send(memory, first)
+    second_entry = memory.app_state.set("key", b"B" * size)
+
+    assert store.send(memory, first) == first_entry
+    assert memory.app_state.snapshot("key") == (b"B" * size, second_entry)
+
+
+def test_a_write_that_is_repeated_after_a_deletion_does_not_bring_the_value_back(
+    memory: Any, store: Any, scope: Scope
+) -> None:
+    message = write(scope, b"A")
+    first = store.send(memory, message)
+    memory.app_state.delete("key")
+
+    assert store.send(memory, message) == first
+    assert memory.app_state.get("key") is None
+
+
+def test_a_conditional_write_is_repeated_though_its_condition_holds_no_longer(
+    memory: Any, store: Any, scope: Scope
+) -> None:
+    create = write(scope, b"A", if_none_match=True)
+    created = store.send(memory, create)
+    replace = write(scope, b"B", if_match=created.etag)
+    replaced = store.send(memory, replace)
+
+    assert store.send(memory, create) == created
+    assert store.send(memory, replace) == replaced
+
+
+def test_a_write_that_failed_its_condition_may_be_sent_again(memory: Any, store: Any, scope: Scope) -> None:
+    memory.app_state.set("key", 1)
+    message = write(scope, b"A", if_none_match=True)
+    with pytest.raises(ConflictError):
+        store.send(memory, message)
+    memory.app_state.delete("key")
+
+    assert store.send(memory, message).version == 3
+
+
+@pytest.mark.parametrize("other", ["bytes", "condition", "key", "content_type", "delete"])
+def test_a_write_id_is_not_used_for_another_intent(memory: Any, store: Any, scope: Scope, other: str) -> None:
+    message = write(scope, b"value")
+    first = store.send(memory, message)
+    changed = {
+        "bytes": write(scope, b"other")._replace(write_id=message.write_id),
+        "condition": message._replace(if_match=first.etag),
+        "key": message._replace(key="other"),
+        "content_type": message._replace(content_type="application/json"),
+        "delete": Delete(scope, "key", message.write_id),
+    }[other]
+    with pytest.raises(ConflictError) as caught:
+        store.send(memory, changed)
+
+    assert caught.value.code == "write_id_reused"
+    assert memory.app_state.snapshot("key") == (b"value", first)
+    assert memory.app_state.get("other") is None
+
+
+def test_a_repeated_deletion_gives_the_first_result(memory: Any, store: Any, scope: Scope) -> None:
+    memory.app_state.set("key", 1)
+    message = Delete(scope, "key", uuid7())
+    first = store.send(memory, message)
+
+    assert store.send(memory, message) == first
+    assert memory.app_state.set("key", 2).version == 3
+
+
+def test_a_deletion_that_is_repeated_after_a_write_leaves_the_value_standing(
+    memory: Any, store: Any, scope: Scope
+) -> None:
+    memory.app_state.set("key", 1)
+    message = Delete(scope, "key", uuid7())
+    first = store.send(memory, message)
+    memory.app_state.set("key", 2)
+
+    assert store.send(memory, message) == first
+    assert memory.app_state.get("key") == 2
+
+
+def test_a_deletion_of_nothing_is_repeated_as_one(memory: Any, store: Any, scope: Scope) -> None:
+    message = Delete(scope, "key", uuid7())
+    assert store.send(memory, message) is None
+    memory.app_state.set("key", 1)
+
+    assert store.send(memory, message) is None
+    assert memory.app_state.get("key") == 1
+
+
+def test_a_repeated_batch_gives_the_first_results(memory: Any, store: Any, scope: Scope) -> None:
+    memory.app_state.set("gone", 1)
+    batch = Batch(scope, (write(scope, b"A"), Delete(scope, "gone", uuid7())))
+    first = store.send(memory, batch)
+    memory.app_state.set("key", 2)
+    memory.app_state.set("gone", 3)
+
+    assert store.send(memory, batch) == first
+    assert memory.app_state.get_many(["key", "gone"]) == {"key": 2, "gone": 3}
+
+
+def test_write_ids_of_two_requests_do_not_meet(memory: Any, store: Any, scope: Scope) -> None:
+    message = write(scope, b"A")
+    store.send(memory, message)
+    inside = message._replace(scope=scope._replace(request_id="req-1"), data=b"B", sha256=None)
+
+    assert store.send(memory, inside).version == 1
+
+
+def test_a_prepared_write_is_committed_once(memory: Any, store: Any, scope: Scope) -> None:
+    message = upload(store, memory, scope, b"A" * 100_000)
+    store.send(memory, message)
+    with pytest.raises(ConflictError):
+        store.send(memory, message._replace(write_id=uuid7()))
+
+    assert memory.app_state.snapshot("key").version == 1
+
+
+def test_a_prepared_write_is_not_committed_to_another_key(memory: Any, store: Any, scope: Scope) -> None:
+    message = upload(store, memory, scope, b"A" * 100_000)
+    with pytest.raises(ConflictError):
+        store.send(memory, message._replace(key="other"))
+
+    assert memory.app_state.get("other") is None

@@ -1,0 +1,363 @@
+"""Values to bytes and back: which encoding a value gets, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import enum
+import json
+import math
+from collections import OrderedDict, deque
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, Field, RootModel, Secret, SecretBytes, SecretStr, computed_field
+
+from agent_memory.codec import decode_untyped, encode_untyped, schema_name, snake_case, typed_codec
+from agent_memory.errors import DeserializationError, SchemaError, SerializationError
+from agent_memory.messages import BYTES, JSON, PICKLE
+from tests.support.models import Aliased, Profile, UserProfile
+
+
+def no_pickle() -> Any:
+    raise AssertionError("nothing here is a pickle")
+
+
+# -- names -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Profile", "profile"),
+        ("UserProfile", "user_profile"),
+        ("HTTPLog", "http_log"),
+        ("UserHTTPLog2", "user_http_log2"),
+        ("A", "a"),
+        ("already_snake", "already_snake"),
+        ("Box[int]", "box_int"),
+        ("_Private", "private"),
+        ("V2Profile", "v2_profile"),
+    ],
+)
+def test_a_class_name_becomes_snake_case(name: str, expected: str) -> None:
+    assert snake_case(name) == expected
+
+
+def test_a_pinned_name_goes_before_the_class_name() -> None:
+    assert schema_name(UserProfile) == "profile"
+
+
+def test_an_annotation_has_no_name() -> None:
+    assert schema_name(list[int] | None) is None
+
+
+def test_a_field_called_memory_name_pins_nothing() -> None:
+    class Odd(BaseModel):
+        memory_name: str = "not pinned"
+
+    assert schema_name(Odd) == "odd"
+
+
+def test_a_pinned_name_is_inherited() -> None:
+    class Child(UserProfile):
+        memory_name: ClassVar[str] = "child"
+
+    class Grandchild(Child):
+        pass
+
+    assert (schema_name(Child), schema_name(Grandchild)) == ("child", "child")
+
+
+# -- untyped ---------------------------------------------------------------------------------------------------------
+
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner),
+    max_leaves=20,
+)
+
+
+@given(JSON_VALUES)
+def test_exact_json_types_are_json_and_come_back_exactly(value: Any) -> None:
+    encoded = encode_untyped(value)
+
+    assert encoded.content_type == JSON
+    assert repr(decode_untyped(encoded.data, JSON, no_pickle)) == repr(value)
+
+
+@given(st.binary())
+def test_bytes_are_kept_as_they_are(value: bytes) -> None:
+    assert encode_untyped(value) == (value, BYTES, None)
+    assert decode_untyped(value, BYTES, no_pickle) == value
+
+
+class Text(str):
+    __slots__ = ()
+
+
+class Colour(enum.StrEnum):
+    RED = "red"
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+
+
+class Pair(NamedTuple):
+    a: int
+    b: int
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        (1,), {1}, {1: 2}, {None: 1}, {True: 1}, {Text("a"): 1}, OrderedDict(a=1), Text("a"), Colour.RED, Level.LOW,
+        Pair(1, 2), bytearray(b"a"), [1, (2,)], {"a": {"b": {3}}}, datetime.datetime(2026, 1, 1), math.inf, -math.inf,
+        "\ud800", {"\ud800": 1}, ["\udfff"], 10**4_300, -(10**5_000), 1j,
+    ],
+    ids=lambda value: str(type(value).__name__),
+)  # fmt: skip
+def test_whatever_json_would_change_is_pickled(value: Any) -> None:
+    assert encode_untyped(value).content_type == PICKLE
+
+
+@pytest.mark.parametrize("value", [10**3_000, -(2**64), 2**53 + 1])
+def test_large_integers_are_json_as_long_as_python_reads_them_back(value: int) -> None:
+    encoded = encode_untyped(value)
+
+    assert encoded.content_type == JSON
+    assert decode_untyped(encoded.data, JSON, no_pickle) == value
+
+
+def test_a_model_is_json_with_its_schemas_name() -> None:
+    encoded = encode_untyped(UserProfile(name="Ada"))
+
+    assert (encoded.content_type, encoded.schema_name) == (JSON, "profile")
+    assert json.loads(encoded.data) == {"name": "Ada", "goals": [], "units": "metric"}
+
+
+def test_a_value_that_contains_itself_is_refused() -> None:
+    value: list[Any] = []
+    value.append(value)
+
+    with pytest.raises(SerializationError):
+        encode_untyped(value)
+
+
+def test_a_value_that_is_nested_too_deeply_is_refused() -> None:
+    value: list[Any] = []
+    for _ in range(100_000):
+        value = [value]
+
+    with pytest.raises(SerializationError):
+        encode_untyped(value)
+
+
+def test_what_cannot_be_pickled_is_refused() -> None:
+    with pytest.raises(SerializationError):
+        encode_untyped(x for x in "abc")
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"\xff", b"NaN", b"[Infinity]", b"{'a': 1}", b"[1,]", b"1 2", b"[" * 10**5]
+)
+def test_bytes_that_are_named_json_and_are_none_are_an_error(data: bytes) -> None:
+    with pytest.raises(DeserializationError):
+        decode_untyped(data, JSON, no_pickle)
+
+
+def test_no_codec_falls_back_to_another() -> None:
+    pickled = encode_untyped((1, 2)).data
+
+    assert decode_untyped(pickled, BYTES, no_pickle) == pickled
+    assert decode_untyped(b"[1]", "text/plain", no_pickle) == b"[1]"
+    with pytest.raises(DeserializationError):
+        decode_untyped(pickled, JSON, no_pickle)
+
+
+# -- typed -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_typed_value_comes_back() -> None:
+    codec = typed_codec(dict[str, tuple[int, ...]])
+    encoded, _ = codec.encode({"a": (1, 2)})
+
+    assert codec.decode(encoded.data, JSON, no_pickle) == {"a": (1, 2)}
+
+
+def test_encoding_gives_the_value_that_a_reader_will_get() -> None:
+    value = Profile(name="Ada")
+    _, read = typed_codec(Profile).encode(value)
+
+    assert read == value
+    assert read is not value
+
+
+def test_typed_bytes_are_raw() -> None:
+    assert typed_codec(bytes).encode(b"\xff")[0] == (b"\xff", BYTES, None)
+    with pytest.raises(SerializationError):
+        typed_codec(bytes).encode(bytearray(b"x"))
+
+
+def test_aliases_are_written_and_read() -> None:
+    encoded, _ = typed_codec(Aliased).encode(Aliased(heart_rate=60))
+
+    assert encoded.data == b'{"heartRate":60}'
+    assert typed_codec(Aliased).decode(encoded.data, JSON, no_pickle) == Aliased(heart_rate=60)
+
+
+def test_an_alias_that_is_only_written_is_refused() -> None:
+    class OneWay(BaseModel):
+        value: int = Field(serialization_alias="written")
+
+    with pytest.raises(SerializationError):
+        typed_codec(OneWay).encode(OneWay(value=1))
+
+
+def test_computed_fields_are_not_written() -> None:
+    class Square(BaseModel):
+        side: int
+
+        @computed_field
+        @property
+        def area(self) -> int:
+            return self.side**2
+
+    assert typed_codec(Square).encode(Square(side=3))[0].data == b'{"side":3}'
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("value_type", [float, float | None, list[float | None], deque[float | None], Any])
+def test_a_number_that_json_cannot_hold_is_refused(value_type: Any, number: float) -> None:
+    value = number
+    if value_type == list[float | None]:
+        value = [number]  # type: ignore[assignment]
+    elif value_type == deque[float | None]:
+        value = deque([number])  # type: ignore[assignment]
+
+    with pytest.raises(SerializationError):
+        typed_codec(value_type).encode(value)
+
+
+def test_none_is_not_taken_for_a_lost_number() -> None:
+    assert typed_codec(list[float | None]).encode([None, 1.0])[1] == [None, 1.0]
+
+
+def test_an_integer_that_python_would_not_read_back_is_refused() -> None:
+    with pytest.raises(SerializationError):
+        typed_codec(int).encode(10**4_400)
+
+
+def test_text_with_a_lone_surrogate_is_refused() -> None:
+    with pytest.raises(SerializationError):
+        typed_codec(str).encode("\ud800")
+
+
+@dataclasses.dataclass
+class Credentials:
+    password: SecretStr
+
+
+class SecretTuple(NamedTuple):
+    password: SecretStr
+
+
+class Outer(BaseModel):
+    inner: Credentials
+
+
+class Nested(BaseModel):
+    tokens: dict[str, list[SecretBytes | None]]
+
+
+class Recursive(BaseModel):
+    children: list[Recursive] = []
+    secret: Secret[int]
+
+
+@pytest.mark.parametrize(
+    "value_type", [SecretStr, list[SecretBytes], Nested, Recursive, Credentials, SecretTuple, Outer, Nested | None]
+)
+def test_a_type_with_a_secret_is_refused(value_type: Any) -> None:
+    with pytest.raises(SerializationError, match="secret"):
+        typed_codec(value_type)
+
+
+def test_a_type_with_an_excluded_field_is_refused() -> None:
+    class Inner(BaseModel):
+        lost: int = Field(default=0, exclude=True)
+
+    class Holder(BaseModel):
+        inner: list[Inner]
+
+    with pytest.raises(SerializationError, match=r"Inner\.lost"):
+        typed_codec(Holder)
+
+
+def test_a_type_that_pydantic_does_not_know_is_refused() -> None:
+    class Alien:
+        pass
+
+    with pytest.raises(SerializationError):
+        typed_codec(Alien)
+
+
+def test_a_subclass_inside_a_model_is_not_cut_down_in_silence() -> None:
+    class Detailed(Profile):
+        notes: str = "more"
+
+    class Team(BaseModel):
+        members: list[Profile]
+
+    with pytest.raises(SerializationError):
+        typed_codec(Team).encode(Team(members=[Detailed()]))
+
+
+def test_what_pydantic_would_only_warn_of_is_refused() -> None:
+    with pytest.raises(SerializationError):
+        typed_codec(Profile).encode(Profile.model_construct(name=3))
+
+
+def test_json_of_another_shape_is_a_schema_error_with_places_and_kinds() -> None:
+    with pytest.raises(SchemaError) as caught:
+        typed_codec(Profile).decode(b'{"name": 1, "goals": [1]}', JSON, no_pickle)
+
+    assert caught.value.problems == (("name", "string_type"), ("goals.0", "string_type"))
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"{'a': 1}"])
+def test_what_is_not_json_is_no_schema_error(data: bytes) -> None:
+    with pytest.raises(DeserializationError) as caught:
+        typed_codec(Profile).decode(data, JSON, no_pickle)
+
+    assert not isinstance(caught.value, SchemaError)
+
+
+def test_raw_bytes_are_not_guessed_to_be_json() -> None:
+    with pytest.raises(DeserializationError):
+        typed_codec(Profile).decode(b"{}", BYTES, no_pickle)
+
+
+def test_a_pickled_value_is_validated_as_the_type() -> None:
+    assert typed_codec(Profile).decode(b"", PICKLE, lambda: {"name": "Ada"}) == Profile(name="Ada")
+    with pytest.raises(SchemaError):
+        typed_codec(Profile).decode(b"", PICKLE, lambda: {"name": 1})
+
+
+def test_types_that_look_alike_have_codecs_of_their_own() -> None:
+    assert typed_codec(Literal[1]).decode(b"1", JSON, no_pickle) == 1
+    assert typed_codec(Literal[True]).decode(b"true", JSON, no_pickle) is True
+
+
+def test_a_root_model_is_written_as_its_root() -> None:
+    class Names(RootModel[list[str]]):
+        pass
+
+    assert typed_codec(Names).encode(Names(["a"]))[0] == (b'["a"]', JSON, "names")

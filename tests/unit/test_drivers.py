@@ -1,0 +1,229 @@
+"""The two drivers run the same flow to the same end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import pytest
+from anyio.from_thread import BlockingPortal
+
+from agent_memory.drivers import Flow, Gather, Sleep, Wait, run, run_async
+from agent_memory.errors import InvalidRequestError, UnavailableError
+from agent_memory.flows import call
+from agent_memory.messages import Check, Sweep
+
+
+class Echo:
+    """Answers a Sweep with itself and raises on a Check; counts what it is sent at once."""
+
+    def __init__(self, pause: float = 0.0) -> None:
+        self.pause = pause
+        self.sent: list[Any] = []
+        self.active = self.most = 0
+        self._lock = threading.Lock()
+
+    def send(self, message: Any, deadline: float) -> Any:
+        self._enter(message)
+        time.sleep(self.pause)
+        return self._leave(message)
+
+    async def asend(self, message: Any, deadline: float) -> Any:
+        self._enter(message)
+        await anyio.sleep(self.pause)
+        return self._leave(message)
+
+    def _enter(self, message: Any) -> None:
+        with self._lock:
+            self.sent.append(message)
+            self.active += 1
+            self.most = max(self.most, self.active)
+
+    def _leave(self, message: Any) -> Any:
+        with self._lock:
+            self.active -= 1
+        if isinstance(message, Check):
+            raise UnavailableError("refused")
+        return message
+
+    def close(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+Driver = Callable[..., Any]
+
+
+@pytest.fixture(params=["sync", "async"])
+def drive(request: pytest.FixtureRequest, portal: BlockingPortal) -> Driver:
+    """Run a flow with one of the drivers and return its result."""
+
+    def drive(flow: Flow[Any], transport: Any, seconds: float = 10.0) -> Any:
+        deadline = time.monotonic() + seconds
+        if request.param == "sync":
+            return run(flow, transport, deadline)
+        return portal.call(run_async, flow, transport, deadline)
+
+    return drive
+
+
+def test_a_flow_gets_its_replies_and_gives_its_result(drive: Driver) -> None:
+    def flow() -> Flow[Any]:
+        first = yield Sweep()
+        second = yield Sweep()
+        return first, second
+
+    assert drive(flow(), Echo()) == (Sweep(), Sweep())
+
+
+def test_a_failure_is_thrown_into_the_flow(drive: Driver) -> None:
+    def flow() -> Flow[Any]:
+        try:
+            yield Check()
+        except UnavailableError:
+            return (yield Sweep())
+
+    assert drive(flow(), Echo()) == Sweep()
+
+
+def test_a_failure_that_the_flow_does_not_handle_reaches_the_caller(drive: Driver) -> None:
+    def flow() -> Flow[Any]:
+        yield Check()
+
+    with pytest.raises(UnavailableError):
+        drive(flow(), Echo())
+
+
+def test_a_flow_that_fails_is_closed(drive: Driver) -> None:
+    closed: list[bool] = []
+
+    def flow() -> Flow[Any]:
+        try:
+            yield Check()
+        finally:
+            closed.append(True)
+
+    with pytest.raises(UnavailableError):
+        drive(flow(), Echo())
+    assert closed == [True]
+
+
+def test_a_sleep_within_the_deadline_is_slept(drive: Driver) -> None:
+    def flow() -> Flow[Any]:
+        return (yield Sleep(0.01))
+
+    before = time.monotonic()
+    assert drive(flow(), Echo()) is True
+    assert time.monotonic() - before >= 0.01
+
+
+def test_a_sleep_beyond_the_deadline_is_refused_at_once(drive: Driver) -> None:
+    def flow() -> Flow[Any]:
+        return (yield Sleep(60))
+
+    before = time.monotonic()
+    assert drive(flow(), Echo(), 0.5) is False
+    assert time.monotonic() - before < 5
+
+
+def one(message: Any) -> Flow[Any]:
+    return (yield message)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_gathered_flows_give_their_results_in_order(drive: Driver, count: int) -> None:
+    def numbered(number: int) -> Flow[Any]:
+        yield Sweep()
+        return number
+
+    def flow() -> Flow[Any]:
+        return (yield Gather([numbered(n) for n in range(count)], 3))
+
+    assert drive(flow(), Echo()) == list(range(count))
+
+
+def test_no_more_flows_than_the_limit_run_at_once(drive: Driver) -> None:
+    def flow() -> Flow[Any]:
+        return (yield Gather([one(Sweep()) for _ in range(8)], 2))
+
+    transport = Echo(pause=0.01)
+    drive(flow(), transport)
+    assert (transport.most, len(transport.sent)) == (2, 8)
+
+
+def test_the_failure_of_a_gathered_flow_is_the_failure_of_all(drive: Driver) -> None:
+    def flow() -> Flow[Any]:
+        yield Gather([one(Sweep()), one(Check()), one(Sweep())], 2)
+
+    with pytest.raises(UnavailableError):
+        drive(flow(), Echo())
+
+
+def test_an_awaitable_is_awaited_in_async_code_alone(drive: Driver, request: pytest.FixtureRequest) -> None:
+    async def answer() -> int:
+        return 42
+
+    def flow() -> Flow[Any]:
+        return (yield Wait(answer()))
+
+    if "async" in request.node.callspec.id:
+        assert drive(flow(), Echo()) == 42
+    else:
+        with pytest.raises(InvalidRequestError):
+            drive(flow(), Echo())
+
+
+def test_a_cancelled_flow_is_closed_at_once(portal: BlockingPortal) -> None:
+    closed: list[bool] = []
+
+    def flow() -> Flow[Any]:
+        try:
+            yield Sleep(60)
+        finally:
+            closed.append(True)
+
+    async def cancel() -> None:
+        with anyio.move_on_after(0.01):
+            await run_async(flow(), Echo(), time.monotonic() + 100)
+        assert closed == [True]
+
+    portal.call(cancel)
+
+
+class Failing(Echo):
+    def __init__(self, code: str | None, retry_after: float | None = None) -> None:
+        super().__init__()
+        self._code = code
+        self._retry_after = retry_after
+
+    def _leave(self, message: Any) -> Any:
+        super()._leave(message)
+        raise UnavailableError("no", code=self._code, retry_after=self._retry_after)
+
+
+def test_a_call_is_repeated_until_its_time_is_over(drive: Driver) -> None:
+    transport = Failing(None)
+    with pytest.raises(UnavailableError):
+        drive(call(Sweep()), transport, 0.2)
+
+    assert len(transport.sent) > 1
+
+
+def test_a_call_is_not_repeated_before_the_other_side_wants_it(drive: Driver) -> None:
+    transport = Failing(None, retry_after=30)
+    with pytest.raises(UnavailableError):
+        drive(call(Sweep()), transport, 5)
+
+    assert len(transport.sent) == 1
+
+
+@pytest.mark.parametrize("code", ["closed", "disk_full", "disk_failed", "newer_schema", "timeout"])
+def test_what_a_repetition_cannot_mend_is_not_repeated(drive: Driver, code: str) -> None:
+    transport = Failing(code)
+    with pytest.raises(UnavailableError):
+        drive(call(Sweep()), transport)
+
+    assert len(transport.sent) == 1

@@ -1,0 +1,292 @@
+"""``check`` finds what does not agree and mends what can be mended; ``backup`` copies a store that is in use."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from agent_memory import AgentMemory, IntegrityError, InvalidRequestError, UnavailableError
+from agent_memory.ids import uuid7
+from agent_memory.storage.blobs import GRACE_SECONDS
+from tests.faults.processes import Child, Report, counter_of, value
+
+LARGE = 200_000
+
+
+class Plain:
+    """A value that only a pickle can hold."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    return tmp_path / "store.db"
+
+
+@pytest.fixture
+def memory(database: Path) -> Iterator[AgentMemory]:
+    with AgentMemory(database, application="app", timeout=5, chunk_size=100_000) as memory:
+        memory.app_state.set("small", {"a": "sound"})
+        memory.app_state.set("large", value(1, LARGE))
+        yield memory
+
+
+def sql(database: Path, statement: str, *bindings: Any) -> list[Any]:
+    connection = apsw.Connection(str(database))
+    try:
+        connection.set_busy_timeout(1000)
+        return connection.execute(statement, bindings).fetchall()
+    finally:
+        connection.close()
+
+
+def chunk_files(database: Path) -> list[Path]:
+    return sorted(path for path in database.with_name("store.db.blobs").rglob("*") if path.is_file())
+
+
+def make_old(path: Path) -> None:
+    then = time.time() - GRACE_SECONDS - 60
+    os.utime(path, (then, then))
+
+
+def kinds(memory: AgentMemory, *, fix: bool = False) -> list[tuple[str, bool]]:
+    report = memory.check(fix=fix)
+    assert report.ok == all(problem.fixed for problem in report.problems)
+    return [(problem.kind, problem.fixed) for problem in report.problems]
+
+
+def test_a_sound_store_has_no_problems(memory: AgentMemory) -> None:
+    report = memory.check()
+    assert report.ok
+    assert report.problems == ()
+    assert (report.values, report.objects) == (2, 2)
+
+
+def test_an_empty_store_has_no_problems(tmp_path: Path) -> None:
+    with AgentMemory(tmp_path / "empty.db", application="app") as memory:
+        assert memory.check(fix=True) == (0, 0, ())
+
+
+def test_a_check_changes_nothing_unless_it_is_told_to(memory: AgentMemory, database: Path) -> None:
+    orphan = chunk_files(database)[0].with_name(f"{uuid7()}.0")
+    orphan.write_bytes(b"x")
+    make_old(orphan)
+    assert kinds(memory) == kinds(memory) == [("orphan", False)]
+    assert orphan.exists()
+
+
+@pytest.mark.parametrize("suffix", ["0", "0.0123456789abcdef.part"], ids=["whole", "unfinished"])
+def test_a_file_that_nothing_refers_to_is_found_and_removed(memory: AgentMemory, database: Path, suffix: str) -> None:
+    orphan = chunk_files(database)[0].with_name(f"{uuid7()}.{suffix}")
+    orphan.write_bytes(b"x" * 1000)
+    assert kinds(memory, fix=True) == [], "an upload may still be going on"
+    make_old(orphan)
+    assert kinds(memory, fix=True) == [("orphan", True)]
+    assert not orphan.exists()
+    assert kinds(memory) == []
+    assert counter_of(memory.app_state.get("large")) == 1
+
+
+def test_a_missing_file_is_found_and_reading_the_key_is_an_error_not_absence(
+    memory: AgentMemory, database: Path
+) -> None:
+    chunk_files(database)[0].unlink()
+    assert kinds(memory, fix=True) == [("missing", False)]
+    with pytest.raises(IntegrityError):
+        memory.app_state.get("large")
+    with pytest.raises(IntegrityError):
+        memory.app_state.get("large", default="nothing")
+    assert list(memory.app_state.keys()) == ["large", "small"]
+    memory.app_state.set("large", value(2, LARGE))
+    assert kinds(memory) == []
+
+
+def test_a_missing_blob_folder_is_found(memory: AgentMemory, database: Path) -> None:
+    shutil.rmtree(database.with_name("store.db.blobs"))
+    assert kinds(memory) == [("missing", False)]
+    with pytest.raises(IntegrityError):
+        memory.app_state.get("large")
+
+
+@pytest.mark.parametrize("change", ["cut short", "emptied", "made longer"])
+def test_a_file_of_another_length_is_found(memory: AgentMemory, database: Path, change: str) -> None:
+    path = chunk_files(database)[1]
+    size = path.stat().st_size
+    os.truncate(path, {"cut short": size - 1, "emptied": 0, "made longer": size + 1}[change])
+    assert kinds(memory, fix=True) == [("missing", False)]
+    if change != "made longer":
+        with pytest.raises(IntegrityError):
+            memory.app_state.get("large")
+
+
+@pytest.mark.parametrize("where", [0, 50_000, -1])
+def test_a_flipped_bit_in_a_file_is_found(memory: AgentMemory, database: Path, where: int) -> None:
+    path = chunk_files(database)[0]
+    data = bytearray(path.read_bytes())
+    data[where] ^= 1
+    path.write_bytes(data)
+    assert kinds(memory, fix=True) == [("damaged", False)]
+    with pytest.raises(IntegrityError):
+        memory.app_state.get("large")
+
+
+def test_a_flipped_bit_in_a_small_value_is_found(memory: AgentMemory, database: Path) -> None:
+    sql(database, "UPDATE entry SET value = ? WHERE key = 'small'", b'{"a":"round"}')
+    assert kinds(memory, fix=True) == [("damaged", False)]
+    with pytest.raises(IntegrityError):
+        memory.app_state.get("small")
+    assert counter_of(memory.app_state.get("large")) == 1, "one damaged value harms no other"
+
+
+def test_a_value_whose_blob_the_catalog_forgot_is_found_and_mended(memory: AgentMemory, database: Path) -> None:
+    sql(database, "DELETE FROM blob")
+    assert kinds(memory) == [("unregistered", False)] + 2 * [("orphan", False)] or kinds(memory) == [
+        ("unregistered", False)
+    ]
+    assert ("unregistered", True) in kinds(memory, fix=True)
+    assert kinds(memory) == []
+    assert counter_of(memory.app_state.get("large")) == 1
+
+
+def test_mending_a_forgotten_blob_never_deletes_the_files_of_a_live_value(memory: AgentMemory, database: Path) -> None:
+    for path in chunk_files(database):
+        make_old(path)
+    sql(database, "DELETE FROM blob")
+    memory.check(fix=True)
+    assert counter_of(memory.app_state.get("large")) == 1
+    assert kinds(memory) == []
+
+
+@pytest.mark.parametrize("state", ["staged", "garbage", "dead"])
+def test_a_live_blob_that_the_catalog_would_sweep_is_found_and_mended(
+    memory: AgentMemory, database: Path, state: str
+) -> None:
+    sql(database, "UPDATE blob SET state = ?, at_us = 0", state)
+    assert ("unregistered", True) in kinds(memory, fix=True)
+    memory.sweep()
+    assert counter_of(memory.app_state.get("large")) == 1
+
+
+def test_a_live_blob_that_no_key_uses_is_found_and_given_to_the_sweep(memory: AgentMemory, database: Path) -> None:
+    unused = uuid7()
+    sql(database, "INSERT INTO blob VALUES (?, 'default/app', 'k', 70000, NULL, 'live', 0)", unused)
+    assert kinds(memory) == [("unused", False)]
+    assert kinds(memory, fix=True) == [("unused", True)]
+    assert kinds(memory) == []
+    assert sql(database, "SELECT state FROM blob WHERE id = ?", unused) == [("garbage",)]
+
+
+def overwrite(report: Report, database: Path) -> None:
+    with AgentMemory(database, application="app") as memory:
+        report("ready")
+        for counter in itertools.count():
+            memory.app_state.set(f"k{counter % 20}", value(counter, 70_000 if counter % 2 else 500))
+            if counter % 7 == 0:
+                memory.app_state.delete(f"k{counter % 20}")
+
+
+@contextlib.contextmanager
+def others_write(database: Path) -> Iterator[None]:
+    child = Child(overwrite, database)
+    try:
+        child.report()
+        yield
+    finally:
+        child.close()
+
+
+def test_a_check_while_others_write_finds_nothing_and_mends_nothing(database: Path) -> None:
+    with (
+        others_write(database),
+        AgentMemory(database, application="app") as memory,
+    ):
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            assert memory.check(fix=True).problems == ()
+
+
+# -- backup ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_backup_holds_everything_and_can_be_opened(memory: AgentMemory, tmp_path: Path) -> None:
+    memory.app_state.set("pickle", Plain(7))
+    (tmp_path / "elsewhere").mkdir()
+    target = tmp_path / "elsewhere" / "copy.db"
+    memory.backup(target)
+    memory.app_state.set("small", "changed since")
+    with AgentMemory(target, application="app") as copy:
+        assert copy.app_state.get("small") == {"a": "sound"}
+        assert counter_of(copy.app_state.get("large")) == 1
+        assert copy.app_state.get("pickle").number == 7, "the key file came along"
+        assert copy.check().problems == ()
+        copy.app_state.set("small", "mine")
+    assert memory.app_state.get("small") == "changed since"
+    assert sorted(path.name for path in target.parent.iterdir()) == ["copy.db", "copy.db.blobs", "copy.db.key"]
+    for path in (target, target.with_name("copy.db.key")):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_version_in_a_backup_goes_on_where_it_was(memory: AgentMemory, tmp_path: Path) -> None:
+    memory.app_state.set("small", 2)
+    memory.backup(tmp_path / "copy.db")
+    with AgentMemory(tmp_path / "copy.db", application="app") as copy:
+        assert copy.app_state.set("small", 3).version == 3
+
+
+@pytest.mark.parametrize("name", ["copy.db", "copy.db.blobs", "copy.db.key"])
+def test_a_backup_never_overwrites(memory: AgentMemory, tmp_path: Path, name: str) -> None:
+    there = tmp_path / name
+    there.write_text("precious")
+    with pytest.raises(InvalidRequestError):
+        memory.backup(tmp_path / "copy.db")
+    assert there.read_text() == "precious"
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_backup_onto_itself_is_refused(memory: AgentMemory, database: Path) -> None:
+    with pytest.raises(InvalidRequestError):
+        memory.backup(database)
+    assert memory.app_state.get("small") == {"a": "sound"}
+
+
+def test_a_backup_while_another_process_writes_is_one_moment_with_every_value_whole(
+    database: Path, tmp_path: Path
+) -> None:
+    with others_write(database), AgentMemory(database, application="app") as memory:
+        for number in range(5):
+            time.sleep(0.05)
+            memory.backup(tmp_path / f"copy{number}.db")
+    for number in range(5):
+        with AgentMemory(tmp_path / f"copy{number}.db", application="app") as copy:
+            assert copy.check().problems == ()
+            counters = [counter_of(copy.app_state.get(key)) for key in copy.app_state.keys()]  # noqa: SIM118  (no dict)
+            assert counters
+            # The writer goes round twenty keys in order: one moment shows no two counters a round apart.
+            assert max(counters) - min(counters) < 20
+
+
+def test_a_backup_of_a_store_that_misses_a_file_says_so_and_leaves_nothing(
+    memory: AgentMemory, database: Path, tmp_path: Path
+) -> None:
+    chunk_files(database)[1].unlink()
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises((UnavailableError, IntegrityError)):
+        memory.backup(tmp_path / "elsewhere" / "copy.db")
+    assert list((tmp_path / "elsewhere").iterdir()) == [], "the next attempt would be refused"
+
+
+def test_a_backup_into_a_folder_that_is_not_there_is_a_typed_error(memory: AgentMemory, tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError):
+        memory.backup(tmp_path / "nowhere" / "copy.db")

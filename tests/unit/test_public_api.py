@@ -1,0 +1,178 @@
+"""What users import, and what it takes to import it."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import agent_memory
+from agent_memory import (
+    AgentMemory,
+    AgentMemoryError,
+    AsyncAgentMemory,
+    AsyncCollection,
+    AsyncDocument,
+    AsyncEntity,
+    AsyncRequestContext,
+    AsyncRequestState,
+    AsyncState,
+    Collection,
+    Document,
+    Entity,
+    RequestContext,
+    RequestState,
+    State,
+    errors,
+)
+from tests.support.server import ROOT, child_environment
+
+TWINS = [
+    (AgentMemory, AsyncAgentMemory),
+    (Collection, AsyncCollection),
+    (Document, AsyncDocument),
+    (Entity, AsyncEntity),
+    (RequestContext, AsyncRequestContext),
+    (RequestState, AsyncRequestState),
+    (State, AsyncState),
+]
+
+
+def test_every_exported_name_is_there() -> None:
+    assert [name for name in agent_memory.__all__ if not hasattr(agent_memory, name)] == []
+
+
+def test_exports_are_sorted_and_unique() -> None:
+    assert agent_memory.__all__ == sorted(set(agent_memory.__all__))
+
+
+def test_every_public_name_is_exported() -> None:
+    public = {
+        name for name, value in vars(agent_memory).items() if not name.startswith("_") and not inspect.ismodule(value)
+    }
+
+    assert public == set(agent_memory.__all__)
+
+
+def test_every_error_is_exported_and_has_the_one_root() -> None:
+    found = {name: value for name, value in vars(errors).items() if isinstance(value, type)}
+    raised = {name for name, value in found.items() if issubclass(value, Exception)}
+
+    assert raised <= set(agent_memory.__all__)
+    assert all(issubclass(found[name], AgentMemoryError) for name in raised)
+
+
+def test_every_error_has_a_code_of_its_own() -> None:
+    kinds = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
+
+    assert len({kind.code for kind in kinds}) == len(kinds)
+
+
+@pytest.mark.parametrize(("sync", "twin"), TWINS, ids=lambda face: face.__name__)
+def test_both_faces_have_the_same_methods_with_the_same_arguments(sync: type, twin: type) -> None:
+    assert arguments(sync) == arguments(twin)
+
+
+def arguments(face: type) -> dict[str, list[tuple[str, Any, Any]]]:
+    """Return the public methods of a face with the names, kinds and defaults of their arguments."""
+    found = {
+        name: [(one.name, one.kind, one.default) for one in inspect.signature(method).parameters.values()]
+        for name, method in inspect.getmembers(face, inspect.isfunction)
+        if not name.startswith("_")
+    }
+    properties = {name: [] for name, _ in inspect.getmembers(face, lambda value: isinstance(value, property))}
+    return {name: found for name, found in {**found, **properties}.items() if name not in ("aio", "sync")}
+
+
+def test_everything_public_has_a_docstring() -> None:
+    missing = [name for name in agent_memory.__all__ if not inspect.getdoc(getattr(agent_memory, name))]
+    for face in [face for twins in TWINS for face in twins]:
+        for name, value in inspect.getmembers(face):
+            if name.startswith("_") or not (inspect.isfunction(value) or isinstance(value, property)):
+                continue
+            if name not in ("namespace", "application") and not inspect.getdoc(value):
+                missing.append(f"{face.__name__}.{name}")
+
+    assert missing == []
+
+
+CORE_ONLY = """
+import sys
+
+CORE = {
+    "pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection", "httpx", "httpcore",
+    "h11", "certifi", "idna", "anyio", "sniffio", "cloudpickle", "apsw", "agent_memory",
+}
+
+
+class CoreAlone:
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top in CORE or top in sys.stdlib_module_names or top.startswith("_"):
+            return None
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, CoreAlone())
+"""
+
+EMBEDDED = """
+import asyncio
+from pydantic import BaseModel
+from agent_memory import AgentMemory, AsyncAgentMemory
+
+
+class Profile(BaseModel):
+    name: str = ""
+
+
+with AgentMemory("memory://", application="app") as memory:
+    memory.entity("user", "1").document(Profile).update(name="Ada")
+    memory.app_state.set("pickle", (1, 2))
+    memory.app_state.set("large", b"x" * 200_000)
+    assert memory.app_state.get("pickle") == (1, 2)
+
+
+async def main():
+    async with AsyncAgentMemory("memory://", application="app") as memory:
+        await memory.app_state.set("key", 1)
+
+
+asyncio.run(main())
+"""
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=ROOT,
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_an_embedded_store_works_with_the_core_dependencies_alone() -> None:
+    done = run(CORE_ONLY + EMBEDDED)
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_server_without_its_packages_says_which_extra_is_missing() -> None:
+    done = run(
+        CORE_ONLY + "from agent_memory.cli import main\nsys.exit(main(['serve', '--data', '/nonexistent/x.db']))"
+    )
+
+    assert done.returncode == 2
+    assert "agent-memory[server]" in done.stderr
+
+
+def test_importing_the_package_loads_no_http_client() -> None:
+    done = run("import sys, agent_memory\nprint('httpx' in sys.modules, 'starlette' in sys.modules)")
+
+    assert done.stdout == "False False\n", done.stderr
