@@ -75,6 +75,9 @@ class TypedCodec(Generic[T]):
             raise SerializationError(
                 f"{_type_name(value_type)} is not a type that Pydantic can store: {error.code}"
             ) from None
+        # Below the adapter's methods, whose wrapping takes as long as a small model.
+        self._to_json = self._adapter.serializer.to_json
+        self._validate_json: Callable[[bytes], T] = self._adapter.validator.validate_json
         self._nests_models = _nests_models(value_type)
         self.type_name = _type_name(value_type)
         self.schema_name = schema_name(value_type) if _is_model(value_type) else None
@@ -88,7 +91,7 @@ class TypedCodec(Generic[T]):
             return Encoded(value, BYTES), value
         data = self._dump(value)
         _refuse_lost_numbers(value, data, self._adapter)
-        decoded = _validated(self._adapter.validate_json, data)
+        decoded = _validated(self._validate_json, data)
         if isinstance(decoded, _Invalid):
             raise SerializationError(
                 f"what would be written could not be read back as {self.type_name}: {_join(decoded.problems)}"
@@ -100,7 +103,7 @@ class TypedCodec(Generic[T]):
     def decode(self, data: bytes, content_type: str, load_pickle: Callable[[], Any]) -> T:
         """Return the value; raise DeserializationError if it is no JSON and SchemaError if it is not this type."""
         if content_type == JSON:
-            decoded = _validated(self._adapter.validate_json, data)
+            decoded = _validated(self._validate_json, data)
         elif content_type == PICKLE:
             decoded = _validated(self._adapter.validate_python, load_pickle())
         elif self._raw:
@@ -124,7 +127,7 @@ class TypedCodec(Generic[T]):
 
     def _dump(self, value: T) -> bytes:
         try:
-            return self._adapter.dump_json(value, by_alias=True, round_trip=True, warnings="error")
+            return self._to_json(value, by_alias=True, round_trip=True, warnings="error")
         except (ValueError, TypeError, RecursionError, AttributeError) as error:
             kind = type(error).__name__
         raise SerializationError(f"the value is not a {self.type_name}: {kind}")

@@ -226,7 +226,11 @@ def batch(
         ready.append(operation)
     replies: list[Any] = yield from call(Batch(scope, tuple(ready)))
     for index, (operation, reply) in enumerate(zip(operations, replies, strict=True)):
-        if isinstance(operation, PrepareRead) and reply is not None:
+        if not isinstance(operation, PrepareRead) or reply is None:
+            continue
+        if reply.data is not None:
+            replies[index] = (check_bytes(reply.data, reply.entry), reply.entry)
+        else:
             replies[index] = yield from fetch(reply, operation, transfer)
     return replies
 

@@ -259,22 +259,31 @@ class StateService:
             raise self._explained(error, requests) from None
         room = BATCH_INLINE_LIMIT
         replies: list[Any] = []
+        refreshed: list[Entry] = []
         for request, result in zip(requests, results, strict=True):
-            reply, size = self._reply(request, result, room)
+            reply, size = self._reply(request, result, room, refreshed)
             room -= size
             replies.append(reply)
+        if refreshed:
+            self._refresh(requests[0].scope, refreshed)
         if any(isinstance(operation, CommitWrite | Delete) for operation in operations):
             self._sweep_after_write()
         return replies
 
-    def _reply(self, request: Operation, result: Any, room: int) -> tuple[Any, int]:
-        """Return the answer to one operation, and how many bytes of values it carries; at most ``room`` of them."""
+    def _reply(self, request: Operation, result: Any, room: int, refreshed: list[Entry]) -> tuple[Any, int]:
+        """Return the answer to one operation, and how many bytes of values it carries; at most ``room`` of them.
+
+        Adds to ``refreshed`` the entries whose time to live the operation restarts.
+        """
         match request:
-            case PrepareRead() if result is not None:
+            case PrepareRead():
+                if result is None:
+                    return None, 0
                 _check_version(request, result)
-                self._refresh(request.scope, [result.entry] if request.refresh_ttl else [])
+                if request.refresh_ttl:
+                    refreshed.append(result.entry)
                 found = self._found(request, result, min(request.max_inline_size, room))
-                return found, len(found.data or b"")
+                return found, 0 if found.data is None else len(found.data)
             case List():
                 page = self._page(request, cast(Any, result))
                 return page, sum(len(found.data or b"") for found in page.found)
@@ -286,7 +295,8 @@ class StateService:
                 for row, score in cast(Any, result):
                     hits.append(Hit(self._found(request, row, min(request.max_inline_size, room - used)), score))
                     used += len(hits[-1].found.data or b"")
-                self._refresh(request.scope, [hit.found.entry for hit in hits] if request.refresh_ttl else [])
+                if request.refresh_ttl:
+                    refreshed += [hit.found.entry for hit in hits]
                 return hits, used
             case _:
                 return result, 0
@@ -308,6 +318,9 @@ class StateService:
     def _ready(self, request: Operation) -> Operation:
         """Check a request and complete what the client may leave to the store."""
         match request:
+            case PrepareRead():
+                check_key(request.key)
+                return request
             case CommitWrite():
                 check_key(request.key)
                 _check_write(request)
@@ -315,9 +328,6 @@ class StateService:
             case Delete():
                 check_key(request.key)
                 _check_write(request)
-                return request
-            case PrepareRead():
-                check_key(request.key)
                 return request
             case List():
                 return _one_more(_checked_list(request))

@@ -7,11 +7,12 @@ from typing import Any, TypeAlias, TypeVar, cast, overload
 
 from . import messages
 from .client import Client
+from .codec import typed_codec
 from .documents import AsyncDocument, Document
 from .drivers import Flow
-from .errors import ConflictError
-from .flows import batch, call, delete_all, fetch
-from .keys import check_prefix
+from .errors import ConflictError, DeserializationError
+from .flows import batch, call, check_bytes, delete_all, fetch
+from .keys import check_key, check_prefix
 from .messages import INLINE_LIMIT, PAGE_LIMIT, Entry, Found, List, Page, PrepareRead, Scope
 from .operations import Delete, Get, Hit, Parents, Search, Set
 from .values import MISSING, Missing, Snapshot, Untyped, Values, etag_of
@@ -50,15 +51,25 @@ class _StateFlows:
             replies = yield from batch(self._scope, requests, self._client.config.transfer)
         except ConflictError as error:
             raise self._explained(error) from None
-        results: list[Any] = []
-        for operation, reply in zip(operations, replies, strict=True):
-            results.append((yield from self._result(operation, reply)))
-        return results
+        for index, (operation, reply) in enumerate(zip(operations, replies, strict=True)):
+            match operation:
+                case Get(_, value_type):
+                    if reply is not None:
+                        replies[index] = Snapshot(self._decoded(value_type, *reply), reply[1])
+                case Search():
+                    replies[index] = yield from self._hits(reply)
+                case Parents():
+                    replies[index] = reply.segments
+                case _:
+                    pass
+        return replies
 
     def _message(self, operation: Operation) -> Any:
         match operation:
             case Get(key, value_type, refresh_ttl):
-                return PrepareRead(self._scope, self._values(key, value_type).key, INLINE_LIMIT, None, refresh_ttl)
+                if value_type is not None:
+                    typed_codec(value_type)  # a type that cannot be stored is refused before anything is sent
+                return PrepareRead(self._scope, check_key(key), INLINE_LIMIT, None, refresh_ttl)
             case Set(key, value, value_type, expected, ttl, reason, vectors):
                 values = self._values(key, value_type)
                 etag = MISSING if expected is MISSING else etag_of(cast(Any, expected))
@@ -74,29 +85,31 @@ class _StateFlows:
             case Parents(prefix, after, limit):
                 return messages.ListParents(self._scope, check_prefix(prefix), after, limit)
 
-    def _result(self, operation: Operation, reply: Any) -> Flow[Any]:
-        match operation:
-            case Get(key, value_type):
-                return None if reply is None else Snapshot(self._values(key, value_type).decode(*reply), reply[1])
-            case Search():
-                hits: list[Hit[Any]] = []
-                for found, score in reply:
-                    request = PrepareRead(self._scope, found.entry.key, INLINE_LIMIT)
-                    stored = yield from fetch(found, request, self._client.config.transfer)
-                    if stored is not None:
-                        hits.append(Hit(self._values(found.entry.key, None).decode(*stored), stored[1], score))
-                return hits
-            case Parents():
-                return reply.segments
-            case _:
-                return reply
+    def _hits(self, found: Sequence[messages.Hit]) -> Flow[list[Hit[Any]]]:
+        hits: list[Hit[Any]] = []
+        for one, score in found:
+            if one.data is not None:
+                stored = check_bytes(one.data, one.entry), one.entry
+            else:
+                request = PrepareRead(self._scope, one.entry.key, INLINE_LIMIT)
+                stored = yield from fetch(one, request, self._client.config.transfer)
+            if stored is not None:
+                try:
+                    hits.append(Hit(self._decoded(None, *stored), stored[1], score))
+                except DeserializationError:
+                    # One unreadable row never fails a search; reading it by key says what is wrong with it.
+                    continue
+        return hits
+
+    def _decoded(self, value_type: Any, data: bytes, entry: Entry) -> Any:
+        return self._values(entry.key, value_type).decode(data, entry)
 
     def _explained(self, error: ConflictError) -> ConflictError:
         found = error.found
         if not isinstance(found, Found) or found.data is None:
             return error.with_loader(lambda: None)
         data, entry = found.data, found.entry
-        return error.with_loader(lambda: Snapshot(self._values(entry.key, None).decode(data, entry), entry))
+        return error.with_loader(lambda: Snapshot(self._decoded(None, data, entry), entry))
 
     def _search(self, operation: Search) -> Flow[list[Hit[Any]]]:
         results = yield from self._batch([operation])

@@ -1,32 +1,49 @@
 """Blobs in an object store: S3 and what speaks its language, Google Cloud Storage, Azure.
 
-One immutable object a chunk, ``<prefix>/<two characters>/<id>.<number>``: no multipart upload, so nothing has to be
-completed twice. Credentials, region, endpoint and path style come from the usual environment (``AWS_*``, ``GOOGLE_*``,
-``AZURE_*``).
+One immutable object a chunk, ``<prefix>/<two characters>/<id>/<number>``: no multipart upload, so nothing has to be
+completed twice. A bucket and prefix belong to one catalog: a check deletes what its catalog does not know.
+
+Credentials, region, endpoint and path style come from the usual environment (``AWS_*``, ``GOOGLE_*``, ``AZURE_*``) or
+from the machine's own identity; profiles in ``~/.aws`` are not read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any, Final, TypeVar, cast
 
-from ..errors import AgentMemoryError, IntegrityError, InvalidRequestError, UnavailableError
+from ..errors import AgentMemoryError, ConflictError, IntegrityError, InvalidRequestError, UnavailableError
 from .blobs import BlobObject
 
 T = TypeVar("T")
 
 SCHEMES: Final = ("s3", "gs", "az")
 _BLOCK: Final = 8 * 1024 * 1024
-_CLIENT: Final = {"timeout": timedelta(seconds=30), "connect_timeout": timedelta(seconds=3)}
+_AHEAD: Final = 4
+_BULK: Final = 1_000
+_CONNECT: Final = timedelta(seconds=3)
+# Until the answer begins, and between the pieces of its body: an upload has to be through within it.
+_TRANSFER: Final = {"timeout": timedelta(seconds=120), "read_timeout": timedelta(seconds=20)}
+_CONTROL: Final = {"timeout": timedelta(seconds=8)}
 # The flows repeat a whole step within the call's deadline; here a blip is all that is bridged.
 _RETRIES: Final = {
     "max_retries": 2,
     "retry_timeout": timedelta(seconds=10),
     "backoff": {"init_backoff": timedelta(milliseconds=50), "max_backoff": timedelta(seconds=1), "base": 2},
 }
+_STATUS: Final = re.compile(r"status code: (\d{3})")
+_NO_BUCKET: Final = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
+_NO_IDENTITY: Final = ("169.254.169.254", "metadata.google.internal", "redential")
+
+_process: int | None = None
+"""The process that obstore's threads run in, once there are any."""
 
 
 class ObjectBlobs:
@@ -42,34 +59,56 @@ class ObjectBlobs:
     def __init__(self, url: str) -> None:
         try:
             import obstore
-            import obstore.store
         except ImportError:
             raise ImportError("blobs in an object store need obstore: pip install 'agent-memory[s3]'") from None
         if url.partition("://")[0] not in SCHEMES:
             raise InvalidRequestError("blobs lie in a folder or behind s3://, gs:// or az://")
         self._api = cast(Any, obstore)
-        try:
-            self._store: Any = cast(Any, obstore.store).from_url(
-                url, client_options={**_CLIENT, "allow_http": _names_http()}, retry_config=_RETRIES
-            )
-        except Exception as error:
-            # The library's own text may repeat a secret from the environment.
-            raise InvalidRequestError(f"the object store's address makes no sense: {type(error).__name__}") from None
+        self._store = _open(url, _TRANSFER)
+        # What moves no bytes is answered at once or not at all.
+        self._control = _open(url, _CONTROL)
 
     def put(self, blob_id: str, index: int, data: memoryview) -> str:
-        result = self._call(lambda: self._api.put(self._store, _path(blob_id, index), data, use_multipart=False))
-        return str(result["e_tag"]).strip('"')
+        path = _path(blob_id, index)
+        if (result := self._create(path, data)) is not None:
+            return _etag(result)
+        # Ours, if its reply was lost.
+        stored = bytearray(len(data))
+        found = self._call(lambda: self._api.head(self._control, path))
+        if found["size"] == len(data):
+            self.read_into(blob_id, index, 0, memoryview(stored))
+        if found["size"] != len(data) or stored != data:
+            raise ConflictError("other bytes were uploaded to this chunk before", code="chunk_exists")
+        return _etag(found)
+
+    def _create(self, path: str, data: memoryview) -> Any:
+        """Store an object unless there is one; None if there is."""
+        from obstore import exceptions
+
+        def create() -> Any:
+            try:
+                return self._api.put(self._store, path, data, mode="create")
+            except exceptions.AlreadyExistsError:
+                return None
+            except exceptions.NotSupportedError:
+                # AWS_CONDITIONAL_PUT=disabled, for stores that know no conditions.
+                return self._api.put(self._store, path, data, use_multipart=False)
+
+        try:
+            return self._call(create)
+        except IntegrityError:
+            raise _no_bucket() from None
 
     def read_into(self, blob_id: str, index: int, offset: int, into: memoryview) -> None:
         if not into:
             return
-        part = self._call(
-            lambda: self._api.get_range(self._store, _path(blob_id, index), start=offset, length=len(into))
-        )
-        view = memoryview(part)
-        if len(view) != len(into):
+        part = memoryview(self._range(_path(blob_id, index), offset, len(into)))
+        if len(part) != len(into):
             raise IntegrityError("a stored chunk is shorter than the catalog says")
-        into[:] = view
+        into[:] = part
+
+    def _range(self, path: str, offset: int, length: int) -> Any:
+        return self._call(lambda: self._api.get_range(self._store, path, start=offset, length=length))
 
     def digest(self, blob_id: str, sizes: list[int], sha256: str | None = None) -> tuple[str, list[str]] | None:
         """Return the sha256 of the whole and the etags of the chunks; None if one is missing or of another size.
@@ -77,75 +116,104 @@ class ObjectBlobs:
         With the ``sha256`` that the writer names, the objects' sizes and etags are asked for and no byte is moved: the
         writer's checks and every reader's hold the bytes to it. Without one it is computed from the stored bytes.
         """
+        listed = self._listed(blob_id) if len(sizes) > 1 else {}
         etags: list[str] = []
-        whole = hashlib.sha256()
         for index, size in enumerate(sizes):
-            path = _path(blob_id, index)
+            found = listed.get(index) or self._head(_path(blob_id, index))
+            if found is None or found["size"] != size:
+                return None
+            etags.append(_etag(found))
+        if sha256 is not None:
+            return sha256, etags
+        try:
+            return self._sha256(blob_id, sizes), etags
+        except IntegrityError:
+            return None
+
+    def _listed(self, blob_id: str) -> dict[int, Any]:
+        """Return what a listing says of a blob's chunks: one request for a thousand of them."""
+        found = (one for page in self._pages(_path(blob_id)) for one in page)
+        named = ((one["path"].rpartition("/")[2], one) for one in found)
+        return {int(number): one for number, one in named if number.isdigit()}
+
+    def _head(self, path: str) -> Any:
+        try:
+            return self._call(lambda: self._api.head(self._control, path))
+        except IntegrityError:
+            return None
+
+    def _sha256(self, blob_id: str, sizes: list[int]) -> str:
+        whole = hashlib.sha256()
+        ranges = (
+            (_path(blob_id, index), offset, min(_BLOCK, size - offset))
+            for index, size in enumerate(sizes)
+            for offset in range(0, size, _BLOCK)
+        )
+        with ThreadPoolExecutor(_AHEAD, "agent-memory-digest") as pool:
+            waiting: deque[Future[Any]] = deque()
             try:
-                found = self._call(lambda path=path: self._api.head(self._store, path))
-            except IntegrityError:
-                return None
-            if found["size"] != size:
-                return None
-            etags.append(str(found["e_tag"]).strip('"'))
-            for offset in range(0, size if sha256 is None else 0, _BLOCK):
-                length = min(_BLOCK, size - offset)
-                whole.update(
-                    memoryview(
-                        self._call(
-                            lambda path=path, offset=offset, length=length: self._api.get_range(
-                                self._store, path, start=offset, length=length
-                            )
-                        )
-                    )
-                )
-        return (whole.hexdigest() if sha256 is None else sha256), etags
+                while True:
+                    for one in islice(ranges, _AHEAD - len(waiting)):
+                        waiting.append(pool.submit(self._range, *one))
+                    if not waiting:
+                        return whole.hexdigest()
+                    whole.update(memoryview(waiting.popleft().result()))
+            finally:
+                for future in waiting:
+                    future.cancel()
 
-    def delete(self, blob_id: str, count: int) -> None:
-        paths = [_path(blob_id, index) for index in range(count)]
-        try:
-            self._call(lambda: self._api.delete(self._store, paths))
-        except IntegrityError:
-            # Some stores call the deletion of what is not there an error.
-            for path in paths:
-                self._delete_one(path)
+    def delete(self, blobs: Iterable[tuple[str, int]]) -> None:
+        paths = (_path(blob_id, index) for blob_id, count in blobs for index in range(count))
+        while some := list(islice(paths, _BULK)):
+            self._delete(some)
 
-    def _delete_one(self, path: str) -> None:
+    def _delete(self, paths: list[str]) -> None:
         try:
-            self._call(lambda: self._api.delete(self._store, path))
+            self._call(lambda: self._api.delete(self._control, paths))
         except IntegrityError:
-            return
+            # Google's and Azure's call the deletion of what is not there an error.
+            for path in paths if len(paths) > 1 else ():
+                self._delete([path])
 
     def url(self, method: str, blob_id: str, index: int, seconds: int) -> str:
-        """Return a signed URL to GET or PUT a chunk with, for so many seconds."""
+        """Return a signed URL to GET or PUT a chunk with, for so many seconds; it may have to fetch credentials.
+
+        Its signature binds the method, the object and the time. It cannot bind the size and the bytes of an upload,
+        nor that there is nothing yet: the commit compares sizes and etags, and a reader the sha256 of what arrives.
+        """
         return self._call(
             lambda: self._api.sign(self._store, method, _path(blob_id, index), timedelta(seconds=seconds))
         )
 
     def objects(self) -> Iterator[BlobObject]:
+        """Iterate over all chunks; what else lies behind the prefix is not ours."""
         now = datetime.now(UTC)
-        for page in self._call(lambda: self._api.list(self._store)):
+        for page in self._pages(None):
             for found in page:
-                blob_id, _, number = str(found["path"]).rpartition("/")[2].rpartition(".")
-                age = (now - found["last_modified"]).total_seconds()
-                yield BlobObject(blob_id, int(number) if number.isdigit() else -1, found["size"], age)
+                *_, folder, blob_id, number = ("", "", *found["path"].split("/"))
+                if number.isdigit() and found["path"].endswith(_path(blob_id, int(number))) and folder == blob_id[-2:]:
+                    age = (now - found["last_modified"]).total_seconds()
+                    yield BlobObject(blob_id, int(number), found["size"], age)
 
     def discard(self, found: BlobObject) -> None:
-        self._delete_one(_path(found.blob_id, found.number))
+        self._delete([_path(found.blob_id, found.number)])
 
     def ping(self) -> None:
-        try:
-            self._call(lambda: self._api.head(self._store, "readiness"))
-        except IntegrityError:
-            # The store answered that there is no such object: it serves.
-            return
+        # A listing, unlike a HEAD, tells a bucket that is not there from an object that is not.
+        next(self._pages("readiness"), None)
 
     def close(self) -> None:
         """The library's connections close with the object."""
 
+    def _pages(self, prefix: str | None) -> Iterator[Any]:
+        pages = self._call(lambda: iter(self._api.list(self._control, prefix)))
+        while page := self._call(lambda: next(pages, None)):
+            yield page
+
     def _call(self, function: Callable[[], T]) -> T:
         from obstore import exceptions
 
+        _check_process()
         try:
             return function()
         except FileNotFoundError:
@@ -155,9 +223,52 @@ class ObjectBlobs:
         except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError):
             failure = UnavailableError("the object store refuses our credentials", code="blobs_refused")
         except (exceptions.BaseError, OSError, ValueError) as error:
-            failure = UnavailableError(f"the object store does not serve: {type(error).__name__}")
+            failure = _translate(str(error))
         # Outside the handlers: the library's text holds URLs.
         raise failure
+
+
+def _open(url: str, timeouts: dict[str, timedelta]) -> Any:
+    from obstore import store
+
+    options = {**timeouts, "connect_timeout": _CONNECT, "allow_http": _names_http()}
+    try:
+        return cast(Any, store).from_url(url, client_options=options, retry_config=_RETRIES)
+    except Exception as error:
+        # The library's own text may repeat a secret from the environment.
+        failure = InvalidRequestError(f"the object store's address makes no sense: {type(error).__name__}")
+    raise failure
+
+
+def _check_process() -> None:
+    """Refuse to work in a forked child: obstore's threads stayed in the parent, and a call would wait for ever."""
+    global _process
+    process = os.getpid()
+    if _process is None:
+        _process = process
+    elif _process != process:
+        raise UnavailableError(
+            "an object store that was used before a fork cannot be used after it: start processes with 'spawn', "
+            "or go through a server",
+            code="forked",
+        )
+
+
+def _translate(text: str) -> AgentMemoryError:
+    """Return the error that the library's text stands for, without the text: it holds URLs."""
+    if any(mark in text for mark in _NO_BUCKET):
+        return _no_bucket()
+    if match := _STATUS.search(text):
+        if match[1] == "416":
+            return IntegrityError("a stored chunk is shorter than the catalog says")
+        return UnavailableError(f"the object store does not serve: it answered {match[1]}")
+    if any(mark in text for mark in _NO_IDENTITY):
+        return UnavailableError("no credentials for the object store were found", code="blobs_refused")
+    return UnavailableError("the object store does not serve: it cannot be reached, or its answer breaks off")
+
+
+def _no_bucket() -> UnavailableError:
+    return UnavailableError("the object store has no such bucket", code="blobs_refused")
 
 
 def _names_http() -> bool:
@@ -166,5 +277,12 @@ def _names_http() -> bool:
     return any(os.environ.get(name, "").startswith("http://") for name in names)
 
 
-def _path(blob_id: str, index: int) -> str:
-    return f"{blob_id[-2:]}/{blob_id}.{index}"
+def _etag(found: Any) -> str:
+    etag = found["e_tag"]
+    if not etag:
+        raise UnavailableError("the object store does not serve: its answer has no etag")
+    return str(etag).strip('"')
+
+
+def _path(blob_id: str, index: int | None = None) -> str:
+    return f"{blob_id[-2:]}/{blob_id}" if index is None else f"{blob_id[-2:]}/{blob_id}/{index}"

@@ -11,6 +11,7 @@ import os
 import secrets
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -62,6 +63,9 @@ BUSY_SECONDS: Final = 1.0
 """How long one attempt waits for another process's write; the flow tries again until the call's deadline."""
 
 _IDLE_READERS: Final = 16
+_FORK_SECONDS: Final = 10.0
+"""How long a fork waits for calls of other threads; after it the child is left to its luck."""
+
 _JOURNAL_BYTES: Final = 64 * 1024 * 1024
 _PAGE: Final = 500
 _HOUR_US: Final = 3_600_000_000
@@ -91,6 +95,29 @@ _UPDATE: Final = f"UPDATE entry SET {', '.join(f'{column} = ?' for column in _WR
 _INSERT_RECEIPT: Final = "INSERT INTO receipt VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
+_catalogs: Final[weakref.WeakSet[SqliteCatalog]] = weakref.WeakSet()
+_forking: Final[list[SqliteCatalog]] = []
+
+
+def _before_fork() -> None:
+    for catalog in list(_catalogs):
+        catalog.before_fork()
+        _forking.append(catalog)
+
+
+def _after_fork(*, child: bool) -> None:
+    while _forking:
+        _forking.pop().after_fork(child=child)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=lambda: _after_fork(child=False),
+        after_in_child=lambda: _after_fork(child=True),
+    )
+
+
 def system_clock() -> int:
     """Microseconds since 1970."""
     return time.time_ns() // 1000
@@ -104,16 +131,16 @@ class _Writing:
 
     def __init__(self, connection: apsw.Connection) -> None:
         self.connection = connection
-        self._lock = threading.Lock()
-        self._closed = False
+        self.lock = threading.Lock()
+        self.closed = False
         # One cursor for all statements whose rows nobody reads step by step.
         self.run: Callable[..., Any] = cast(Any, connection.cursor()).execute
 
     def __enter__(self) -> apsw.Connection:
-        if not self._lock.acquire(timeout=BUSY_SECONDS):
+        if not self.lock.acquire(timeout=BUSY_SECONDS):
             raise UnavailableError("the database is busy with other writes of this process")
         try:
-            if self._closed:
+            if self.closed:
                 raise UnavailableError("this memory is closed", code="closed")
             self.run("BEGIN IMMEDIATE")
         except BaseException as error:
@@ -137,14 +164,14 @@ class _Writing:
     def _end(self) -> None:
         try:
             # A commit has ended it, and a full disk may have rolled it back already.
-            if not self._closed and self.connection.in_transaction:
+            if not self.closed and self.connection.in_transaction:
                 self.run("ROLLBACK")
         finally:
-            self._lock.release()
+            self.lock.release()
 
     def close(self) -> None:
-        with self._lock:
-            self._closed = True
+        with self.lock:
+            self.closed = True
             self.connection.close()
 
 
@@ -166,10 +193,14 @@ class SqliteCatalog:
         self._durable = durable
         self._clock = clock
         self._readers: deque[apsw.Connection] = deque()
+        self._opening_reader = threading.Lock()
+        self._counting = threading.Lock()
+        self._reader_count = 0
         self._closed = False
         with _translated():
             self._writing = _Writing(self._open())
             _retry_busy(self._prepare_file)
+        _catalogs.add(self)
 
     @property
     def clock(self) -> Clock:
@@ -179,7 +210,10 @@ class SqliteCatalog:
 
     def _open(self) -> apsw.Connection:
         try:
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            # Only ever a new file: closing a descriptor of one that is open here would drop SQLite's locks on it.
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            pass
         except OSError as error:
             raise UnavailableError(f"cannot open the database {self._path.name!r}: {error.strerror}") from None
         connection = apsw.Connection(str(self._path))
@@ -194,20 +228,25 @@ class SqliteCatalog:
         writer = self._writing.connection
         all_rows(writer, "PRAGMA journal_mode = WAL")
         all_rows(writer, "CREATE TABLE IF NOT EXISTS migration (name TEXT PRIMARY KEY, applied_us INTEGER) STRICT")
-        known = [name for name, _ in MIGRATIONS]
+        # Looked at first without a lock: a store that is up to date opens while others write.
         for name, migrate in MIGRATIONS:
+            if name in self._applied(writer):
+                continue
             with self._writing as connection:
-                applied = {row[0] for row in all_rows(connection, "SELECT name FROM migration")}
-                newer = sorted(applied.difference(known))
-                if newer:
-                    raise UnavailableError(
-                        f"the database {self._path.name!r} was made by a newer agent-memory (it has {newer[-1]}): "
-                        "upgrade this one",
-                        code="newer_schema",
-                    )
-                if name not in applied:
+                if name not in self._applied(connection):
                     migrate(connection)
                     all_rows(connection, "INSERT INTO migration VALUES (?, ?)", (name, self._clock()))
+
+    def _applied(self, connection: apsw.Connection) -> set[str]:
+        applied = {str(row[0]) for row in all_rows(connection, "SELECT name FROM migration")}
+        newer = sorted(applied.difference(name for name, _ in MIGRATIONS))
+        if newer:
+            raise UnavailableError(
+                f"the database {self._path.name!r} was made by a newer agent-memory (it has {newer[-1]}): "
+                "upgrade this one",
+                code="newer_schema",
+            )
+        return applied
 
     @contextmanager
     def _reading(self) -> Generator[apsw.Connection]:
@@ -222,18 +261,26 @@ class SqliteCatalog:
             self._release(connection)
 
     def _new_reader(self) -> apsw.Connection:
-        if self._closed:
-            raise UnavailableError("this memory is closed", code="closed")
-        with _translated():
-            connection = self._open()
-            all_rows(connection, "PRAGMA query_only = ON")
-            # A reader is hardly ever kept waiting in WAL mode. If it is, the flow waits, not the event loop's thread.
-            connection.set_busy_timeout(0)
+        with self._opening_reader:
+            if self._closed:
+                raise UnavailableError("this memory is closed", code="closed")
+            with _translated():
+                connection = self._open()
+                all_rows(connection, "PRAGMA query_only = ON")
+                # A reader is hardly ever kept waiting in WAL mode; if it is, the flow waits, not the event loop.
+                connection.set_busy_timeout(0)
+            with self._counting:
+                self._reader_count += 1
             return connection
+
+    def _close_reader(self, connection: apsw.Connection) -> None:
+        connection.close()
+        with self._counting:
+            self._reader_count -= 1
 
     def _release(self, connection: apsw.Connection) -> None:
         if self._closed or len(self._readers) >= _IDLE_READERS:
-            connection.close()
+            self._close_reader(connection)
         else:
             self._readers.append(connection)
 
@@ -356,7 +403,7 @@ class SqliteCatalog:
             try:
                 rows = self._read_many(connection, operations)
                 return [
-                    rows.get(operation[:2])
+                    rows.get(operation.key)
                     if type(operation) is PrepareRead
                     else self._apply(connection, operation, load)
                     for operation in operations
@@ -364,17 +411,14 @@ class SqliteCatalog:
             finally:
                 all_rows(connection, "COMMIT")
 
-    def _read_many(
-        self, connection: apsw.Connection, operations: Sequence[Operation]
-    ) -> dict[tuple[Scope, str], Row | None]:
-        """Return the rows of all reads: one statement takes a quarter of the time that one for each of them does."""
-        found: dict[tuple[Scope, str], Row | None] = {}
+    def _read_many(self, connection: apsw.Connection, operations: Sequence[Operation]) -> dict[str, Row | None]:
+        """Return the rows of all reads, which are of one scope: one statement takes a quarter of the time of many."""
         reads = [operation for operation in operations if type(operation) is PrepareRead]
-        for scope in {read.scope for read in reads}:
-            keys = json.dumps([read.key for read in reads if read.scope == scope])
-            for row in all_rows(connection, _SELECT_MANY, (scope.path, keys)):
-                found[scope, row[0]] = self._live(row)
-        return found
+        if not reads:
+            return {}
+        keys = json.dumps([read.key for read in reads])
+        rows = all_rows(connection, _SELECT_MANY, (reads[0].scope.path, keys))
+        return {row[0]: self._live(row) for row in rows}
 
     def _apply(self, connection: apsw.Connection, operation: Operation, load: LoadBlob) -> Any:
         match operation:
@@ -594,11 +638,43 @@ class SqliteCatalog:
             finally:
                 target.close()
 
+    # -- fork --------------------------------------------------------------------------------------------------------
+
+    def before_fork(self) -> None:
+        """Let no thread be inside SQLite while the process forks: the child gets its locks as they stand then."""
+        deadline = time.monotonic() + _FORK_SECONDS
+        locks = (self._writing.lock, self._opening_reader)
+        self._held = [lock for lock in locks if lock.acquire(timeout=max(0.0, deadline - time.monotonic()))]
+        self._idle = list[apsw.Connection]()
+        while len(self._idle) < self._reader_count and time.monotonic() < deadline:
+            try:
+                self._idle.append(self._readers.pop())
+            except IndexError:
+                time.sleep(0.0005)
+
+    def after_fork(self, *, child: bool) -> None:
+        """In the parent go on; in the child close what it inherited.
+
+        SQLite remembers in memory which locks the process has on the file; the child has none of them, and would
+        believe that it has. Closing forgets them and touches nothing of the parent's: locks belong to a process.
+        """
+        quiet = len(self._held) == 2 and len(self._idle) == self._reader_count
+        if child and quiet:
+            for connection in (*self._idle, self._writing.connection):
+                connection.close()
+            self._reader_count = 0
+            self._closed = self._writing.closed = True
+        else:
+            self._readers.extend(self._idle)
+        self._idle = []
+        for lock in self._held:
+            lock.release()
+
     def close(self) -> None:
         self._closed = True
         self._writing.close()
         while self._readers:
-            self._readers.pop().close()
+            self._close_reader(self._readers.pop())
 
 
 # -- rows ------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,7 @@ class LocalTransport:
             answered, found = self.service.read_at_once(message)
             if answered:
                 return found
-        return await anyio.to_thread.run_sync(self.service.handle, message)
+        return await _on_a_thread(self.service.handle, message)
 
     def close(self) -> None:
         self.service.close()
@@ -36,7 +37,28 @@ class LocalTransport:
             self._on_close()
 
     async def aclose(self) -> None:
-        await anyio.to_thread.run_sync(self.close)
+        await _on_a_thread(self.close)
+
+
+async def _on_a_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a function on a thread and wait for its end even if the task is cancelled meanwhile.
+
+    anyio's shield does not hold off asyncio's own ``Task.cancel()``: the write would land behind its caller's back,
+    over a later one perhaps.
+    """
+    call = asyncio.ensure_future(anyio.to_thread.run_sync(function, *arguments))
+    cancelled: asyncio.CancelledError | None = None
+    with anyio.CancelScope(shield=True):
+        while not call.done():
+            try:
+                await asyncio.wait([call])
+            except asyncio.CancelledError as error:
+                cancelled = error
+    if cancelled is not None:
+        # Its error, if it has one, is nobody's any more.
+        _ = call.cancelled() or call.exception()
+        raise cancelled
+    return call.result()
 
 
 class ClosedTransport:

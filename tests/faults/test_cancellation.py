@@ -1,0 +1,159 @@
+"""A cancelled write is whole or absent, and the connection that carried it goes on working."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from agent_memory import AsyncAgentMemory
+from tests.faults.processes import counter_of, value
+
+
+@pytest.fixture(params=["embedded", "http"])
+def address(request: pytest.FixtureRequest, database: Path) -> str:
+    if request.param == "embedded":
+        return str(database)
+    return request.getfixturevalue("server").url
+
+
+async def time_of(call: Callable[[], Awaitable[object]]) -> float:
+    """Return how many seconds a call takes on this machine, now."""
+    times: list[float] = []
+    for _ in range(7):
+        began = time.perf_counter()
+        await call()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+@pytest.mark.parametrize("size", [300, 400_000], ids=["small", "large"])
+def test_a_cancelled_write_is_whole_or_absent_and_the_next_call_works(address: str, size: int, soak: bool) -> None:
+    dice = random.Random(30)
+
+    async def run() -> tuple[int, int]:
+        cancelled = written = 0
+        seen: dict[str, int] = {}
+        # Several chunks: a write is cancelled between them, too.
+        async with AsyncAgentMemory(address, application="faults", chunk_size=100_000) as memory:
+            longest = 1.5 * await time_of(lambda: memory.app_state.set("timed", value(0, size)))
+            for counter in range(1, 1_000 if soak else 90):
+                # A key each: a server may finish an abandoned write after a later one.
+                key = f"k{counter}"
+                await memory.app_state.set(key, value(0, size))
+                task = asyncio.create_task(memory.app_state.set(key, value(counter, size)))
+                await asyncio.sleep(dice.uniform(0, longest) if counter % 4 else 0)
+                task.cancel()
+                try:
+                    await task
+                    acknowledged = True
+                except asyncio.CancelledError:
+                    acknowledged = False
+                    cancelled += 1
+                now = counter_of(await memory.app_state.get(key))
+                assert now in (0, counter), "neither the value before nor the one that was written"
+                assert now == counter or not acknowledged
+                written += now == counter
+                seen[key] = now
+            if not address.startswith("http"):
+                # An embedded write is over when its cancellation is: nothing lands behind the caller's back.
+                await asyncio.sleep(0.05)
+                assert seen == {key: counter_of(await memory.app_state.get(key)) for key in seen}
+        return cancelled, written
+
+    cancelled, written = asyncio.run(run())
+    assert cancelled > 10, "the cancellations came too late to be a test"
+    assert written > 0, "the cancellations came too early to be a test"
+
+
+def test_a_cancelled_read_of_a_large_value_leaves_the_connection_usable(address: str) -> None:
+    dice = random.Random(31)
+    data = value(7, 1_000_000)
+
+    async def run() -> int:
+        cancelled = 0
+        async with AsyncAgentMemory(address, application="faults", chunk_size=100_000) as memory:
+            await memory.app_state.set("k", data)
+            longest = await time_of(lambda: memory.app_state.get("k"))
+            for _ in range(60):
+                task = asyncio.create_task(memory.app_state.get("k"))
+                await asyncio.sleep(dice.uniform(0, longest))
+                task.cancel()
+                try:
+                    assert await task == data
+                except asyncio.CancelledError:
+                    cancelled += 1
+            assert await memory.app_state.get("k") == data
+        return cancelled
+
+    assert asyncio.run(run()) > 5
+
+
+def test_many_writes_cancelled_at_once_leave_one_whole_value_each(address: str) -> None:
+    dice = random.Random(32)
+
+    async def run() -> None:
+        async with AsyncAgentMemory(address, application="faults", chunk_size=100_000) as memory:
+            keys = [f"k{number}" for number in range(20)]
+            for round_number in range(5):
+                size = 300 if round_number % 2 else 150_000
+                tasks = [asyncio.create_task(memory.app_state.set(key, value(round_number, size))) for key in keys]
+                for task in tasks:
+                    await asyncio.sleep(dice.uniform(0, 0.001))
+                    if dice.random() < 0.7:
+                        task.cancel()
+                results = await asyncio.gather(*tasks, return_exceptions=True)
+                assert all(not isinstance(one, Exception) for one in results)
+                for key, result in zip(keys, results, strict=True):
+                    data = await memory.app_state.get(key)
+                    if not isinstance(result, BaseException):
+                        assert counter_of(data) == round_number
+                    elif data is not None:
+                        assert counter_of(data) <= round_number
+
+    asyncio.run(run())
+
+
+def test_a_call_that_is_cancelled_by_a_timeout_frees_its_thread(database: Path) -> None:
+    async def run() -> None:
+        async with AsyncAgentMemory(database, application="faults") as memory:
+            for _ in range(100):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(memory.app_state.set("k", value(1, 200_000)), 0.0001)
+            await asyncio.wait_for(memory.app_state.set("k", 1), 5)
+            assert await memory.app_state.get("k") == 1
+
+    asyncio.run(run())
+
+
+def test_a_write_is_over_when_its_cancelled_task_is(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        async with AsyncAgentMemory(database, application="faults") as memory:
+            service = memory._client.transport().service
+            begun = asyncio.Event()
+            loop = asyncio.get_running_loop()
+            handle = service.handle
+
+            def slow(message: object) -> object:
+                loop.call_soon_threadsafe(begun.set)
+                time.sleep(0.1)
+                return handle(message)
+
+            monkeypatch.setattr(service, "handle", slow)
+            task = asyncio.create_task(memory.app_state.set("k", "cancelled"))
+            await begun.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            monkeypatch.undo()
+            # Else the cancelled write would land on this one, which was acknowledged.
+            await memory.app_state.set("k", "later")
+            await asyncio.sleep(0.2)
+            assert await memory.app_state.get("k") == "later"
+
+    asyncio.run(run())

@@ -1,0 +1,170 @@
+"""Many processes and tasks on one store: no lost update, no deadlock, no reader behind a writer."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import apsw
+import pytest
+from pydantic import BaseModel
+
+from agent_memory import AgentMemory, AsyncAgentMemory, UnavailableError
+from tests.faults.processes import Child, Report, counter_of, value
+
+Start = Callable[..., Child]
+
+
+class Tally(BaseModel):
+    count: int = 0
+    by_writer: dict[str, int] = {}
+
+
+def add(tally: Tally, writer: str) -> None:
+    tally.count += 1
+    tally.by_writer[writer] = tally.by_writer.get(writer, 0) + 1
+
+
+def increment(report: Report, address: str, writer: str, times: int) -> None:
+    with AgentMemory(address, application="faults") as memory:
+        document = memory.entity("user", "1").document(Tally)
+        report("ready")
+        for _ in range(times):
+            document.update(lambda tally: add(tally, writer))
+
+
+@pytest.fixture(params=["embedded", "http"])
+def address(request: pytest.FixtureRequest, database: Path) -> str:
+    if request.param == "embedded":
+        return str(database)
+    return request.getfixturevalue("server").url
+
+
+def test_eight_processes_lose_none_of_their_increments(address: str, start: Start) -> None:
+    began = time.monotonic()
+    for child in [start(increment, address, f"w{number}", 50) for number in range(8)]:
+        child.join(timeout=30)
+    assert time.monotonic() - began < 30
+    with AgentMemory(address, application="faults") as memory:
+        snapshot = memory.entity("user", "1").document(Tally).snapshot()
+    assert snapshot is not None
+    assert snapshot.value == Tally(count=400, by_writer={f"w{number}": 50 for number in range(8)})
+    assert snapshot.version == 400, "an increment is a version, and nothing else is"
+
+
+def test_fifty_tasks_lose_none_of_their_increments(address: str) -> None:
+    async def run() -> Tally | None:
+        async with AsyncAgentMemory(address, application="faults") as memory:
+            document = memory.entity("user", "1").document(Tally)
+
+            async def work(number: int) -> None:
+                for _ in range(4):
+                    await document.update(lambda tally: add(tally, f"t{number}"))
+
+            await asyncio.wait_for(asyncio.gather(*map(work, range(50))), 30)
+            return await document.get()
+
+    assert asyncio.run(run()) == Tally(count=200, by_writer={f"t{number}": 4 for number in range(50)})
+
+
+# -- opening ---------------------------------------------------------------------------------------------------------
+
+
+def open_at(report: Report, database: Path, moment: float, name: str) -> None:
+    time.sleep(max(0.0, moment - time.monotonic()))
+    with AgentMemory(database, application="faults") as memory:
+        memory.app_state.set(name, name)
+        report(sorted(memory.app_state.keys()))
+
+
+def test_sixteen_processes_open_the_same_new_file_at_once(tmp_path: Path, start: Start, soak: bool) -> None:
+    names = [f"p{number:02}" for number in range(16)]
+    for attempt in range(50 if soak else 4):
+        database = tmp_path / f"new{attempt}.db"
+        moment = time.monotonic() + 0.15
+        for child in [start(open_at, database, moment, name) for name in names]:
+            assert child.join()
+        with AgentMemory(database, application="faults") as memory:
+            assert list(memory.app_state.keys()) == names
+            assert memory.check().ok
+
+
+# -- a writer that holds its transaction -----------------------------------------------------------------------------
+
+
+def hold_the_write_lock(report: Report, database: Path) -> None:
+    report.wait()
+    connection = apsw.Connection(str(database))
+    # Readers wait for this one in every journal mode but WAL.
+    connection.execute("BEGIN EXCLUSIVE").fetchall()
+    report("holds")
+    time.sleep(60)
+
+
+def test_readers_do_not_wait_for_a_writer_in_another_process(database: Path, start: Start) -> None:
+    with AgentMemory(database, application="faults") as memory:
+        memory.app_state.set("small", value(1, 100))
+        memory.app_state.set("large", value(2, 200_000))
+    holder = start(hold_the_write_lock, database)
+    with_lock: list[float] = []
+    with AgentMemory(database, application="faults", timeout=1.0) as memory:
+        holder.go()
+        holder.report()
+        for key in ("small", "large") * 50:
+            began = time.perf_counter()
+            assert counter_of(memory.app_state.get(key))
+            with_lock.append(time.perf_counter() - began)
+        assert list(memory.app_state.keys()) == ["large", "small"]
+    assert statistics.median(with_lock) < 0.02
+    assert max(with_lock) < 0.5, "a reader waited"
+
+
+def test_a_writer_that_cannot_get_its_turn_says_so_by_its_deadline(database: Path, start: Start) -> None:
+    holder = start(hold_the_write_lock, database)
+    with AgentMemory(database, application="faults", timeout=1.5) as memory:
+        memory.app_state.set("k", 1)
+        holder.go()
+        holder.report()
+        began = time.monotonic()
+        with pytest.raises(UnavailableError):
+            memory.app_state.set("k", 2)
+        assert time.monotonic() - began < 4
+        assert memory.app_state.get("k") == 1
+        holder.kill()
+        memory.app_state.set("k", 3)
+        assert memory.app_state.get("k") == 3
+
+
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="only Linux lists the locks of a process")
+def test_reading_does_not_give_up_the_lock_that_keeps_the_log_from_being_deleted(database: Path) -> None:
+    # POSIX drops every lock that a process has on a file when it closes any descriptor of it.
+    def locks() -> int:
+        inode = f":{database.stat().st_ino} "
+        return sum(
+            inode in line and f" {os.getpid()} " in line for line in Path("/proc/locks").read_text().splitlines()
+        )
+
+    with AgentMemory(database, application="faults") as memory:
+        memory.app_state.set("k", 1)
+        assert locks()
+        assert memory.app_state.get("k") == 1
+        assert locks(), "a new reader closed a descriptor of the database"
+        with AgentMemory(database, application="faults") as second:
+            assert second.app_state.get("k") == 1
+        assert locks(), "a second client closed a descriptor of the database"
+
+
+def test_a_store_opens_while_another_process_holds_the_write_lock(database: Path, start: Start) -> None:
+    with AgentMemory(database, application="faults") as memory:
+        memory.app_state.set("k", 1)
+    holder = start(hold_the_write_lock, database)
+    holder.go()
+    holder.report()
+    began = time.monotonic()
+    with AgentMemory(database, application="faults") as memory:
+        assert memory.app_state.get("k") == 1
+    assert time.monotonic() - began < 1, "opening waited for the writer"

@@ -1,0 +1,124 @@
+"""A database that is damaged, not one, newer than the code, or out of reach: a typed error, never an empty store."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import apsw
+import pytest
+
+from agent_memory import AgentMemory, IntegrityError, UnavailableError
+from tests.faults.processes import Child, Report
+
+Start = Callable[..., Child]
+
+
+def open_and_read(database: Path) -> list[str]:
+    with AgentMemory(database, application="faults", timeout=2) as memory:
+        keys = list(memory.app_state.keys())
+        for key in keys:
+            memory.app_state.get(key)
+        return keys
+
+
+def fill(database: Path) -> None:
+    with AgentMemory(database, application="faults") as memory:
+        for number in range(200):
+            memory.app_state.set(f"k{number}", "x" * 500)
+
+
+def test_a_file_that_is_no_database_is_an_integrity_error(database: Path) -> None:
+    database.write_bytes(b"Once upon a time, there was a text. " * 500)
+    with pytest.raises(IntegrityError):
+        open_and_read(database)
+
+
+def test_a_database_with_damaged_pages_is_an_integrity_error(database: Path) -> None:
+    fill(database)
+    size = database.stat().st_size
+    with open(database, "r+b") as file:
+        file.seek(4096)
+        file.write(os.urandom(size - 4096))
+    with pytest.raises(IntegrityError):
+        open_and_read(database)
+
+
+def test_a_database_that_was_cut_short_is_an_integrity_error(database: Path) -> None:
+    fill(database)
+    os.truncate(database, database.stat().st_size // 2)
+    with pytest.raises(IntegrityError):
+        open_and_read(database)
+
+
+def test_damage_that_appears_while_the_store_is_open_is_an_integrity_error(database: Path) -> None:
+    fill(database)
+    with AgentMemory(database, application="faults", timeout=2) as memory:
+        assert memory.app_state.get("k1")
+        size = database.stat().st_size
+        with open(database, "r+b") as file:
+            file.seek(4096)
+            file.write(b"\xff" * (size - 4096))
+
+        def read_all() -> list[str]:
+            return [memory.app_state.get(f"k{number}") for number in range(200)]
+
+        with pytest.raises(IntegrityError):
+            read_all()
+
+
+def test_a_folder_in_the_place_of_the_database_is_an_unavailable_error(database: Path) -> None:
+    database.mkdir()
+    with pytest.raises(UnavailableError):
+        open_and_read(database)
+
+
+def test_a_database_in_a_folder_that_is_not_there_is_an_unavailable_error(tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError) as caught:
+        open_and_read(tmp_path / "nowhere" / "store.db")
+    assert "store.db" in str(caught.value)
+
+
+def open_as_nobody(report: Report, database: Path) -> None:
+    os.setgid(65534)
+    os.setuid(65534)
+    try:
+        open_and_read(database)
+    except UnavailableError as error:
+        report(str(error))
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize("there", [False, True], ids=["a new file", "another user's file"])
+def test_a_path_that_may_not_be_written_is_an_unavailable_error(database: Path, start: Start, there: bool) -> None:
+    if there:
+        fill(database)
+        database.chmod(0o400)
+    (reported,) = start(open_as_nobody, database).join()
+    assert "open" in reported[0]
+
+
+def test_a_blob_folder_that_may_not_be_written_is_an_unavailable_error(database: Path) -> None:
+    database.with_name("store.db.blobs").write_bytes(b"a file is in the way")
+    with AgentMemory(database, application="faults", timeout=2) as memory:
+        with pytest.raises(UnavailableError):
+            memory.app_state.set("large", b"x" * 100_000)
+        memory.app_state.set("small", 1)
+        assert memory.app_state.get("small") == 1
+        assert memory.app_state.get("large") is None
+
+
+def test_a_database_of_a_newer_version_is_refused_and_says_why(database: Path) -> None:
+    fill(database)
+    connection = apsw.Connection(str(database))
+    connection.execute("INSERT INTO migration VALUES ('9999_from_the_future', 0)").fetchall()
+    connection.close()
+    with pytest.raises(UnavailableError, match=r"newer.*9999_from_the_future.*upgrade") as caught:
+        open_and_read(database)
+    assert caught.value.code == "newer_schema"
+    connection = apsw.Connection(str(database))
+    connection.execute("DELETE FROM migration WHERE name = '9999_from_the_future'").fetchall()
+    connection.close()
+    assert len(open_and_read(database)) == 200, "the refusal changed nothing"

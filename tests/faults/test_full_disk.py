@@ -1,0 +1,107 @@
+"""A disk that is full: a typed error at once, the old value as it was, and all works again when there is room."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from agent_memory import AgentMemory, UnavailableError
+from tests.faults.processes import Child, MiB, Report, value
+
+SMALL, LARGE = 20_000, 300_000
+Start = Callable[..., Child]
+
+
+def fill_up(memory: AgentMemory, size: int) -> tuple[dict[str, bytes], UnavailableError]:
+    """Overwrite keys until the disk is full; return what was acknowledged, and the error."""
+    known: dict[str, bytes] = {}
+    for counter in range(1, 10_000):
+        key, data = f"k{counter % 7}", value(counter, size)
+        began = time.monotonic()
+        try:
+            memory.app_state.set(key, data)
+        except UnavailableError as error:
+            assert time.monotonic() - began < 2, "a full disk is not waited for"
+            return known, error
+        known[key] = data
+    raise AssertionError("the disk did not become full")
+
+
+def check_values(memory: AgentMemory, known: dict[str, bytes]) -> None:
+    for key, data in known.items():
+        assert memory.app_state.get(key) == data, f"{key} is not what was acknowledged"
+    assert memory.check().ok
+
+
+def write_until_a_file_is_too_large(report: Report, database: Path, size: int, limit: int) -> None:
+    with AgentMemory(database, application="faults") as memory:
+        memory.app_state.set("before", value(1, size))
+        memory.app_state.set("small", 1)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        known, error = fill_up(memory, size)
+        known["before"] = value(1, size)
+        check_values(memory, known)
+        assert memory.app_state.get("small") == 1
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        for counter in range(20):
+            memory.app_state.set("again", value(counter, size))
+        known["again"] = value(19, size)
+        check_values(memory, known)
+        report(error.code, known)
+
+
+@pytest.mark.parametrize(("size", "limit"), [(SMALL, 400_000), (LARGE, 250_000)], ids=["small", "large"])
+def test_a_write_that_the_disk_refuses_leaves_the_old_value_and_the_next_one_works(
+    database: Path, start: Start, size: int, limit: int
+) -> None:
+    code, known = start(write_until_a_file_is_too_large, database, size, limit).report()
+    assert code in ("disk_full", "disk_failed")
+    with AgentMemory(database, application="faults") as memory:
+        check_values(memory, known)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount command here")
+    if done.returncode:
+        pytest.skip("mounting a small disk is not allowed here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE], ids=["small", "large"])
+def test_a_full_disk_is_a_typed_error_and_room_makes_it_work_again(small_disk: Path, size: int) -> None:
+    ballast = small_disk / "ballast"
+    with AgentMemory(small_disk / "store.db", application="faults") as memory:
+        memory.app_state.set("before", value(1, size))
+        ballast.write_bytes(bytes(2 * MiB))
+        known, error = fill_up(memory, size)
+        known["before"] = value(1, size)
+        assert error.code == "disk_full"
+        check_values(memory, known)
+        ballast.unlink()
+        memory.app_state.set("again", value(2, size))
+        known["again"] = value(2, size)
+        check_values(memory, known)
+    with AgentMemory(small_disk / "store.db", application="faults") as memory:
+        check_values(memory, known)
+
+
+def test_an_upload_that_did_not_fit_leaves_no_file(small_disk: Path) -> None:
+    with AgentMemory(small_disk / "store.db", application="faults") as memory:
+        memory.app_state.set("k", 1)
+        with pytest.raises(UnavailableError):
+            memory.app_state.set("k", value(1, 5 * MiB))
+        assert [path for path in (small_disk / "store.db.blobs").rglob("*") if path.is_file()] == []
+        assert memory.app_state.get("k") == 1
