@@ -36,7 +36,13 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     serve = commands.add_parser("serve", help="serve a store over HTTP")
-    _add_data(serve, default="memory.db")
+    store = serve.add_mutually_exclusive_group()
+    store.add_argument("--data", default="memory.db", help="the database file (default: memory.db)")
+    store.add_argument("--database", help="postgresql://…, instead of a file")
+    serve.add_argument(
+        "--blobs", help="where large values lie: a folder, s3://, gs:// or az://; needed with --database"
+    )
+    serve.add_argument("--workers", type=int, default=1, help="server processes (default: 1)")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     serve.add_argument("--port", type=int, default=8420, help="port, 0 for any (default: 8420)")
     serve.add_argument(
@@ -69,15 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_data(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    note = f" (default: {default})" if default else ""
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=default and Path(default),
-        required=default is None,
-        help=f"the database file{note}",
-    )
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, required=True, help="the database file")
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -88,8 +87,18 @@ def _serve(options: argparse.Namespace) -> int:
             raise
         print(f"agent-memory: {_NEEDS_SERVER}", file=sys.stderr)
         return 2
-    hosts = tuple(options.allowed_host)
-    serve(Options(options.data, options.host, options.port, options.token_file, hosts, options.public_url))
+    serve(
+        Options(
+            options.database or options.data,
+            options.blobs,
+            options.workers,
+            options.host,
+            options.port,
+            options.token_file,
+            tuple(options.allowed_host),
+            options.public_url,
+        )
+    )
     return 0
 
 

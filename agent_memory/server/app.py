@@ -7,7 +7,7 @@ import contextlib
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import anyio.to_thread
 from starlette.routing import Route, Router
@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import AgentMemoryError, ProtocolError, UnavailableError
 from ..keys import check_scope_name
-from ..messages import Batch, Chunk, Found, List, PrepareWrite, Search
+from ..messages import Batch, Blob, Chunk, Found, Hit, List, Page, PrepareWrite, Search
 from ..messages import Message as StateMessage
 from ..service import StateService, chunk_name
 from ..storage.blobs import URL_SECONDS, FileBlobs
@@ -133,6 +133,8 @@ class VerbEndpoint:
     def __init__(self, service: StateService, settings: Settings, urls: BlobUrls, state: str) -> None:
         self._transport = LocalTransport(service)
         self._blobs = service.blobs
+        # Signing for an object store may have to fetch credentials first.
+        self._remote = isinstance(service.blobs, ObjectBlobs)
         self._gate = settings.gate
         self._public_url = settings.public_url
         self._urls = urls
@@ -163,7 +165,8 @@ class VerbEndpoint:
             )
             reply = await self._transport.asend(message, time.monotonic() + _CALL_SECONDS)
             body = await _heavy(
-                _is_large(message, reply), lambda: encode_reply(message, reply, self._address(scope, message))
+                _is_large(message, reply) or (self._remote and _names_chunks(reply)),
+                lambda: encode_reply(message, reply, self._address(scope, message)),
             )
         finally:
             self._active -= 1
@@ -228,6 +231,22 @@ def _is_large(message: Any, reply: Any) -> bool:
     if isinstance(message, Search):
         return sum(_inline_size(hit.found) for hit in reply) > _LARGE
     return isinstance(message, Batch) and len(message.operations) > _SMALL_BATCH
+
+
+def _names_chunks(reply: Any) -> bool:
+    match reply:
+        case Blob():
+            return True
+        case Found():
+            return reply.blob is not None
+        case Page():
+            return any(found.blob is not None for found in reply.found)
+        case Hit():
+            return reply.found.blob is not None
+        case list():
+            return any(_names_chunks(one) for one in cast(list[Any], reply))
+        case _:
+            return False
 
 
 def _inline_size(reply: Any) -> int:

@@ -16,11 +16,12 @@ from urllib.parse import urlsplit
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ..errors import InvalidRequestError, UnavailableError
+from ..errors import AgentMemoryError, InvalidRequestError, UnavailableError
 from ..opening import open_service
 from .app import Settings, create_app
 from .auth import Gate, LoopbackGate, TokenGate, is_exposed, read_tokens
 from .log import RequestLog
+from .workers import run_workers
 
 _STOP_SECONDS: Final = 5
 _HEAD_BYTES: Final = 64 * 1024
@@ -29,9 +30,11 @@ _KEEP_ALIVE_SECONDS: Final = 75
 
 
 class Options(NamedTuple):
-    """What ``agent-memory serve`` is told."""
+    """What ``agent-memory serve`` is told; ``store`` is a database file or ``postgresql://…``."""
 
-    data: Path
+    store: str
+    blobs: str | None = None
+    workers: int = 1
     host: str = "127.0.0.1"
     port: int = 8420
     token_file: Path | None = None
@@ -46,14 +49,29 @@ def serve(options: Options) -> None:
     """
     gate = _gate(options)
     public_url = _public_url(options.public_url)
-    listener = _listen(options.host, options.port)
+    if options.workers < 1:
+        raise InvalidRequestError("--workers is 1 or more")
+    with contextlib.closing(_listen(options.host, options.port)) as listener:
+        settings = Settings(gate, RequestLog(sys.stderr), public_url)
+        if options.workers == 1:
+            _serve(options, settings, listener, announce=True)
+        else:
+            run_workers(options.workers, lambda announce: _work(options, settings, listener, announce))
+
+
+def _work(options: Options, settings: Settings, listener: socket.socket, announce: bool) -> None:
     try:
-        service = open_service(str(options.data))
-    except BaseException:
-        listener.close()
-        raise
+        _serve(options, settings, listener, announce=announce)
+    except AgentMemoryError as error:
+        if announce:
+            print(f"agent-memory: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _serve(options: Options, settings: Settings, listener: socket.socket, *, announce: bool) -> None:
+    service = open_service(options.store, options.blobs)
     try:
-        app = create_app(service, Settings(gate, RequestLog(sys.stderr), public_url))
+        app = create_app(service, settings)
         config = uvicorn.Config(
             app,
             http=_BoundedProtocol,
@@ -67,7 +85,7 @@ def serve(options: Options) -> None:
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_STOP_SECONDS,
         )
-        _Server(config).run(sockets=[listener])
+        _Server(config, announce=announce).run(sockets=[listener])
     finally:
         service.close()
 
@@ -97,9 +115,13 @@ class _BoundedProtocol(HttpToolsProtocol):
 class _Server(uvicorn.Server):
     """Says where it listens once it does, and ends without an error when it is told to."""
 
+    def __init__(self, config: uvicorn.Config, *, announce: bool) -> None:
+        super().__init__(config)
+        self._announce = announce
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        for one in sockets or []:
+        for one in (sockets or []) if self._announce else []:
             host, port = one.getsockname()[:2]
             print(f"agent-memory listening on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
 

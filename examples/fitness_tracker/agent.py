@@ -8,10 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Any, Final, NamedTuple
 
-from agent_memory_langchain import MemoryMiddleware
 from langchain.agents import create_agent
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, dynamic_prompt
 from langchain.chat_models import init_chat_model
@@ -22,9 +21,11 @@ from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, ToolMes
 from langgraph.types import Command
 
 from agent_memory import AgentMemory, Document
+from agent_memory_langchain import MemoryMiddleware
 
 from .coach import OfflineCoach
 from .models import Club, Note, Preferences, Profile, UnknownModelError, Workout
+from .notes import HashingEmbedding, keep_note, recall_notes
 from .summary import in_short, read_training
 
 INSTRUCTIONS: Final = (
@@ -33,6 +34,15 @@ INSTRUCTIONS: Final = (
     "kilometres and seconds, with the day it happened. Answer briefly, in their units. You serve this one user and can "
     "see nobody else's memory. Today is {today} ({weekday})."
 )
+
+
+GENERATED_TOOLS: Final = [
+    "read_profile", "update_profile", "add_to_profile", "remove_from_profile", "forget_profile",
+    "read_preferences", "update_preferences", "add_to_preferences", "remove_from_preferences", "forget_preferences",
+    "add_workout", "list_workouts", "search_workouts", "update_workout", "forget_workout",
+    "list_notes", "forget_note",
+]  # fmt: skip
+"""The tools that the middleware makes of the models; those that add and search notes are made here, with vectors."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +89,13 @@ class Conversation:
 def build_agent(memory: AgentMemory, model: BaseChatModel) -> Any:
     """Return the agent. It serves every user: each run says in its context whose memory it works with."""
     remembers = MemoryMiddleware(
-        memory, documents=[Profile, Preferences], collections=[Workout, Note], entity=("user", "user")
+        memory,
+        documents=[Profile, Preferences],
+        collections=[Workout, Note],
+        entity=("user", "user"),  # a user whose id is the run's context.user
+        tools=GENERATED_TOOLS,
     )
+    embeddings = HashingEmbedding()
 
     @tool
     def training_summary(runtime: ToolRuntime[Run]) -> str:
@@ -88,8 +103,22 @@ def build_agent(memory: AgentMemory, model: BaseChatModel) -> Any:
         run = runtime.context
         return json.dumps(in_short(read_training(memory.entity("user", run.user), run.today)))
 
+    @tool
+    def add_note(text: str, runtime: ToolRuntime[Run]) -> str:
+        """Keep something the user said, in their own words."""
+        run = runtime.context
+        when = datetime.combine(run.today, datetime.now(UTC).time(), UTC)
+        return f"Added. item_id: {keep_note(memory, run.user, Note(text=text, when=when), embeddings)}"
+
+    @tool("recall_notes")
+    def recall(about: str, runtime: ToolRuntime[Run]) -> str:
+        """Find what the user said about something: the most similar notes, the best first."""
+        found = recall_notes(memory, runtime.context.user, about, embeddings)
+        return "\n".join(note.model_dump_json() for note in found) or "There are no such notes."
+
     middleware = [_instructions, remembers, ClubTotal(memory)]
-    return create_agent(model, [training_summary], middleware=middleware, context_schema=Run, name="coach")
+    tools = [training_summary, add_note, recall]
+    return create_agent(model, tools, middleware=middleware, context_schema=Run, name="coach")
 
 
 def choose_model(name: str | None) -> BaseChatModel:

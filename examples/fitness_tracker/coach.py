@@ -42,7 +42,7 @@ WHAT_IT_READS: Final = (
     "I am a stand-in for a language model and read only a few kinds of sentences: 'ran 5 km in 28:30', 'my goal is …', "
     "'I weigh 72 kg', 'I hate …', 'my knee hurts', 'how am I doing?', 'what do you know about me?', 'forget my weight'."
 )
-_READING: Final = ("read_", "list_", "search_", "training_")
+_READING: Final = ("read_", "list_", "search_", "recall_", "training_")
 _LABELS: Final = {"weight_kg": "weight"}
 
 
@@ -86,7 +86,7 @@ def _next_message(messages: Sequence[BaseMessage], offered: set[str]) -> AIMessa
     turn = messages[last_said + 1 :]
     requested = [call for message in turn if isinstance(message, AIMessage) for call in message.tool_calls]
     already = {call["name"] for call in requested}
-    calls = [call for call in _calls(meanings, memory, today) if call.tool not in already]
+    calls = [call for call in _calls(meanings, memory) if call.tool not in already]
     # Calls of one message run at the same time: what reads must wait for what writes.
     calls = [call for call in calls if not call.tool.startswith(_READING)] or calls
     missing = sorted({call.tool for call in calls} - offered)
@@ -128,11 +128,11 @@ def _memory_and_words(text: str) -> tuple[dict[str, Any], str]:
 # -- from meanings to calls ------------------------------------------------------------------------------------------
 
 
-def _calls(meanings: Sequence[Meaning], memory: Mapping[str, Any], today: date) -> list[_Call]:
+def _calls(meanings: Sequence[Meaning], memory: Mapping[str, Any]) -> list[_Call]:
     """Return the calls to make; what goes into one document goes there in one call."""
     calls: list[_Call] = []
     for meaning in meanings:
-        for tool, args in _calls_of(meaning, memory, today):
+        for tool, args in _calls_of(meaning, memory):
             same = next((call for call in calls if call.tool == tool), None)
             if same is None or tool in ("add_workout", "add_note"):
                 calls.append(_Call(tool, dict(args)))
@@ -141,7 +141,7 @@ def _calls(meanings: Sequence[Meaning], memory: Mapping[str, Any], today: date) 
     return calls
 
 
-def _calls_of(meaning: Meaning, memory: Mapping[str, Any], today: date) -> list[tuple[str, dict[str, Any]]]:
+def _calls_of(meaning: Meaning, memory: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     match meaning:
         case SetField(document, field, value):
             return [(f"update_{document}", {field: value})]
@@ -153,7 +153,7 @@ def _calls_of(meaning: Meaning, memory: Mapping[str, Any], today: date) -> list[
             facts = {"sport": sport, "when": day.isoformat(), "distance_km": distance_km, "duration_s": duration_s}
             return [("add_workout", {name: value for name, value in facts.items() if value is not None})]
         case KeepNote(text):
-            return [("add_note", {"text": text, "when": today.isoformat()})]
+            return [("add_note", {"text": text})]
         case AskField(document, field):
             # What the memory block shows needs no tool; it leaves fields out when it has no room.
             return [] if field in memory else [(f"read_{document}", {})]
@@ -163,14 +163,9 @@ def _calls_of(meaning: Meaning, memory: Mapping[str, Any], today: date) -> list[
             tools = ("read_profile", "read_preferences", "training_summary", "list_notes")
             return [(tool, {}) for tool in tools]
         case AskNotes(topic):
-            return [recall_notes(topic)]
+            return [("recall_notes", {"about": topic})]
         case Greeting() | Unclear():
             return []
-
-
-def recall_notes(topic: str) -> tuple[str, dict[str, Any]]:
-    """Return the call that finds notes about a topic: today by its words."""
-    return "search_notes", {"text": topic}
 
 
 def _merge(args: dict[str, Any], more: dict[str, Any]) -> None:
@@ -232,7 +227,7 @@ class _Answer:
             case AskSomebodyElse():
                 return f"This conversation has one memory, yours, and I can see no other. {self._everything()}"
             case AskNotes(topic):
-                found = [_quoted(note["text"]) for note in self._items("search_notes")]
+                found = [_quoted(note["text"]) for note in self._items("recall_notes")]
                 return f"You said: {'; '.join(found)}." if found else f"I have no note about {topic}."
             case Greeting():
                 name = self._memory.get("name")

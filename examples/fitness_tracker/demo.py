@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date, datetime, timedelta
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from threading import BrokenBarrierError
 from typing import Any, Final, NamedTuple
@@ -150,7 +151,7 @@ def run_demo(options: argparse.Namespace) -> int:
     _say(console, "Chart", str(folder / "weekly.png"))
     place = f"--url {options.url}" if options.url else f"--data {data}"
     place += f" --application {application}" if application != "fitness" else ""
-    _say(console, "Go on", f"python -m examples.fitness_tracker chat --user ada {place}")
+    _say(console, "Go on", f"{_python()} -m examples.fitness_tracker chat --user ada {place}")
     lost = [check for check in checks if not check.ok]
     verdict = "[bold red]Something was lost.[/]" if lost else "[bold green]Nothing was lost.[/]"
     console.print(f"\n{verdict} {time.monotonic() - started:.0f} seconds.")
@@ -174,10 +175,22 @@ def expectations() -> dict[str, Expected]:
 def _live(memory: AgentMemory, today: date, model: str | None) -> list[Diary]:
     """Let each user live through a day, in fresh processes that all begin to talk at the same moment."""
     days = [Day(memory, user, today, lines, model) for user, lines in SCRIPT[today].items()]
-    context = get_context("spawn")
+    context = _fresh_processes()
     barrier = context.Barrier(len(days))
     with ProcessPoolExecutor(len(days), context, initializer=_meet_at, initargs=(barrier,)) as pool:
         return list(pool.map(_live_through, days))
+
+
+def _fresh_processes() -> Any:
+    """Return how to start processes that share nothing with this one.
+
+    A fork server is a process of its own that imports the agent once, and opens no store.
+    """
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["examples.fitness_tracker.demo"])
+    return context
 
 
 _barrier: Any = None
@@ -213,6 +226,12 @@ def _wait_for_the_others() -> None:
         _barrier.wait(timeout=60)
     except BrokenBarrierError:
         raise RuntimeError("the other processes of the demo did not come along") from None
+
+
+def _python() -> str:
+    """Return what starts this interpreter: the one of make's .venv has everything that is needed."""
+    python, here = Path(sys.executable), Path.cwd()
+    return str(python.relative_to(here) if python.is_relative_to(here) else python)
 
 
 def _export(user: str) -> Path:

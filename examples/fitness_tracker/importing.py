@@ -1,7 +1,8 @@
 """Read the activities.csv of a Strava export and add its workouts to a user's memory.
 
 Reading and storing are apart: what cannot be read is reported by line and skipped, and what can be read is added in
-transactions of a thousand, each under the id ``strava-<activity id>``. Doing it again therefore adds nothing.
+transactions of a thousand, under ids made of the workout's time and ``strava-<activity id>``. Doing it again therefore
+adds nothing, and the items of the collection stand in the order in which they happened.
 
 The file as Strava makes it has names that occur twice: the first Distance is the one shown on the site (kilometres, in
 the pool metres), the second is in metres. The first Elapsed Time is whole seconds. Numbers and headings follow the
@@ -21,7 +22,7 @@ from typing import Final, NamedTuple
 
 from pydantic import ValidationError
 
-from agent_memory import Collection
+from agent_memory import Collection, item_id
 
 from .models import Workout
 
@@ -58,14 +59,14 @@ class BadRow(NamedTuple):
 
 @dataclass
 class Activities:
-    """What a file holds: workouts by item id, and the rows that could not be read."""
+    """What a file holds: workouts by their ``source``, such as ``strava-991``, and the rows that could not be read."""
 
     workouts: dict[str, Workout] = field(default_factory=dict)
     bad_rows: list[BadRow] = field(default_factory=list)
 
 
 class Imported(NamedTuple):
-    """What became of the workouts of a file, as item ids."""
+    """What became of the workouts of a file, by their ``source``."""
 
     added: list[str]
     known: list[str]
@@ -106,10 +107,11 @@ def read_activities(
         if not any(cell.strip() for cell in cells):
             continue
         try:
-            item_id, workout = _Row(header, cells, decimal_commas, date_format).workout()
-            if found.workouts.get(item_id, workout) != workout:
-                raise _BadValueError(f"activity {item_id.removeprefix('strava-')} is in this file twice, differently")
-            found.workouts[item_id] = workout
+            workout = _Row(header, cells, decimal_commas, date_format).workout()
+            source = workout.source
+            if found.workouts.get(source, workout) != workout:
+                raise _BadValueError(f"activity {source.removeprefix('strava-')} is in this file twice, differently")
+            found.workouts[source] = workout
         except _BadValueError as error:
             bad_rows.append(BadRow(line, str(error)))
     bad_rows.sort()
@@ -121,13 +123,13 @@ def add_activities(collection: Collection[Workout], workouts: Mapping[str, Worko
 
     Raises ConflictError if somebody else adds different workouts under the same ids at this very moment.
     """
-    stored = {item.id: item.value for item in collection.list()}
-    known = [item_id for item_id, workout in workouts.items() if stored.get(item_id) == workout]
-    differing = [item_id for item_id in workouts if item_id in stored and item_id not in set(known)]
-    added = collection.add_many(
-        {item_id: workout for item_id, workout in workouts.items() if item_id not in stored}, reason="Strava import"
-    )
-    return Imported(added, known, differing)
+    stored = {item.value.source: item.value for item in collection.list()}
+    differing = [source for source, workout in workouts.items() if stored.get(source, workout) != workout]
+    new = {item_id(workout.when, source): workout for source, workout in workouts.items() if source not in stored}
+    # Another import at this moment may have been faster with some of them: those are not among the added.
+    added = [new[name].source for name in collection.add_many(new, reason="Strava import")]
+    rest = {*added, *differing}
+    return Imported(added, [source for source in workouts if source not in rest], differing)
 
 
 # -- rows and cells --------------------------------------------------------------------------------------------------
@@ -178,8 +180,8 @@ class _Row:
         self._decimal_commas = decimal_commas
         self._dates = _DATES if date_format is None else (date_format,)
 
-    def workout(self) -> tuple[str, Workout]:
-        """Return the item id and the workout of this row."""
+    def workout(self) -> Workout:
+        """Return the workout of this row."""
         activity_id = self._text("Activity ID")
         if not activity_id.isascii() or not activity_id.isdigit():
             raise _BadValueError(f"{_quoted(activity_id)} is not an activity id")
@@ -189,18 +191,17 @@ class _Row:
         sport = _SPORTS.get(kind.lower(), kind.lower())
         seconds = self._number("Elapsed Time")
         try:
-            workout = Workout(
+            return Workout(
                 sport=sport,
                 when=self._date(),
                 distance_km=self._distance_km(sport),
                 duration_s=None if seconds is None else round(seconds),
                 note=self._text("Activity Name") or None,
-                source="strava",
+                source=f"strava-{activity_id}",
             )
         except ValidationError as error:
             problem = error.errors()[0]
             raise _BadValueError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
-        return f"strava-{activity_id}", workout
 
     def _text(self, name: str, occurrence: int = 0) -> str:
         positions = self._header.positions(name)
@@ -211,9 +212,12 @@ class _Row:
         text = " ".join(self._text("Activity Date").split())
         for date_format in self._dates:
             try:
-                return datetime.strptime(text, date_format).replace(tzinfo=UTC)  # Strava exports times in UTC
+                when = datetime.strptime(text, date_format).replace(tzinfo=UTC)  # Strava exports times in UTC
             except ValueError:
                 continue
+            if when.year < 1970:
+                raise _BadValueError(f"{_quoted(text)} is before 1970")
+            return when
         raise _BadValueError(f"{_quoted(text)} is not a date")
 
     def _distance_km(self, sport: str) -> float | None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from datetime import UTC, date, datetime
 from typing import Annotated, Final, Literal
 
-from agent_memory_langchain import Agent
 from pydantic import AfterValidator, BaseModel, Field
+
+from agent_memory_langchain import Agent
 
 KM_PER_MILE: Final = 1.609344
 
@@ -43,18 +44,20 @@ class Workout(BaseModel):
     """One training session."""
 
     sport: str = Field(description="running, cycling, swimming, …")
-    when: Time = Field(description="the day or the time of its start, ISO 8601")
+    when: Annotated[Time, Agent(orders=True)] = Field(description="the day or the time of its start, ISO 8601")
     distance_km: float | None = Field(default=None, ge=0, allow_inf_nan=False, description="in kilometres")
     duration_s: int | None = Field(default=None, ge=0, description="in seconds")
     note: str | None = None
-    source: Annotated[str, Agent(read_only=True)] = Field(default="chat", description="where it was learned")
+    source: Annotated[str, Agent(read_only=True)] = Field(
+        default="chat", description="where it was learned: chat, or an activity such as strava-991"
+    )
 
 
 class Note(BaseModel):
     """Something the user said that is worth keeping, in their own words."""
 
     text: str
-    when: Time = Field(description="when it was said, ISO 8601")
+    when: Annotated[Time, Agent(orders=True)] = Field(description="when it was said, ISO 8601")
 
 
 class Club(BaseModel):

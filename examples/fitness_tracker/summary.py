@@ -26,7 +26,7 @@ class Week(NamedTuple):
 
 
 class Training(NamedTuple):
-    """Workouts in the order in which they happened, the last weeks, oldest first, and the units the user thinks in."""
+    """Workouts and the last weeks, oldest first, and the units the user thinks in."""
 
     workouts: list[Workout]
     weeks: list[Week]
@@ -34,9 +34,8 @@ class Training(NamedTuple):
 
 
 def read_training(user: Entity, today: date) -> Training:
-    """Read all workouts of a user; items come in the order of their ids, where imports do not stand by their dates."""
-    stored = user.collection(Workout).list()
-    workouts = sorted((item.value for item in stored), key=lambda workout: workout.when)
+    """Read all workouts of a user. Their ids are made of their times, so they come in the order of their happening."""
+    workouts = [item.value for item in user.collection(Workout).list()]
     preferences = user.document(Preferences).get(default=Preferences())
     return Training(workouts, weekly(workouts, today), preferences.units)
 

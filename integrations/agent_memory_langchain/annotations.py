@@ -6,6 +6,9 @@
         customer_since: Annotated[date | None, Agent(read_only=True)] = None
         risk_score: Annotated[float, Agent(hidden=True)] = 0.0
 
+    class Workout(BaseModel):
+        started: Annotated[datetime, Agent(orders=True)]
+
 A marker anywhere inside a field's annotation counts for the whole field. Where hiding could not be kept, the model is
 refused when the tools are made.
 """
@@ -15,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
+from datetime import date
 from typing import Any, Final, cast, get_args, get_type_hints, is_typeddict
 
 from pydantic import BaseModel, PlainSerializer, RootModel, WrapSerializer
@@ -32,11 +36,17 @@ class Agent:
     ``hidden`` keeps it out of prompts, tool schemas, results and error messages, and makes it read-only; ``read_only``
     keeps it out of the tools that write. Fields with a higher ``priority`` (default 0) stay when the token budget of a
     prompt is too small for all.
+
+    ``orders`` marks the time by which the items of a collection are sorted, a ``datetime`` or ``date``: ``add_<item>``
+    makes ids from it (see ``agent_memory.item_id``), so that what happened yesterday stands before today's items
+    whenever it is told. A time without a zone counts as UTC. Midnight counts as a day without a time, and items of one
+    day stand in the order of their adding. Agents do not change it later: the id stays.
     """
 
     hidden: bool = False
     read_only: bool = False
     priority: int = 0
+    orders: bool = False
 
 
 def rule(field: FieldInfo) -> Agent:
@@ -46,6 +56,7 @@ def rule(field: FieldInfo) -> Agent:
         hidden=any(one.hidden for one in found),
         read_only=any(one.read_only for one in found),
         priority=found[0].priority if found else 0,
+        orders=any(one.orders for one in found),
     )
 
 
@@ -65,6 +76,22 @@ def writable_fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
         for name, field in visible_fields(model).items()
         if not rule(field).read_only and not _has_restrictions(field.annotation, set())
     }
+
+
+def ordering_field(model: type[BaseModel]) -> str | None:
+    """Return the field that sorts the items of a collection, None if none does.
+
+    Raises InvalidRequestError if there are two, or if it is hidden or no time.
+    """
+    found = [name for name, field in model.model_fields.items() if rule(field).orders]
+    if not found:
+        return None
+    field = model.model_fields[found[0]]
+    times = [part for part in _parts(field.annotation) if isinstance(part, type) and issubclass(part, date)]
+    if len(found) > 1 or not times or rule(field).hidden:
+        # An id tells its time to whoever sees it.
+        raise InvalidRequestError(f"{model.__name__}: one visible field of type datetime or date can order the items")
+    return found[0]
 
 
 def by_location(fields: Mapping[str, FieldInfo]) -> dict[str, str]:

@@ -7,6 +7,7 @@ operations to send, and gets the vectors and results back. Nothing is sent befor
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from langgraph.store.base import (
@@ -26,8 +27,8 @@ from agent_memory import Entry, InvalidRequestError, Snapshot
 from agent_memory.operations import Delete, Get, Hit, Parents, Search, Set
 
 from .indexing import Index
-from .namespaces import as_namespace, fixed_part, from_parent, from_state_key, matches, to_prefix, to_state_key
 from .item_schemas import SchemaRules, item_name
+from .namespaces import checked, fixed_part, from_parent, from_state_key, matches, to_prefix, to_state_key
 
 PAGE: Final = 1_000
 """Operations in one transaction, hits of one search and namespaces of one listing, at most."""
@@ -72,7 +73,6 @@ def carry_out(ops: Iterable[Op], index: Index | None, rules: SchemaRules) -> Flo
     reads: dict[int, _Read] = {}
     puts: dict[str, _Put] = {}
     for position, op in enumerate(given):
-        validate_op_namespace(op)
         if isinstance(op, PutOp):
             put = _Put(op, rules)
             # Taken out first: the order of the writes is the order of the operations that count.
@@ -127,6 +127,7 @@ def _read(op: Op, rules: SchemaRules) -> _Read:
     if isinstance(op, SearchOp):
         return _SearchRead(op, rules)
     if isinstance(op, ListNamespacesOp):
+        validate_op_namespace(op)
         return _Listing(op)
     raise ValueError(f"Unknown operation type: {type(op)}")
 
@@ -138,12 +139,12 @@ class _GetRead:
     paged = False
 
     def __init__(self, op: GetOp, rules: SchemaRules) -> None:
-        self._namespace, self._key, self._rules = as_namespace(op.namespace), str(op.key), rules
+        self._namespace, self._key, self._rules = checked(op.namespace), str(op.key), rules
         self.result: Item | None = None
         # Without a namespace it would be a state key of one segment, which is no item.
         self.next: Get | None = None
         if self._namespace:
-            self.next = Get(to_state_key(self._namespace, self._key), refresh_ttl=bool(op.refresh_ttl))
+            self.next = Get(to_state_key(self._namespace, self._key), None, op.refresh_ttl)
 
     def take(self, reply: Snapshot[Any] | None) -> None:
         self.next = None
@@ -151,17 +152,17 @@ class _GetRead:
             return
         value, entry = reply
         self._rules.report(self._namespace, self._key, value)
+        created, updated = _times(entry)
         self.result = Item(
-            value=value, key=self._key, namespace=self._namespace,
-            created_at=entry.created_at, updated_at=entry.updated_at,
-        )  # fmt: skip
+            value=value, key=self._key, namespace=self._namespace, created_at=created, updated_at=updated
+        )
 
 
 class _SearchRead:
     def __init__(self, op: SearchOp, rules: SchemaRules) -> None:
         if op.offset < 0 or op.limit < 0:
             raise InvalidRequestError("limit and offset must not be negative")
-        namespace = as_namespace(op.namespace_prefix)
+        namespace = checked(op.namespace_prefix)
         self.query = op.query
         self.result: list[SearchItem] = []
         self._rules, self._wanted = rules, op.limit
@@ -195,7 +196,7 @@ class _SearchRead:
                 self._skip -= 1
                 continue
             self._rules.report(*place, value)
-            self.result.append(SearchItem(*place, value, entry.created_at, entry.updated_at, score))
+            self.result.append(SearchItem(*place, value, *_times(entry), score))
         if asked is not None and len(reply) == asked.limit and self._left:
             self.next = asked._replace(offset=asked.offset + len(reply), limit=min(self._left, PAGE))
 
@@ -235,6 +236,11 @@ class _Listing:
             self.next = asked._replace(after=reply[-1])
 
 
+def _times(entry: Entry) -> tuple[datetime, datetime]:
+    created = entry.created_at
+    return created, created if entry.updated_us == entry.created_us else entry.updated_at
+
+
 def _is_item(value: object, entry: Entry) -> bool:
     """Say whether a value is what LangGraph's view shows: a JSON object, not a pickled dict."""
     return isinstance(value, dict) and entry.content_type == _JSON
@@ -247,7 +253,7 @@ class _Put:
     """One put, or a delete if ``value`` is None."""
 
     def __init__(self, op: PutOp, rules: SchemaRules) -> None:
-        namespace, key = as_namespace(op.namespace), str(op.key)
+        namespace, key = checked(op.namespace), str(op.key)
         self.state_key = to_state_key(namespace, key)
         self.addresses_item = bool(namespace)
         self.index = op.index

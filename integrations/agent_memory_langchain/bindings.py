@@ -24,7 +24,7 @@ from agent_memory import (
     RequestContext,
 )
 
-from .annotations import check_model
+from .annotations import check_model, ordering_field
 
 R = TypeVar("R")
 
@@ -41,12 +41,16 @@ _LABEL_BYTES: Final = 200  # Provenance holds 2,048 bytes in all.
 
 
 class Spec(NamedTuple):
-    """A document, or a collection (``many``): its name in the store, its model, and its name in the names of tools."""
+    """A document, or a collection (``many``): its name in the store, its model, and its name in the names of tools.
+
+    ``ordered_by`` is the field whose time sorts the items of a collection, if one does.
+    """
 
     name: str
     model: type[BaseModel]
     label: str
     many: bool
+    ordered_by: str | None = None
 
 
 def document_specs(entity: Entity | AsyncEntity, models: Models) -> list[Spec]:
@@ -75,7 +79,7 @@ def _spec(key: str, model: type[BaseModel], many: bool) -> Spec:
     label = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_")
     if not label:
         raise InvalidRequestError(f"no tool can be named after {name!r}; give the model a name with letters")
-    return Spec(name, model, label, many)
+    return Spec(name, model, label, many, ordering_field(model) if many else None)
 
 
 def plural(label: str) -> str:
@@ -188,8 +192,9 @@ def request_labels(
 ) -> tuple[str, dict[str, str]]:
     """Return the request id and the provenance of what a tool call writes.
 
-    A request that the application has open keeps its id; else it is the run's, the thread's, or a new one. A run
-    without ``run_id`` in its config tells tools none: then the label holds the traced id of the step they run in.
+    A request that the application has open keeps its id, and those of its labels that the call does not say anew; else
+    the id is the run's, the thread's, or a new one. A run without ``run_id`` in its config tells tools none: then the
+    label holds the traced id of the step they run in.
     """
     config = config or {}
     settings, metadata = config.get("configurable") or {}, config.get("metadata") or {}

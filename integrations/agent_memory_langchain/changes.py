@@ -25,6 +25,14 @@ from .schemas import Addition, Arguments, Refused, of_result, refusal
 
 Fields: TypeAlias = dict[str, Any]
 
+Change: TypeAlias = Callable[[Fields | None, list[str]], Fields]
+"""Gets the fields that are stored, or None, and a list for what is to be said of the change; returns all fields as they
+shall be."""
+
+
+class NothingStored(Exception):
+    """There is nothing to take away from: raised by a change, and no error for the model."""
+
 
 def explained(
     tool: str, spec: Spec, plan: Callable[[Fields], Plan[str]], arguments: Arguments, sent: Mapping[str, Any]
@@ -47,20 +55,19 @@ def explained(
 def write(
     spec: Spec,
     tool: str,
-    make: Callable[[Fields | None], Fields],
+    make: Change,
     sent: Mapping[str, Any],
     *,
     item_id: str | None = None,
 ) -> Plan[str]:
-    """Change a document, or an item, until nobody wrote in between; return the changed fields as they are now.
-
-    ``make`` gets the fields that are stored, or None, and returns all of them as they shall be.
-    """
+    """Change a document, or an item, until nobody wrote in between; return the changed fields as they are now."""
+    remarks: list[str] = []
 
     def change(current: BaseModel | None) -> BaseModel:
         if current is None and item_id is not None:
             raise Refused(f"{tool}: there is no {spec.label} with this item_id. Nothing was changed.")
-        data = make(None if current is None else dict(current))
+        remarks.clear()  # of an earlier try
+        data = make(None if current is None else dict(current), remarks)
         return validated(spec.model, tool, data, sent, absent=current is None)
 
     def step(entity: Any) -> Any:
@@ -70,9 +77,12 @@ def write(
             target = entity.collection(spec.model, name=spec.name).item(item_id)
         return target.update(change, default=None)  # an absent value is the tool's to explain
 
-    snapshot = yield step
+    try:
+        snapshot = yield step
+    except NothingStored:
+        return f"There is no {spec.label}: nothing was stored, and nothing had to be forgotten."
     now = {name: one for name, one in visible(snapshot.value).items() if name in sent}
-    return f"Saved. {spec.label}: {safe_fields(now)}"
+    return "\n".join([f"Saved. {spec.label}: {safe_fields(now)}", *remarks])
 
 
 def validated(model: type[BaseModel], tool: str, data: Fields, sent: Mapping[str, Any], *, absent: bool) -> BaseModel:
@@ -85,17 +95,18 @@ def validated(model: type[BaseModel], tool: str, data: Fields, sent: Mapping[str
         raise refusal(tool, problems) from None
 
 
-def set_fields(sent: Fields) -> Callable[[Fields | None], Fields]:
+def set_fields(sent: Fields) -> Change:
     """Return the change that sets fields."""
-    return lambda stored: {**(stored or {}), **sent}
+    return lambda stored, _: {**(stored or {}), **sent}
 
 
-def add_fields(
-    model: type[BaseModel], kinds: Mapping[str, Addition], sent: Fields
-) -> Callable[[Fields | None], Fields]:
-    """Return the change that adds to fields; None and what is not there count as zero, or empty."""
+def add_fields(model: type[BaseModel], kinds: Mapping[str, Addition], sent: Fields) -> Change:
+    """Return the change that adds to fields; None and what is not there count as zero, or empty.
 
-    def make(stored: Fields | None) -> Fields:
+    An element that a list holds already is not added again: agents like to say things twice.
+    """
+
+    def make(stored: Fields | None, remarks: list[str]) -> Fields:
         data = dict(_initial(model) if stored is None else stored)
         for name, more in sent.items():
             current, kind = data.get(name), kinds[name]
@@ -104,16 +115,22 @@ def add_fields(
             elif kind.kind == "mapping":
                 data[name] = {**(current or {}), **more}
             else:
-                data[name] = kind.build([*(current or ()), *more])
+                held, known = list(current or ()), []
+                for one in more:
+                    (known if one in held else held).append(one)
+                data[name] = kind.build(held)
+                if known:
+                    there = safe_json([_plain(one) for one in known])
+                    remarks.append(f"{name}: already there, and not added again: {there}")
         return data
 
     return make
 
 
-def remove_from_fields(kinds: Mapping[str, Addition], tool: str, sent: Fields) -> Callable[[Fields | None], Fields]:
+def remove_from_fields(kinds: Mapping[str, Addition], tool: str, sent: Fields) -> Change:
     """Return the change that removes elements and keys; raise Refused for one that is not there."""
 
-    def make(stored: Fields | None) -> Fields:
+    def make(stored: Fields | None, _: list[str]) -> Fields:
         data = dict(stored or {})
         missing: list[str] = []
         for name, less in sent.items():
@@ -130,12 +147,12 @@ def remove_from_fields(kinds: Mapping[str, Addition], tool: str, sent: Fields) -
     return make
 
 
-def forget_fields(model: type[BaseModel], label: str, tool: str, names: list[str]) -> Callable[[Fields | None], Fields]:
+def forget_fields(model: type[BaseModel], names: list[str]) -> Change:
     """Return the change that sets fields back to their defaults, or to None where they have none."""
 
-    def make(stored: Fields | None) -> Fields:
+    def make(stored: Fields | None, _: list[str]) -> Fields:
         if stored is None:
-            raise Refused(f"{tool}: there is no {label} yet. Nothing was changed.")
+            raise NothingStored
         kept = {name: one for name, one in stored.items() if name not in names}
         return {**kept, **{name: None for name in names if model.model_fields[name].is_required()}}
 

@@ -7,8 +7,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
-from langgraph.store.base import InvalidNamespaceError, MatchCondition
+from langgraph.store.base import GetOp, InvalidNamespaceError, MatchCondition, validate_op_namespace
 
 
 def escape(name: str) -> str:
@@ -18,36 +19,54 @@ def escape(name: str) -> str:
 
 def unescape(segment: str) -> str:
     """Return what a segment stands for; one that no name is escaped to stands for itself."""
+    if "%" not in segment:
+        return segment
     name = segment.replace("%2F", "/").replace("%25", "%")
     return name if escape(name) == segment else segment
 
 
-def to_state_key(namespace: Iterable[str], key: str) -> str:
+def to_state_key(namespace: tuple[str, ...], key: str) -> str:
     """Return the state key of an item."""
     return to_prefix(namespace) + escape(key)
 
 
-def to_prefix(namespace: Iterable[str]) -> str:
+@lru_cache(4_096)
+def to_prefix(namespace: tuple[str, ...]) -> str:
     """Return what the state keys of a namespace and of those below it start with: it ends at a segment's end."""
     return "".join(f"{escape(label)}/" for label in namespace)
 
 
 def from_state_key(state_key: str) -> tuple[tuple[str, ...], str] | None:
     """Return the namespace and key of an item; None for a state key of one segment, which is no item."""
-    *labels, key = state_key.split("/")
-    return (tuple(map(unescape, labels)), unescape(key)) if labels else None
+    parent, slash, key = state_key.rpartition("/")
+    return (from_parent(parent + slash), unescape(key)) if slash else None
 
 
+@lru_cache(4_096)
 def from_parent(parent: str) -> tuple[str, ...]:
     """Return the namespace that a state key's parent (the key up to its last ``/``) stands for."""
     return tuple(map(unescape, parent.removesuffix("/").split("/")))
 
 
-def as_namespace(labels: Sequence[str]) -> tuple[str, ...]:
-    """Return labels as a tuple: some callers pass lists. A bare string is not taken for its letters."""
+def checked(labels: Sequence[str]) -> tuple[str, ...]:
+    """Return a namespace as a tuple (some callers pass lists); raise InvalidNamespaceError if LangGraph forbids it.
+
+    A bare string is not taken for its letters.
+    """
     if isinstance(labels, str):
         raise InvalidNamespaceError("A namespace is a tuple of labels, not one string.")
-    return tuple(labels)
+    namespace = tuple(labels)
+    try:
+        _check(namespace)
+    except TypeError:
+        # A label that cannot be hashed; LangGraph says what is wrong with it.
+        validate_op_namespace(GetOp(namespace, ""))
+    return namespace
+
+
+@lru_cache(4_096)
+def _check(namespace: tuple[str, ...]) -> None:
+    validate_op_namespace(GetOp(namespace, ""))
 
 
 def matches(condition: MatchCondition, namespace: tuple[str, ...]) -> bool:

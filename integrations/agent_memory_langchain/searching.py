@@ -6,7 +6,7 @@ import datetime
 import decimal
 import enum
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import NoneType
 from typing import Any, Final, Literal, cast, get_origin
 
@@ -29,7 +29,8 @@ _SCALARS: Final = (
 
 def search_arguments(spec: Spec, limit: Any) -> Arguments:
     """Return the arguments of a collection's search: a text, fields to compare, a limit."""
-    own: dict[str, Any] = {"text": (str | None, Field(None, description="words that some field contains"))}
+    words = "words that must all occur, in any order and in any field"
+    own: dict[str, Any] = {"text": (str | None, Field(None, description=words))}
     fields: dict[str, Any] = {
         name: (field.annotation, Field(None, description=field.description))
         for name, field in visible_fields(spec.model).items()
@@ -44,17 +45,17 @@ def search_arguments(spec: Spec, limit: Any) -> Arguments:
 
 def search_items(spec: Spec, sent: dict[str, Any]) -> Plan[tuple[list[Row], bool]]:
     """Return the newest items that match, and whether there may be more."""
-    text = (sent["text"] or "").casefold()
+    words = (sent["text"] or "").casefold().split()
     given = cast("BaseModel | None", sent.get("where"))
     where = given.model_dump(mode="json", exclude_unset=True) if given is not None else {}
-    if not text and not where:
+    if not words and not where:
         raise Refused(f"search_{plural(spec.label)}: send a text or fields to compare.")
     found: list[Row] = []
     last, searched = None, 0
     while searched < SEARCHED:
         rows = yield from read_items(spec, PAGE, last)
         for row in rows:
-            if row.data is not None and _matches(row.data, text, where):
+            if row.data is not None and _matches(row.data, words, where):
                 found.append(row)
                 if len(found) > sent["limit"]:
                     return found[:-1], True
@@ -64,10 +65,11 @@ def search_items(spec: Spec, sent: dict[str, Any]) -> Plan[tuple[list[Row], bool
     return found, True
 
 
-def _matches(data: dict[str, Any], text: str, where: dict[str, Any]) -> bool:
-    return all(data.get(name) == one for name, one in where.items()) and (
-        not text or any(text in str(leaf).casefold() for leaf in _leaves(data))
-    )
+def _matches(data: dict[str, Any], words: Sequence[str], where: dict[str, Any]) -> bool:
+    if any(data.get(name) != one for name, one in where.items()):
+        return False
+    leaves = [str(leaf).casefold() for leaf in _leaves(data)] if words else []
+    return all(any(word in leaf for leaf in leaves) for word in words)
 
 
 def _leaves(data: Any) -> Iterator[Any]:

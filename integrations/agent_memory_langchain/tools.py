@@ -6,13 +6,14 @@ For a document ``Profile`` (its name is ``profile``) and a collection ``Workout`
 |---------------------------------------------|-----------------------------------------------------------------------|
 | ``read_profile()``                          | all visible fields                                                    |
 | ``update_profile(weight_kg=…, …)``          | sets the given fields; one that is not given stays, null clears it    |
-| ``add_to_profile(steps=5, goals=["5k"])``   | adds to numbers (also a negative number), appends to lists, sets and  |
-|                                             | mappings: nothing that runs at the same time is lost                  |
+| ``add_to_profile(steps=5, goals=["5k"])``   | adds to numbers (also a negative number), to mappings, and to lists   |
+|                                             | and sets what they do not hold yet: nothing that runs at the same     |
+|                                             | time is lost                                                          |
 | ``remove_from_profile(goals=["5k"])``       | removes elements of lists and sets, and keys of mappings              |
 | ``forget_profile(fields=["goals"])``        | sets fields back to their defaults, or to null                        |
-| ``add_workout(kind="run", …)``              | adds an item, answers with its id                                     |
+| ``add_workout(kind="run", …)``              | adds an item, answers with its id; see ``Agent(orders=True)``         |
 | ``list_workouts(limit=10, older_than=…)``   | the newest items, with their ids                                      |
-| ``search_workouts(text=…, where={…})``      | the newest items with this text, these fields                         |
+| ``search_workouts(text=…, where={…})``      | the newest items with all of these words, and these fields            |
 | ``update_workout(item_id, …)``              | as ``update_profile``, of one item                                    |
 | ``forget_workout(item_id)``                 | deletes an item                                                       |
 
@@ -21,16 +22,18 @@ A tool that would have no arguments to offer (nothing to add to, nothing to forg
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from datetime import UTC, date, datetime, time
+from typing import Annotated, Any, Final, Literal, NamedTuple, cast
 
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool
 from langgraph.config import get_config
 from langgraph.prebuilt import ToolRuntime
-from pydantic import Field
+from pydantic import BaseModel, Field
 
-from agent_memory import AgentMemory, AsyncAgentMemory, InvalidRequestError
+from agent_memory import AgentMemory, AsyncAgentMemory, InvalidRequestError, item_id
 
 from .bindings import (
     EntitySource,
@@ -47,13 +50,23 @@ from .bindings import (
     resolve_entity,
     run_plan,
 )
-from .changes import add_fields, explained, forget_fields, remove_from_fields, set_fields, validated, write
+from .changes import Change, add_fields, explained, forget_fields, remove_from_fields, set_fields, validated, write
 from .reading import Row, read_document, read_items, safe_fields, safe_json
-from .schemas import Arguments, Definition, Refused, additions, forgettable, settable
+from .schemas import Arguments, Definition, Refused, additions, forgettable, refusal, settable
 from .searching import search_arguments, search_items
 
 LIST_LIMIT: Final = 50
 _ABSENT: Final[Any] = None
+
+
+class MemoryTool(StructuredTool):
+    """A StructuredTool that takes arguments of any name, ``self`` too, so that its own code can refuse them."""
+
+    def _run(self, /, *args: Any, config: RunnableConfig, run_manager: Any = None, **sent: Any) -> Any:  # noqa: ARG002
+        return cast("Callable[..., Any]", self.func)(*args, config=config, **sent)
+
+    async def _arun(self, /, *args: Any, config: RunnableConfig, run_manager: Any = None, **sent: Any) -> Any:  # noqa: ARG002
+        return await cast("Callable[..., Any]", self.coroutine)(*args, config=config, **sent)
 
 
 class Operation(NamedTuple):
@@ -127,7 +140,7 @@ def _tool(faces: Faces, source: EntitySource, agent: str | None, operation: Oper
         with faces.aio.request(request_id, **labels):
             return await arun_plan(plan, faces.aio.entity(kind, id))
 
-    return StructuredTool(
+    return MemoryTool(
         name=operation.name,
         description=operation.description,
         args_schema=operation.arguments.schema,
@@ -167,6 +180,7 @@ def _change_operations(spec: Spec) -> list[Operation]:
     label, model, is_item = spec.label, spec.model, spec.many
     own: dict[str, Any] = {"item_id": (str, Field(description=f"which {label}"))} if is_item else {}
     fields, kinds, optional = settable(model), {} if is_item else additions(model), forgettable(model)
+    fields = {name: one for name, one in fields.items() if name != spec.ordered_by}
     removable = {name: one for name, one in kinds.items() if one.removed is not None}
     operations: list[Operation] = []
 
@@ -188,15 +202,17 @@ def _change_operations(spec: Spec) -> list[Operation]:
             "update_{}",
             f"Change fields of {'one' if is_item else 'the'} {label}. Send only what changes: a field that is not sent "
             "stays as it is, null clears one that may be null. Lists and objects are replaced whole"
-            + (f"; add_to_{label} adds to them." if kinds else "."),
+            + (f"; add_to_{label} adds to them." if kinds else ".")
+            + (f" To change {spec.ordered_by}, forget the {label} and add it anew." if spec.ordered_by else ""),
             fields,
             lambda _, sent: set_fields(sent),
         )
     if kinds:
         offer(
             "add_to_{}",
-            f"Add to the {label}: a number is added to the stored number (a negative one subtracts), elements are "
-            "appended to a list, entries are put into a mapping. Safe while others add at the same time.",
+            f"Add to the {label}: a number is added to the stored number (a negative one subtracts), elements that a "
+            "list does not hold yet are appended, entries are put into a mapping. Safe while others add at the same "
+            "time.",
             {name: (one.added, _about(model, name)) for name, one in kinds.items()},
             lambda _, sent: add_fields(model, kinds, sent),
         )
@@ -213,13 +229,13 @@ def _change_operations(spec: Spec) -> list[Operation]:
             "forget_{}",
             f"Forget fields of the {label}: they go back to their defaults, or to null.",
             {},
-            lambda name, sent: forget_fields(model, label, name, sent["fields"]),
+            lambda _, sent: forget_fields(model, sent["fields"]),
             fields=(choice, Field(min_length=1)),
         )
     return operations
 
 
-_Maker = Callable[[str, dict[str, Any]], Callable[[dict[str, Any] | None], dict[str, Any]]]
+_Maker = Callable[[str, dict[str, Any]], Change]
 
 
 def _about(model: Any, name: str) -> Any:
@@ -280,10 +296,28 @@ def _add_operation(spec: Spec) -> list[Operation]:
 
     def add(sent: dict[str, Any]) -> Plan[str]:
         value = validated(spec.model, name, sent, sent, absent=True)
-        item_id = yield lambda entity: entity.collection(spec.model, name=spec.name).add(value)
-        return f"Added. item_id: {safe_json(item_id)}"
+        id = _id_by_time(spec, name, value)
+        added = yield lambda entity: entity.collection(spec.model, name=spec.name).add(value, id=id)
+        return f"Added. item_id: {safe_json(added)}"
 
     return [Operation(name, f"Add a {spec.label}.", spec, arguments, add)]
+
+
+def _id_by_time(spec: Spec, tool: str, value: BaseModel) -> str | None:
+    """Return the id by which an item stands at its time, None for one that stands at the time of its adding."""
+    at = None if spec.ordered_by is None else getattr(value, spec.ordered_by)
+    if at is None:
+        return None
+    if not isinstance(at, datetime):
+        at = datetime.combine(cast(date, at), time.min)
+    zone = at.tzinfo or UTC
+    if at.time() == time.min:
+        # A day without a time of day: what is told of it later comes later.
+        at = datetime.combine(at, datetime.now(zone).time())
+    try:
+        return item_id(at.replace(tzinfo=zone), str(uuid.uuid4()))
+    except InvalidRequestError:
+        raise refusal(tool, [f"{spec.ordered_by}: a time before 1970 cannot be stored"]) from None
 
 
 def _rows(rows: list[Row], many: str, *, more: bool) -> str:

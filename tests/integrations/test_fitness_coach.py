@@ -8,9 +8,11 @@ import pytest
 from langchain_core.messages import AIMessage, HumanMessage
 
 from agent_memory import AgentMemory, InvalidRequestError
+from agent_memory_langchain import AgentMemoryStore
 from examples.fitness_tracker.agent import Conversation, Run, build_agent, choose_model, club_of
 from examples.fitness_tracker.coach import OfflineCoach
 from examples.fitness_tracker.models import Club, Note, Preferences, Profile, UnknownModelError, Workout
+from examples.fitness_tracker.notes import SIMILAR, HashingEmbedding, keep_note, recall_notes
 
 TODAY = date(2026, 4, 18)
 Talk = Callable[..., Conversation]
@@ -45,8 +47,8 @@ def talk(memory: AgentMemory) -> Talk:
         ),
         ("I hate mornings", [("add_to_preferences", {"dislikes": ["mornings"]})]),
         ("use miles", [("update_preferences", {"units": "miles"})]),
-        ("my knee hurts", [("add_note", {"text": "my knee hurts", "when": "2026-04-18"})]),
-        ("what did I say about my knee?", [("search_notes", {"text": "knee"})]),
+        ("my knee hurts", [("add_note", {"text": "my knee hurts"})]),
+        ("what did I say about my knee?", [("recall_notes", {"about": "knee"})]),
         ("how am I doing?", [("training_summary", {}), ("read_profile", {})]),
         (
             "what do you know about me?",
@@ -83,9 +85,8 @@ def test_a_whole_conversation_ends_in_typed_memory(memory: AgentMemory, talk: Ta
     assert [item.value for item in ada.collection(Workout).list()] == [
         Workout(sport="running", when=now, distance_km=5.0, duration_s=1710)
     ]
-    assert [item.value for item in ada.collection(Note).list()] == [
-        Note(text="my knee hurts after long runs", when=now)
-    ]
+    [note] = [item.value for item in ada.collection(Note).list()]
+    assert (note.text, note.when.date()) == ("my knee hurts after long runs", TODAY)
 
 
 def test_a_new_conversation_knows_what_an_earlier_one_was_told(talk: Talk) -> None:
@@ -144,6 +145,63 @@ def test_no_words_of_one_user_reach_the_memory_of_another(memory: AgentMemory, t
     assert len(memory.entity("user", "bob").collection(Workout).list()) == 1
 
 
+def test_recall_finds_the_notes_of_the_one_who_asks_and_of_nobody_else(memory: AgentMemory, talk: Talk) -> None:
+    for user, words in [("ada", "My knee hurts."), ("ada/2", "My knee is stiff."), ("ada.b", "My knee is swollen.")]:
+        talk(user).say(words)
+    assert talk("ada").say("What did I say about my knee?").answer == 'You said: "My knee hurts".'
+    assert talk("ada/2").say("What did I say about my knees?").answer == 'You said: "My knee is stiff".'
+    assert talk("ada.b").say("What did I say about my knee?").answer == 'You said: "My knee is swollen".'
+    for user in ("ad", "ada/", "", "user", "ada/2/note", "%", "ADA"):
+        asking = Conversation(memory, user, OfflineCoach(), today=lambda: TODAY)
+        for topic in ("my knee", "ada's knee", "user ada: my knee", "user/ada/note knee"):
+            if user:
+                assert "hurts" not in asking.say(f"What did I say about {topic}?").answer
+
+
+def test_a_note_is_found_by_the_words_that_it_shares(memory: AgentMemory) -> None:
+    embeddings = HashingEmbedding()
+    for text in ("My left knee hurts after long runs", "The new shoes rub at the heel", "Coffee before a race: never"):
+        keep_note(memory, "ada", Note(text=text, when=datetime.now(UTC)), embeddings)
+
+    def found(about: str) -> list[str]:
+        return [note.text for note in recall_notes(memory, "ada", about, embeddings)]
+
+    assert found("knees") == ["My left knee hurts after long runs"]
+    assert found("my SHOES") == ["The new shoes rub at the heel"]
+    assert found("a race") == ["Coffee before a race: never"]
+    assert found("hip") == found("?") == found("") == []
+    assert recall_notes(memory, "bob", "knee", embeddings) == []
+
+
+def test_a_forgotten_note_is_not_recalled(memory: AgentMemory, talk: Talk) -> None:
+    talk().say("My knee hurts.")
+    notes = memory.entity("user", "ada").collection(Note)
+    notes.delete(notes.list()[0].id)
+    assert recall_notes(memory, "ada", "knee", HashingEmbedding()) == []
+
+
+def test_langgraphs_store_finds_the_same_notes(memory: AgentMemory, talk: Talk) -> None:
+    talk("ada").say("My knee hurts.")
+    talk("bob").say("My knee is fine, it feels good. My knee is better.")
+    index: Any = {"dims": 1024, "embed": HashingEmbedding(), "fields": ["text"]}
+    found = AgentMemoryStore(memory, index=index).search(("user", "ada", "note"), query="knee")
+    assert [item.value["text"] for item in found] == ["My knee hurts"]
+    assert found[0].score is not None
+    assert found[0].score > SIMILAR
+
+
+def test_a_text_has_the_same_vector_in_every_process() -> None:
+    vector = HashingEmbedding(8).embed_query("My knee hurts.")
+    assert [round(one, 3) for one in vector] == [0.241, 0.0, 0.0, -0.627, 0.482, 0.432, -0.241, 0.267]
+
+
+def test_the_latest_workout_is_the_one_that_happened_last(memory: AgentMemory, talk: Talk) -> None:
+    talk().say("Swam 1 km today. Ran 5 km yesterday. Rode 20 km on thursday.")
+    shown = memory.entity("user", "ada").collection(Workout).list(reverse=True)
+    assert [item.value.sport for item in shown] == ["swimming", "running", "cycling"]
+    assert "the latest: swimming 1 km" in talk().say("How am I doing?").answer
+
+
 def test_no_tool_offers_an_argument_that_could_name_a_user(memory: AgentMemory) -> None:
     offered: dict[str, set[str]] = {}
 
@@ -154,7 +212,7 @@ def test_no_tool_offers_an_argument_that_could_name_a_user(memory: AgentMemory) 
             return super().bind_tools(tools, **options)
 
     Conversation(memory, "ada", Listening(), today=lambda: TODAY).say("hello")
-    assert {"update_profile", "add_workout", "search_notes", "training_summary"} <= set(offered)
+    assert {"update_profile", "add_workout", "recall_notes", "training_summary"} <= set(offered)
     assert not {"user", "user_id", "entity", "id", "runtime"} & set().union(*offered.values())
     assert "source" not in offered["add_workout"]
 

@@ -41,7 +41,7 @@ def memory() -> Iterator[AgentMemory]:
         ada, bob = memory.entity("user", "ada"), memory.entity("user", "bob")
         ada.document(Profile).set(Profile(name="Ada", goals=["run a half marathon"]))
         ada.collection(Workout).add(Workout(sport="running", when=now, distance_km=5.0, duration_s=1710))
-        ada.collection(Workout).add(Workout(sport="running", when=now, source="strava"))
+        ada.collection(Workout).add(Workout(sport="running", when=now, source="strava-1"))
         bob.collection(Workout).add(Workout(sport="cycling", when=now, distance_km=42.195))
         bob.collection(Note).add(Note(text="my knee hurts", when=now))
         club_of(memory).set(Club(metres=47_195, workouts=2, laps=20))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_memory import AgentMemory, Collection
+from agent_memory import AgentMemory, Collection, item_id
 from examples.fitness_tracker.importing import UnreadableFileError, add_activities, read_activities
 from examples.fitness_tracker.models import Workout
 
@@ -46,7 +46,7 @@ def test_a_row_becomes_a_workout_with_the_activity_id_in_its_own(tmp_path: Path)
             distance_km=5.02,
             duration_s=1710,
             note="Morning Run",
-            source="strava",
+            source="strava-101",
         )
     }
 
@@ -119,6 +119,7 @@ def test_columns_and_dates_in_another_language_are_named_by_the_user(tmp_path: P
     ("row", "reason"),
     [
         (RUN.replace("Nov 3", "Smarch 3"), "'Smarch 3, 2025, 6:12:33 AM' is not a date"),
+        (RUN.replace("2025", "1965"), "'Nov 3, 1965, 6:12:33 AM' is before 1970"),
         (RUN.replace("101,", "abc,", 1), "'abc' is not an activity id"),
         (RUN.replace("5020.1", "far"), "Distance 'far' is not a number"),
         (RUN.replace("5020.1", "-3"), "Distance '-3' is not a number"),
@@ -169,7 +170,26 @@ def test_an_activity_that_was_changed_on_strava_since_is_left_as_it_is_and_repor
     renamed = read_activities(export(tmp_path, RUN.replace("Morning Run", "Race"), SWIM)).workouts
     imported = add_activities(workouts, renamed)
     assert (imported.added, imported.differing) == (["strava-102"], ["strava-101"])
-    assert workouts.item("strava-101").get().note == "Morning Run"  # type: ignore[union-attr]
+    assert [item.value.note for item in workouts.list()] == ["Morning Run", "Pool"]
+
+
+def test_an_activity_whose_time_was_changed_on_strava_is_not_imported_a_second_time(
+    tmp_path: Path, workouts: Collection[Workout]
+) -> None:
+    add_activities(workouts, read_activities(export(tmp_path, RUN)).workouts)
+    moved = read_activities(export(tmp_path, RUN.replace("6:12:33", "7:12:33"))).workouts
+    assert add_activities(workouts, moved) == ([], [], ["strava-101"])
+    assert len(workouts.list()) == 1
+
+
+def test_workouts_stand_in_the_order_of_their_happening_whatever_the_order_of_the_file(
+    tmp_path: Path, workouts: Collection[Workout]
+) -> None:
+    add_activities(workouts, read_activities(export(tmp_path, SWIM)).workouts)
+    workouts.add(Workout(sport="yoga", when=datetime(2026, 4, 18, tzinfo=UTC)))
+    add_activities(workouts, read_activities(export(tmp_path, RUN)).workouts)
+    assert [item.value.sport for item in workouts.list()] == ["running", "swimming", "yoga"]
+    assert workouts.list()[0].id == item_id(datetime(2025, 11, 3, 6, 12, 33, tzinfo=UTC), "strava-101")
 
 
 def test_more_than_a_thousand_activities_are_imported(tmp_path: Path, workouts: Collection[Workout]) -> None:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import pytest
-from agent_memory_langchain import MemoryMiddleware
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import BaseModel
 
 from agent_memory import AgentMemory, InvalidRequestError
+from agent_memory_langchain import MemoryMiddleware
 from tests.support.agents import Athlete, ScriptedModel, Session, results
 
 

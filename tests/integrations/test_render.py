@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import pytest
-from agent_memory_langchain import Agent, arender_memory, count_by_characters, render_memory
-from agent_memory_langchain.reading import safe_json
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from agent_memory import AgentMemory, Entity, InvalidRequestError, UnavailableError
+from agent_memory_langchain import Agent, arender_memory, count_by_characters, render_memory
+from agent_memory_langchain.reading import safe_json
 from tests.support.agents import Athlete, Injury, Session
 
 

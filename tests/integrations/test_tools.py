@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from enum import Enum
 from typing import Annotated, Any, Literal
 
 import pytest
-from agent_memory_langchain import Agent, memory_tools
 from langchain_core.messages import AIMessage
 from langchain_core.tools import BaseTool
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 from pydantic import BaseModel, ConfigDict, Field
 
-from agent_memory import AgentMemory, InvalidRequestError, NoRequestContextError, RequestContext, UnavailableError
+from agent_memory import (
+    AgentMemory,
+    InvalidRequestError,
+    NoRequestContextError,
+    RequestContext,
+    UnavailableError,
+    item_id,
+)
+from agent_memory_langchain import Agent, memory_tools
 from tests.support.agents import Athlete, Injury, Session
 
 BOB = {"configurable": {"user_id": "bob"}}
@@ -206,10 +214,27 @@ def test_removing_what_is_not_there_changes_nothing(memory: AgentMemory) -> None
 
 def test_forgetting_fields_sets_them_back(memory: AgentMemory) -> None:
     tools = named(memory)
-    assert call(tools["forget_athlete"], {"fields": ["goals"]}).status == "error"
     memory.entity("user", "bob").document(Athlete).set(Athlete(goals=["5k"], weight_kg=70, name="Bea", risk=0.5))
     call(tools["forget_athlete"], {"fields": ["goals", "weight_kg"]})
     assert athlete(memory) == Athlete(name="Bea", risk=0.5)
+
+
+def test_forgetting_where_nothing_is_stored_succeeds_and_stores_nothing(memory: AgentMemory) -> None:
+    answer = call(named(memory)["forget_athlete"], {"fields": ["goals"]})
+    assert (answer.status, "nothing was stored" in answer.content) == ("success", True)
+    assert list(memory.app_state.keys()) == []
+
+
+def test_what_a_list_holds_already_is_not_added_again(memory: AgentMemory) -> None:
+    add = named(memory)["add_to_athlete"]
+    assert call(add, {"goals": ["5k", "10k", "5k"]}).content == (
+        'Saved. athlete: {"goals": ["5k", "10k"]}\ngoals: already there, and not added again: ["5k"]'
+    )
+    assert "not added again" not in call(add, {"goals": ["swim"]}).content
+    call(add, {"goals": ["10k", "swim"]})
+    snapshot = memory.entity("user", "bob").document(Athlete).snapshot()
+    assert snapshot is not None
+    assert (snapshot.version, snapshot.value.goals) == (2, ["5k", "10k", "swim"])
 
 
 def test_a_document_that_needs_fields_is_made_by_the_update_that_sends_them(memory: AgentMemory) -> None:
@@ -313,8 +338,8 @@ def test_an_item_that_is_not_there_is_refused(memory: AgentMemory) -> None:
     tools = named(memory)
     memory.entity("user", "eve").collection(Session).add(Session(kind="walk"), id="hers")
     for name, more in (("update_session", {"km": 1}), ("forget_session", {})):
-        for item_id in ("hers", "../eve/session/hers", "eve/session/hers"):
-            answer = call(tools[name], {"item_id": item_id, **more})
+        for id in ("hers", "../eve/session/hers", "eve/session/hers"):
+            answer = call(tools[name], {"item_id": id, **more})
             assert answer.status == "error"
             assert "there is no session with this item_id" in answer.content
     assert call(tools["forget_session"], {"item_id": ""}).status == "error"
@@ -327,12 +352,79 @@ def test_searching_by_text_and_by_field(memory: AgentMemory) -> None:
         sessions.add(Session(kind=kind, note=note, invoice="river"))
     search = named(memory)["search_sessions"]
     assert call(search, {"text": "RIVER"}).content.count("\n") == 1
+    assert call(search, {"text": "river run along"}).content.count("\n") == 1
+    assert call(search, {"text": "river swim"}).content == "There are no such sessions."
     assert call(search, {"where": {"kind": "run"}}).content.count("\n") == 2
     assert call(search, {"where": {"kind": "run"}, "text": "river"}).content.count("\n") == 1
     assert call(search, {"where": {"kind": "run"}, "limit": 1}).content.endswith("(there are more)")
     assert call(search, {"text": "nothing"}).content == "There are no such sessions."
     assert call(search, {}).status == "error"
     assert call(search, {"where": {"invoice": "unpaid"}}).status == "error"
+
+
+class Ride(BaseModel):
+    when: Annotated[datetime, Agent(orders=True)]
+    km: float = 0
+
+
+class Visit(BaseModel):
+    day: Annotated[date | None, Agent(orders=True)] = None
+    place: str
+
+
+def told(memory: AgentMemory, field: str) -> list[str]:
+    """List the items as an agent sees them, newest first."""
+    many = "rides" if field == "km" else "visits"
+    tools = named(memory, documents=[], collections=[Ride, Visit])
+    return re.findall(rf'"{field}": "?([\w.]+)', call(tools[f"list_{many}"]).content)
+
+
+def test_items_stand_by_the_time_that_orders_them_whenever_they_are_told(memory: AgentMemory) -> None:
+    add = named(memory, documents=[], collections=[Ride])["add_ride"]
+    rides = memory.entity("user", "bob").collection(Ride)
+    imported = Ride(when=datetime(2026, 4, 18, 6, 12, tzinfo=UTC), km=2)
+    rides.add(imported, id=item_id(imported.when, "strava-1"))
+    for when, km in [
+        ("2026-04-18T09:00:00Z", 4), ("2026-04-17T23:00:00+02:00", 1), ("2026-04-18T08:00:00", 3), ("2026-04-19", 5),
+        ("2026-04-19", 6),
+    ]:  # fmt: skip
+        assert call(add, {"when": when, "km": km}).status == "success"
+    assert told(memory, "km") == ["6.0", "5.0", "4.0", "3.0", "2.0", "1.0"]
+
+
+def test_items_may_be_ordered_by_a_day_and_those_without_one_stand_where_they_were_told(memory: AgentMemory) -> None:
+    add = named(memory, documents=[], collections=[Visit])["add_visit"]
+    for day, place in [("2026-04-18", "b"), (None, "now"), ("2026-04-17", "a"), ("2026-04-18", "c")]:
+        assert call(add, {"day": day, "place": place}).status == "success"
+    assert told(memory, "place") == ["now", "c", "b", "a"]
+
+
+def test_the_time_that_orders_an_item_stays(memory: AgentMemory) -> None:
+    tools = named(memory, documents=[], collections=[Ride])
+    assert set(properties(tools["update_ride"])) == {"item_id", "km"}
+    assert "To change when, forget the ride" in tools["update_ride"].description
+
+
+def test_a_time_before_1970_is_refused(memory: AgentMemory) -> None:
+    answer = call(named(memory, documents=[], collections=[Ride])["add_ride"], {"when": "1969-07-20"})
+    assert (answer.status, "before 1970" in answer.content) == ("error", True)
+
+
+def test_only_one_visible_time_can_order_items(memory: AgentMemory) -> None:
+    class Two(BaseModel):
+        first: Annotated[datetime, Agent(orders=True)]
+        second: Annotated[datetime, Agent(orders=True)]
+
+    class Text(BaseModel):
+        when: Annotated[str, Agent(orders=True)]
+
+    class Hidden(BaseModel):
+        when: Annotated[datetime, Agent(orders=True, hidden=True)]
+
+    for model in (Two, Text, Hidden):
+        with pytest.raises(InvalidRequestError, match="can order the items"):
+            named(memory, collections=[model])
+        assert named(memory, documents=[model], collections=[])
 
 
 def test_one_bad_item_does_not_hide_the_others(memory: AgentMemory) -> None:
@@ -364,6 +456,25 @@ def test_a_runtime_that_a_model_made_up_is_not_believed(memory: AgentMemory) -> 
     assert call(named(memory)["update_athlete"], forged).status == "success"
     assert athlete(memory) == Athlete(steps=9)
     assert athlete(memory, "eve") is None
+
+
+NAMES = ("self", "args", "kwargs", "func", "coroutine", "tool_input", "input", "sent", "cls", "verbose", "callable")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_argument_that_is_named_like_langchains_own_is_refused_as_any_other(memory: AgentMemory, name: str) -> None:
+    answer = call(named(memory)["update_athlete"], {"steps": 1, name: "x"})
+    assert answer.status == "error"
+    assert f"{name}: extra_forbidden" in answer.content
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("name", NAMES)
+async def test_so_it_is_in_async_runs(memory: AgentMemory, name: str) -> None:
+    tool = named(memory)["update_athlete"]
+    sent: Any = {"type": "tool_call", "name": tool.name, "args": {"steps": 1, name: "x"}, "id": "call-1"}
+    config: Any = BOB
+    assert (await tool.ainvoke(sent, config)).status == "error"
 
 
 @pytest.mark.parametrize("entity", ["user", ("user",), ("user", ""), ("user", 5), None])
@@ -451,6 +562,18 @@ def test_a_request_that_is_open_keeps_its_id(memory: AgentMemory) -> None:
     assert snapshot is not None
     assert snapshot.entry.provenance is not None
     assert snapshot.entry.provenance["request_id"] == "request-1"
+
+
+def test_a_write_keeps_the_labels_of_the_request_that_is_open(memory: AgentMemory) -> None:
+    with memory.request("request-1", tenant="acme", agent="app", tool="the application's"):
+        call(named(memory)["update_athlete"], {"steps": 1})
+        first = memory.entity("user", "bob").document(Athlete).snapshot()
+        call(named(memory, agent="coach")["update_athlete"], {"steps": 2})
+        second = memory.entity("user", "bob").document(Athlete).snapshot()
+    labels = [dict(one.entry.provenance or {}) for one in (first, second) if one is not None]
+    assert [one["tenant"] for one in labels] == ["acme", "acme"]
+    assert [one["tool"] for one in labels] == ["update_athlete", "update_athlete"]
+    assert [one["agent"] for one in labels] == ["app", "coach"]
 
 
 def test_a_store_that_does_not_answer_is_no_answer(memory: AgentMemory) -> None:

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import xml.etree.ElementTree as ElementTree
+import zlib
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from enum import Enum
@@ -105,7 +106,7 @@ class Stored(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """A request that was answered: ``presigned`` says how it was signed, ``received`` and ``sent`` count bodies' bytes."""
+    """A request that was answered: how it was signed, and the bytes of the two bodies."""
 
     method: str
     key: str
@@ -331,7 +332,7 @@ class StrictS3:
             raise _Refusal(403, "SignatureDoesNotMatch")
 
     def _presigned(self, query: Mapping[str, str]) -> tuple[str, list[str], str, str]:
-        if not _PRESIGNED <= query.keys() or query["X-Amz-Algorithm"] != "AWS4-HMAC-SHA256":
+        if not query.keys() >= _PRESIGNED or query["X-Amz-Algorithm"] != "AWS4-HMAC-SHA256":
             raise _Refusal(400, "AuthorizationQueryParametersError")
         at, lifetime = query["X-Amz-Date"], query["X-Amz-Expires"]
         if not lifetime.isdigit() or int(lifetime) > _LONGEST_EXPIRY:
@@ -414,6 +415,7 @@ class StrictS3:
     def _delete_many(self, request: _Request) -> _Answer:
         checksums = {
             "content-md5": lambda: base64.b64encode(hashlib.md5(request.body).digest()).decode(),
+            "x-amz-checksum-crc32": lambda: base64.b64encode(struct.pack(">I", zlib.crc32(request.body))).decode(),
             "x-amz-checksum-sha256": lambda: base64.b64encode(hashlib.sha256(request.body).digest()).decode(),
         }
         given = checksums.keys() & request.headers.keys()

@@ -1,0 +1,417 @@
+"""Blobs in an object store: the contract on a strict S3 and on moto's, and what goes wrong with one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from agent_memory.errors import ConflictError, IntegrityError, InvalidRequestError, UnavailableError
+from agent_memory.storage import object_blobs
+from agent_memory.storage.blobs import BlobObject
+from agent_memory.storage.object_blobs import ObjectBlobs
+from tests.support.strict_s3 import ACCESS_KEY, BUCKET, REGION, SECRET_KEY, Fault, StrictS3, once, seeded
+
+pytest.importorskip("obstore")
+
+ID = "0198c0de-0000-7000-8000-0000000000ab"
+DATA = bytes(range(256)) * 40
+
+
+@pytest.fixture(scope="module")
+def shared_s3() -> Iterator[StrictS3]:
+    with StrictS3() as s3:
+        yield s3
+
+
+@pytest.fixture
+def s3(shared_s3: StrictS3, monkeypatch: pytest.MonkeyPatch) -> StrictS3:
+    """An empty object store to which the environment leads."""
+    shared_s3.objects.clear()
+    shared_s3.seen.clear()
+    shared_s3.plan, shared_s3.skew, shared_s3.bulk_errors = None, 0.0, set()
+    for name, text in shared_s3.environment().items():
+        monkeypatch.setenv(name, text)
+    return shared_s3
+
+
+@pytest.fixture
+def strict(s3: StrictS3) -> ObjectBlobs:
+    return ObjectBlobs(f"s3://{BUCKET}/some/prefix")
+
+
+@pytest.fixture(scope="module")
+def moto_url() -> Iterator[str]:
+    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(params=["strict", "moto"])
+def blobs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ObjectBlobs:
+    """An empty blob store on each server."""
+    if request.param == "strict":
+        return request.getfixturevalue("strict")
+    url: str = request.getfixturevalue("moto_url")
+    bucket = f"b{time.time_ns()}"
+    httpx.put(f"{url}/{bucket}", trust_env=False).raise_for_status()
+    for name, text in {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "any",
+        "AWS_SECRET_ACCESS_KEY": "any",
+        "AWS_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, text)
+    return ObjectBlobs(f"s3://{bucket}/prefix")
+
+
+def read(blobs: ObjectBlobs, index: int = 0, offset: int = 0, size: int = len(DATA)) -> bytes:
+    into = bytearray(size)
+    blobs.read_into(ID, index, offset, memoryview(into))
+    return bytes(into)
+
+
+def put(blobs: ObjectBlobs, *chunks: bytes, blob_id: str = ID) -> list[str]:
+    return [blobs.put(blob_id, index, memoryview(chunk)) for index, chunk in enumerate(chunks)]
+
+
+# -- the contract ----------------------------------------------------------------------------------------------------
+
+
+def test_what_was_put_is_read(blobs: ObjectBlobs) -> None:
+    put(blobs, DATA)
+    assert read(blobs) == DATA
+
+
+def test_a_part_of_a_chunk_is_read(blobs: ObjectBlobs) -> None:
+    put(blobs, DATA)
+    assert read(blobs, offset=100, size=300) == DATA[100:400]
+
+
+def test_a_chunk_may_be_a_view_of_something_larger(blobs: ObjectBlobs) -> None:
+    blobs.put(ID, 0, memoryview(bytearray(DATA))[10:20])
+    assert read(blobs, size=10) == DATA[10:20]
+
+
+def test_an_empty_chunk_is_a_chunk(blobs: ObjectBlobs) -> None:
+    etags = put(blobs, b"")
+    assert read(blobs, size=0) == b""
+    assert blobs.digest(ID, [0]) == (hashlib.sha256().hexdigest(), etags)
+
+
+def test_the_same_bytes_again_give_the_same_etag(blobs: ObjectBlobs) -> None:
+    assert put(blobs, DATA) == put(blobs, DATA)
+
+
+@pytest.mark.parametrize("other", [DATA[::-1], DATA[1:]], ids=["same size", "another size"])
+def test_other_bytes_for_a_chunk_are_refused(blobs: ObjectBlobs, other: bytes) -> None:
+    put(blobs, DATA)
+    with pytest.raises(ConflictError) as caught:
+        put(blobs, other)
+    assert caught.value.code == "chunk_exists"
+    assert read(blobs) == DATA
+
+
+def test_a_missing_chunk_is_an_integrity_error(blobs: ObjectBlobs) -> None:
+    with pytest.raises(IntegrityError) as caught:
+        read(blobs)
+    assert caught.value.code == "chunk_missing"
+
+
+@pytest.mark.parametrize("offset", [len(DATA) - 10, len(DATA) + 10])
+def test_a_chunk_that_is_too_short_is_an_integrity_error(blobs: ObjectBlobs, offset: int) -> None:
+    put(blobs, DATA)
+    with pytest.raises(IntegrityError):
+        read(blobs, offset=offset, size=20)
+
+
+@pytest.mark.parametrize("chunks", [(DATA,), (DATA, DATA[::-1], b"end")], ids=["one chunk", "three chunks"])
+def test_the_digest_is_computed_from_what_is_stored(blobs: ObjectBlobs, chunks: tuple[bytes, ...]) -> None:
+    etags = put(blobs, *chunks)
+    assert blobs.digest(ID, [len(one) for one in chunks]) == (hashlib.sha256(b"".join(chunks)).hexdigest(), etags)
+
+
+def test_the_digest_of_more_than_fits_in_memory_at_once_keeps_the_order(
+    blobs: ObjectBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_blobs, "_BLOCK", 1_000)
+    etags = put(blobs, DATA, DATA[::-1])
+    assert blobs.digest(ID, [len(DATA)] * 2) == (hashlib.sha256(DATA + DATA[::-1]).hexdigest(), etags)
+
+
+@pytest.mark.parametrize("sizes", [[len(DATA), 4], [len(DATA) - 1, 3], [len(DATA), 3, 1], [len(DATA) + 3]])
+@pytest.mark.parametrize("sha256", [None, "what the writer says"])
+def test_there_is_no_digest_of_what_is_not_as_it_was_prepared(
+    blobs: ObjectBlobs, sizes: list[int], sha256: str | None
+) -> None:
+    put(blobs, DATA, b"end")
+    assert blobs.digest(ID, sizes, sha256) is None
+
+
+def test_what_is_deleted_is_gone_and_may_be_deleted_again(blobs: ObjectBlobs) -> None:
+    put(blobs, DATA, DATA)
+    other = "0198c0de-0000-7000-8000-0000000000cd"
+    put(blobs, DATA, blob_id=other)
+    for _ in range(2):
+        blobs.delete([(ID, 2), (other, 1)])
+        assert list(blobs.objects()) == []
+
+
+def test_a_listing_shows_every_chunk(blobs: ObjectBlobs) -> None:
+    put(blobs, DATA, b"end")
+    found = sorted(blobs.objects())
+    assert [one[:3] for one in found] == [(ID, 0, len(DATA)), (ID, 1, 3)]
+    assert all(-5 < one.age_seconds < 60 for one in found)
+
+
+def test_a_chunk_that_nobody_knows_is_discarded(blobs: ObjectBlobs) -> None:
+    put(blobs, DATA, b"end")
+    blobs.discard(BlobObject(ID, 0, 0, 0.0))
+    assert [one.number for one in blobs.objects()] == [1]
+
+
+def test_a_store_that_serves_is_ready(blobs: ObjectBlobs) -> None:
+    blobs.ping()
+
+
+def test_a_signed_url_uploads_and_downloads(blobs: ObjectBlobs) -> None:
+    with httpx.Client(trust_env=False) as client:
+        uploaded = client.put(blobs.url("PUT", ID, 0, 60), content=DATA)
+        assert uploaded.status_code == 200
+        assert client.get(blobs.url("GET", ID, 0, 60)).content == DATA
+    assert blobs.digest(ID, [len(DATA)]) == (hashlib.sha256(DATA).hexdigest(), [uploaded.headers["etag"].strip('"')])
+
+
+# -- what it costs ---------------------------------------------------------------------------------------------------
+
+
+def test_the_digest_that_a_writer_names_moves_no_bytes(s3: StrictS3, strict: ObjectBlobs) -> None:
+    etags = put(strict, DATA)
+    s3.seen.clear()
+    assert strict.digest(ID, [len(DATA)], "named") == ("named", etags)
+    assert [(one.method, one.sent) for one in s3.seen] == [("HEAD", 0)]
+
+
+def test_many_chunks_are_looked_at_in_one_request(s3: StrictS3, strict: ObjectBlobs) -> None:
+    etags = put(strict, *(bytes([index]) for index in range(12)))
+    s3.seen.clear()
+    assert strict.digest(ID, [1] * 12, "named") == ("named", etags)
+    assert [(one.method, one.key) for one in s3.seen] == [("GET", "")]
+
+
+def test_a_listing_that_lags_behind_is_no_reason_to_miss_a_chunk(s3: StrictS3, strict: ObjectBlobs) -> None:
+    etags = put(strict, b"a", b"b")
+    # An error under a status of success reads like a listing of nothing.
+    s3.plan = once(Fault.LYING, "GET")
+    assert strict.digest(ID, [1, 1], "named") == ("named", etags)
+
+
+def test_thousands_of_objects_are_deleted_in_a_few_requests(s3: StrictS3, strict: ObjectBlobs) -> None:
+    strict.delete((f"{number:032x}", 2) for number in range(1_250))
+    assert [one.method for one in s3.seen] == ["POST"] * 3
+
+
+def test_what_others_keep_behind_the_prefix_is_not_listed(s3: StrictS3, strict: ObjectBlobs) -> None:
+    put(strict, DATA)
+    stored = next(iter(s3.objects.values()))
+    for key in ("notes.txt", f"ab/{ID}.0", f"xy/{ID}/0", f"ab/{ID}/zero", f"deeper/ab/{ID}/0", f"ab/{ID}/00"):
+        s3.objects[f"some/prefix/{key}"] = stored
+    s3.objects["some/prefix-of-others/ab/x/0"] = stored
+    assert [(one.blob_id, one.number) for one in strict.objects()] == [(ID, 0)]
+
+
+# -- what goes wrong -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", [Fault.REFUSED, Fault.REFUSED_EMPTY, Fault.REFUSED_AFTER, Fault.RESET, Fault.LYING])
+def test_a_put_that_fails_may_be_repeated(s3: StrictS3, strict: ObjectBlobs, fault: Fault) -> None:
+    s3.plan = once(fault, "PUT", times=3)
+    etag = None
+    for _ in range(4):
+        try:
+            [etag] = put(strict, DATA)
+            break
+        except UnavailableError:
+            continue
+    assert etag == hashlib.md5(DATA).hexdigest()
+    assert read(strict) == DATA
+
+
+@pytest.mark.parametrize("fault", list(Fault)[:8])
+def test_a_blip_while_reading_is_bridged(s3: StrictS3, strict: ObjectBlobs, fault: Fault) -> None:
+    put(strict, DATA)
+    s3.plan = once(fault, "GET")
+    assert read(strict) == DATA
+
+
+def test_a_deletion_that_failed_for_one_object_of_many_is_repeated(s3: StrictS3, strict: ObjectBlobs) -> None:
+    put(strict, DATA, DATA)
+    s3.bulk_errors = {next(iter(s3.objects))}
+    with pytest.raises(UnavailableError):
+        strict.delete([(ID, 2)])
+    s3.bulk_errors = set()
+    strict.delete([(ID, 2)])
+    assert not s3.objects
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda blobs: put(blobs, DATA),
+        lambda blobs: read(blobs),
+        lambda blobs: blobs.digest(ID, [1]),
+        lambda blobs: blobs.digest(ID, [1, 1]),
+        lambda blobs: blobs.delete([(ID, 1)]),
+        lambda blobs: list(blobs.objects()),
+        lambda blobs: blobs.ping(),
+    ],
+    ids=["put", "read", "digest", "digest of many", "delete", "objects", "ping"],
+)
+@pytest.mark.parametrize(
+    ("trouble", "says"),
+    [("refuses", "answered 503"), ("secret", "refuses our credentials"), ("bucket", "bucket"), ("silent", "reached")],
+)
+def test_an_error_names_the_object_store_and_no_secret(
+    s3: StrictS3, monkeypatch: pytest.MonkeyPatch, act: Callable[[ObjectBlobs], object], trouble: str, says: str
+) -> None:
+    bucket = BUCKET
+    if trouble == "refuses":
+        s3.plan = seeded(1, {Fault.REFUSED: 1.0})
+    elif trouble == "secret":
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another secret")
+    elif trouble == "bucket":
+        bucket = "nobody-made-this"
+    else:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    blobs = ObjectBlobs(f"s3://{bucket}")
+    try:
+        act(blobs)
+        error = None
+    except (UnavailableError, IntegrityError) as caught:
+        error = caught
+    if trouble == "bucket" and not isinstance(error, UnavailableError):
+        # Asked for a single object, the store does not say that it is the bucket that is missing.
+        return
+    text = f"{error!r} {error and (error.args, error.__context__, error.__cause__)!r}"
+    assert "the object store" in text
+    assert says in text
+    assert not any(part in text for part in ("127.0.0.1", "://", ACCESS_KEY, SECRET_KEY, "secret", ID))
+
+
+def test_a_machine_without_credentials_is_told_so(s3: StrictS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", s3.url.replace("127.0.0.1", "169.254.169.254"))
+    monkeypatch.setattr(object_blobs, "_RETRIES", {"max_retries": 0})
+    with pytest.raises(UnavailableError, match="no credentials for the object store"):
+        ObjectBlobs(f"s3://{BUCKET}").ping()
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [
+        lambda url: url.replace("/0?", "/1?"),
+        lambda url: url.replace("X-Amz-Expires=60", "X-Amz-Expires=600"),
+        lambda url: url[:-1] + ("0" if url[-1] != "0" else "1"),
+        lambda url: url + "&more=1",
+        lambda url: url.replace(ACCESS_KEY, "SOMEBODY"),
+    ],
+    ids=["another object", "a longer life", "another signature", "a parameter more", "another key"],
+)
+def test_an_altered_url_is_refused(s3: StrictS3, strict: ObjectBlobs, alter: Callable[[str], str]) -> None:
+    put(strict, DATA, DATA)
+    answer = httpx.get(alter(strict.url("GET", ID, 0, 60)), trust_env=False)
+    assert answer.status_code == 403
+
+
+def test_a_url_for_reading_does_not_write(s3: StrictS3, strict: ObjectBlobs) -> None:
+    put(strict, DATA)
+    assert httpx.put(strict.url("GET", ID, 0, 60), content=b"other", trust_env=False).status_code == 403
+    assert read(strict) == DATA
+
+
+def test_a_url_ends_with_its_time(s3: StrictS3, strict: ObjectBlobs) -> None:
+    url = strict.url("GET", ID, 0, 60)
+    s3.skew = 62
+    answer = httpx.get(url, trust_env=False)
+    assert (answer.status_code, "Request has expired" in answer.text) == (403, True)
+
+
+def test_a_forked_child_is_refused_instead_of_waiting_for_ever(s3: StrictS3, strict: ObjectBlobs) -> None:
+    put(strict, DATA)
+    child = os.fork()
+    if not child:
+        try:
+            ObjectBlobs(f"s3://{BUCKET}").ping()
+        except UnavailableError as error:
+            os._exit(7 if error.code == "forked" else 1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert read(strict) == DATA
+
+
+# -- addresses -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("url", ["ftp://bucket", "s3:bucket", "file:///tmp", "/tmp/blobs", ""])
+def test_an_address_that_is_no_object_store_is_refused(url: str) -> None:
+    with pytest.raises(InvalidRequestError):
+        ObjectBlobs(url)
+
+
+def test_the_endpoint_for_s3_alone_goes_first(s3: StrictS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.url)
+    ObjectBlobs(f"s3://{BUCKET}").ping()
+
+
+def test_an_endpoint_without_tls_is_only_used_where_the_environment_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_REGION", REGION)
+    assert ObjectBlobs("s3://bucket/prefix").url("GET", ID, 0, 60).startswith(f"https://s3.{REGION}.amazonaws.com/")
+
+
+def test_google_and_azure_are_reached_by_their_schemes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "c2VjcmV0")
+    ObjectBlobs("gs://bucket/prefix")
+    url = ObjectBlobs("az://container/prefix").url("PUT", ID, 0, 60)
+    assert url.startswith(f"https://account.blob.core.windows.net/container/prefix/ab/{ID}/0?")
+
+
+# -- the server of these tests ---------------------------------------------------------------------------------------
+
+
+def test_the_strict_store_takes_what_another_library_signs(s3: StrictS3) -> None:
+    botocore: Any = pytest.importorskip("botocore.session")
+    config = pytest.importorskip("botocore.config").Config(
+        s3={"addressing_style": "path"},
+        signature_version="s3v4",
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    client = botocore.Session().create_client(
+        "s3", REGION, endpoint_url=s3.url, aws_access_key_id=ACCESS_KEY, aws_secret_access_key=SECRET_KEY, config=config
+    )
+    client.put_object(Bucket=BUCKET, Key="a ü/b+c~", Body=DATA)
+    assert client.get_object(Bucket=BUCKET, Key="a ü/b+c~", Range="bytes=1-9")["Body"].read() == DATA[1:10]
+    assert [one["Key"] for one in client.list_objects_v2(Bucket=BUCKET, Prefix="a ")["Contents"]] == ["a ü/b+c~"]
+    url = client.generate_presigned_url("get_object", Params={"Bucket": BUCKET, "Key": "a ü/b+c~"}, ExpiresIn=60)
+    assert httpx.get(url, trust_env=False).content == DATA
+    client.delete_objects(Bucket=BUCKET, Delete={"Objects": [{"Key": "a ü/b+c~"}]})
+    assert not s3.objects
+    client.close()
+
+
+def test_the_strict_store_refuses_what_is_not_signed(s3: StrictS3) -> None:
+    assert httpx.get(f"{s3.url}/{BUCKET}/key", trust_env=False).status_code == 403
