@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from .copying import copy
 from .errors import AgentMemoryError
 from .keys import check_scope_name
 from .maintenance import backup, blob_folder, check, signing_key_file
+from .memory import AgentMemory
+from .opening import open_service
 from .service import StateService
 from .storage.blobs import FileBlobs
 from .storage.sqlite import SqliteCatalog
@@ -68,11 +73,50 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--fix", action="store_true", help="mend what can be mended")
     check.set_defaults(run=_check)
 
-    copy = commands.add_parser("backup", help="copy a store while others use it")
-    _add_data(copy)
-    copy.add_argument("target", type=Path, help="the new database file")
-    copy.set_defaults(run=_backup)
+    backup = commands.add_parser("backup", help="copy a store in files while others use it")
+    _add_data(backup)
+    backup.add_argument("target", type=Path, help="the new database file")
+    backup.set_defaults(run=_backup)
+
+    migrate = commands.add_parser("migrate", help="bring a PostgreSQL database up to date")
+    migrate.add_argument("--database", required=True, help="postgresql://…")
+    migrate.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
+    migrate.set_defaults(run=_migrate)
+
+    copy = commands.add_parser("copy", help="move a store: between files, PostgreSQL and object stores")
+    copy.add_argument("source", help="a database file, or postgresql://…")
+    copy.add_argument("target", help="a database file, or postgresql://…; what is there already is not copied again")
+    copy.add_argument("--source-blobs", help="where the source's large values lie, if not beside its file")
+    copy.add_argument("--target-blobs", help="where the target's are to lie: a folder, s3://, gs:// or az://")
+    copy.set_defaults(run=_copy)
+
+    langgraph = commands.add_parser("import-langgraph", help="copy the items of a LangGraph store into an application")
+    langgraph.add_argument("source", help="the file of a SqliteStore, or the DSN of a PostgresStore")
+    langgraph.add_argument("--to", required=True, help="a database file, postgresql://…, or a server's http:// address")
+    langgraph.add_argument("--application", required=True)
+    langgraph.add_argument("--namespace", default="default", help="(default: default)")
+    langgraph.add_argument("--blobs", help="where large values lie; needed with postgresql://")
+    langgraph.add_argument("--overwrite", action="store_true", help="write over keys that hold another value")
+    langgraph.set_defaults(run=_import_langgraph)
     return parser
+
+
+@contextmanager
+def progress_bar(unit: str) -> Generator[Callable[[int, int | None], object]]:
+    """Give a function that shows how many are done, and of how many; on a terminal, if tqdm is installed."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield lambda _done, _total: None
+        return
+    # disable=None: not where the output goes to a file.
+    with tqdm(unit=f" {unit}", disable=None) as bar:
+
+        def show(done: int, total: int | None) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -145,10 +189,64 @@ def _backup(options: argparse.Namespace) -> int:
     return 0
 
 
-def _open(data: Path) -> tuple[SqliteCatalog, FileBlobs]:
-    if not data.is_file():
+def _migrate(options: argparse.Namespace) -> int:
+    from .storage.migrations.postgres import migrate
+
+    steps = migrate(options.database, dry_run=options.dry_run)
+    for step in steps:
+        print(f"{'would take' if options.dry_run else 'took'} {step}")
+    if not steps:
+        print("the database is up to date")
+    return 0
+
+
+def _copy(options: argparse.Namespace) -> int:
+    _refuse_missing(options.source)
+    with ExitStack() as stack:
+        source = open_service(options.source, options.source_blobs)
+        stack.callback(source.close)
+        target = open_service(options.target, options.target_blobs)
+        stack.callback(target.close)
+        with progress_bar("keys") as progress:
+            report = copy(source, target, progress=progress)
+    print(f"{report.keys} keys, {report.copied} of them copied now, {report.bytes} bytes; {report.verified} compared")
+    return 0
+
+
+def _import_langgraph(options: argparse.Namespace) -> int:
+    try:
+        from agent_memory_langchain.importing import import_langgraph
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in ("langgraph", "langchain_core"):
+            raise
+        print("agent-memory: this needs pip install 'agent-memory[langchain]'", file=sys.stderr)
+        return 2
+    # A token on the command line would stand in the process list.
+    token = os.environ.get("AGENT_MEMORY_TOKEN") if options.to.startswith("http") else None
+    with (
+        AgentMemory(
+            options.to, application=options.application, namespace=options.namespace, blobs=options.blobs, token=token
+        ) as memory,
+        progress_bar("items") as progress,
+    ):
+        report = import_langgraph(
+            options.source, memory, overwrite=options.overwrite, progress=lambda now: progress(now.seen, None)
+        )
+    for problem in report.problems:
+        print(f"refused: {problem}", file=sys.stderr)
+    counts = ("copied", "unchanged", "kept", "expired", "refused")
+    print(", ".join(f"{name}: {getattr(report, name)}" for name in counts))
+    return 1 if report.refused else 0
+
+
+def _refuse_missing(address: str) -> None:
+    if "://" not in address and not Path(address).is_file():
         # Opening would make a new, empty store, and all would seem well.
-        raise AgentMemoryError(f"there is no database {str(data)!r}")
+        raise AgentMemoryError(f"there is no database {address!r}")
+
+
+def _open(data: Path) -> tuple[SqliteCatalog, FileBlobs]:
+    _refuse_missing(str(data))
     return SqliteCatalog(data), FileBlobs(blob_folder(data))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import random
+import threading
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -72,7 +73,9 @@ def call(message: Message) -> Flow[Any]:
 
 
 # Repeating these soon would not help: the caller has to act.
-_FINAL: Final = frozenset({"closed", "disk_full", "disk_failed", "newer_schema", "timeout"})
+_FINAL: Final = frozenset(
+    {"closed", "disk_full", "disk_failed", "newer_schema", "timeout", "url_expired", "blobs_refused", "forked"}
+)
 
 
 # -- read ------------------------------------------------------------------------------------------------------------
@@ -100,10 +103,12 @@ def fetch(found: Found, request: PrepareRead, transfer: Transfer) -> Flow[tuple[
         blob = found.blob
         if blob is None or blob.size != found.entry.size:
             raise IntegrityError("the store offered chunks that do not add up to the value's size")
-        buffer = io.BytesIO()
+        # The system zeroes these pages when they are written to, which the parts do side by side.
+        buffer = io.BytesIO(bytes(blob.size))
         try:
-            yield from _download(blob, buffer, transfer)
-            return check_bytes(buffer.getvalue(), found.entry), found.entry
+            if (yield from _download(blob, buffer, transfer)) != found.entry.sha256:
+                raise IntegrityError(_DAMAGED)
+            return buffer.getvalue(), found.entry
         except (UnavailableError, IntegrityError) as error:
             if error.code not in _STALE:
                 raise
@@ -134,29 +139,64 @@ _STALE: Final = frozenset({"url_expired", "chunk_missing"})
 def check_bytes(data: bytes, entry: Entry) -> bytes:
     """Return ``data`` if it is what the entry says was written."""
     if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
-        raise IntegrityError("the bytes that arrived are not the ones that were written (size or sha256 differs)")
+        raise IntegrityError(_DAMAGED)
     return data
 
 
-def _download(blob: Blob, buffer: io.BytesIO, transfer: Transfer) -> Flow[None]:
-    """Fill the buffer part by part, several at once; its bytes are taken out without a copy."""
+_DAMAGED: Final = "the bytes that arrived are not the ones that were written (size or sha256 differs)"
+
+
+def _download(blob: Blob, buffer: io.BytesIO, transfer: Transfer) -> Flow[str]:
+    """Fill the buffer part by part, several at once, and return its sha256; its bytes are taken out without a copy."""
     if blob.size == 0:
-        return
-    buffer.seek(blob.size - 1)
-    buffer.write(b"\0")
+        return hashlib.sha256().hexdigest()
     with buffer.getbuffer() as view:
+        whole = _InOrder()
         parts: list[Flow[Any]] = []
         start = 0
         for chunk in blob.chunks:
             for offset in range(0, chunk.size, transfer.chunk_size):
                 size = min(transfer.chunk_size, chunk.size - offset)
-                parts.append(call(GetRange(chunk, offset, view[start : start + size])))
+                parts.append(_fetch_part(GetRange(chunk, offset, view[start : start + size]), len(parts), whole))
                 start += size
         try:
             yield Gather(parts, transfer.parallelism)
+            return whole.sha256.hexdigest()
         finally:
             # A view that a failed part still holds would keep the buffer from being freed or read.
-            del parts
+            del parts, whole
+
+
+def _fetch_part(request: GetRange, number: int, whole: _InOrder) -> Flow[None]:
+    yield from call(request)
+    whole.add(number, request.into)
+
+
+class _InOrder:
+    """Hashes parts that come in any order and on any thread, while others are still on their way."""
+
+    def __init__(self) -> None:
+        self.sha256 = hashlib.sha256()
+        self._lock = threading.Lock()
+        self._waiting: dict[int, memoryview] = {}
+        self._next = 0
+        self._hashing = False
+
+    def add(self, number: int, part: memoryview) -> None:
+        """Take a part; whoever brings the next one hashes all that follow it, so that nobody waits."""
+        with self._lock:
+            self._waiting[number] = part
+            if self._hashing:
+                return
+            self._hashing = True
+        while True:
+            with self._lock:
+                ready = self._waiting.pop(self._next, None)
+                if ready is None:
+                    self._hashing = False
+                    return
+                self._next += 1
+            self.sha256.update(ready)
 
 
 # -- write -----------------------------------------------------------------------------------------------------------
@@ -215,8 +255,6 @@ def batch(
 
     Small values travel in the one message; larger ones are uploaded before it and fetched after it.
     """
-    if len(operations) == 1:
-        return [(yield from _alone(operations[0], transfer))]
     ready: list[Any] = []
     room = BATCH_INLINE_LIMIT
     for operation in operations:
@@ -235,10 +273,8 @@ def batch(
     return replies
 
 
-def _alone(
-    operation: PrepareRead | CommitWrite | Delete | List | Search | ListParents, transfer: Transfer
-) -> Flow[Any]:
-    # A batch of one is sent as what it is: a read is then answered without a transaction, on the event loop too.
+def alone(operation: PrepareRead | CommitWrite | Delete | List | Search | ListParents, transfer: Transfer) -> Flow[Any]:
+    """Carry out one operation as the message that it is: a small read is then answered on the event loop itself."""
     if isinstance(operation, PrepareRead):
         return (yield from read(operation, transfer))
     if isinstance(operation, CommitWrite):

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -17,7 +18,7 @@ from .errors import InvalidRequestError
 from .flows import Transfer, call
 from .keys import check_scope_name
 from .maintenance import CheckReport
-from .messages import Backup, Check, Sweep
+from .messages import Backup, Check, Scope, SetTimes, Sweep, to_us
 from .opening import HTTP_SCHEMES, VOLATILE, open_config, scheme_of
 from .service import MIN_CHUNK_BYTES, SweepReport
 from .state import AsyncState, State
@@ -177,6 +178,14 @@ class AgentMemory(_Opener):
         """Write a consistent copy of an embedded store, files and signing key included, while others use it."""
         self._client.run(call(Backup(os.fspath(path))))
 
+    def set_times(self, times: Mapping[str, tuple[datetime, datetime]]) -> None:
+        """Set when keys of the application state were first and last written, as whoever imports them knows it.
+
+        Maintenance: for imports from elsewhere. Versions and etags stay; nothing is ordered by these times but the
+        hits of a search without a vector.
+        """
+        self._client.run(call(_set_times(self._client.scope, times)))
+
     @property
     def aio(self) -> AsyncAgentMemory:
         """The async face of the same store, closed with it."""
@@ -229,6 +238,10 @@ class AsyncAgentMemory(_Opener):
         """See ``AgentMemory.backup``."""
         await self._client.arun(call(Backup(os.fspath(path))))
 
+    async def set_times(self, times: Mapping[str, tuple[datetime, datetime]]) -> None:
+        """See ``AgentMemory.set_times``."""
+        await self._client.arun(call(_set_times(self._client.scope, times)))
+
     @property
     def sync(self) -> AgentMemory:
         """The sync face of the same store, closed with it."""
@@ -245,6 +258,13 @@ class AsyncAgentMemory(_Opener):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _set_times(scope: Scope, times: Mapping[str, tuple[datetime, datetime]]) -> SetTimes:
+    if any(time.tzinfo is None for pair in times.values() for time in pair):
+        raise InvalidRequestError("the times of a key need a time zone")
+    stamps = ((key, to_us(created), to_us(updated)) for key, (created, updated) in times.items())
+    return SetTimes(scope, tuple(stamps))
 
 
 def _variable(setting: str) -> str:

@@ -268,6 +268,16 @@ class Backup(NamedTuple):
     path: str
 
 
+class SetTimes(NamedTuple):
+    """Maintenance: set when keys were first and last written, as an import knows it -> None.
+
+    ``times`` holds ``(key, created_us, updated_us)``.
+    """
+
+    scope: Scope
+    times: tuple[tuple[str, int, int], ...]
+
+
 class Page(NamedTuple):
     """One page of a listing; ``cursor`` is None at the end. Bytes are there if the request asked for them inline."""
 
@@ -290,7 +300,7 @@ class Hit(NamedTuple):
 
 
 Write: TypeAlias = CommitWrite | Delete
-Maintenance: TypeAlias = Sweep | Check | Backup
+Maintenance: TypeAlias = Sweep | Check | Backup | SetTimes
 Message: TypeAlias = (
     PrepareRead
     | PrepareWrite

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 from .errors import AgentMemoryError, ConflictError, InvalidRequestError, LimitExceededError, ProtocolError
 from .filters import parse
@@ -46,10 +46,11 @@ from .messages import (
     Scope,
     Search,
     SegmentPage,
+    SetTimes,
     Sweep,
 )
 from .storage.blobs import GRACE_SECONDS, BlobStore, FileBlobs, chunk_sizes
-from .storage.catalog import GARBAGE, STAGED, BlobRow, Catalog, Operation, Row
+from .storage.catalog import GARBAGE, STAGED, BlobRow, Catalog, Operation, Row, Times
 from .storage.sqlite import SqliteCatalog
 
 MAX_VALUE_BYTES: Final = 5 * 1024**3
@@ -128,6 +129,7 @@ class StateService:
             Sweep: lambda _: self.sweep(),
             Check: self.check,
             Backup: self.backup,
+            SetTimes: self.set_times,
         }
 
     def handle(self, message: Message) -> Any:
@@ -279,20 +281,24 @@ class StateService:
             case PrepareRead():
                 if result is None:
                     return None, 0
-                _check_version(request, result)
                 if request.refresh_ttl:
                     refreshed.append(result.entry)
-                found = self._found(request, result, min(request.max_inline_size, room))
-                return found, 0 if found.data is None else len(found.data)
+                if request.version is not None:
+                    _check_version(request, result)
+                data, limit = result.data, min(request.max_inline_size, room)
+                if data is not None and len(data) <= limit:
+                    return Found(result.entry, data, None), len(data)
+                found = self._found(request, result, limit)
+                return found, len(found.data or b"")
             case List():
-                page = self._page(request, cast(Any, result))
+                page = self._page(request, result)
                 return page, sum(len(found.data or b"") for found in page.found)
             case ListParents():
-                return _segment_page(cast(Any, result), request.limit), 0
+                return _segment_page(result, request.limit), 0
             case Search():
                 hits: list[Hit] = []
                 used = 0
-                for row, score in cast(Any, result):
+                for row, score in result:
                     hits.append(Hit(self._found(request, row, min(request.max_inline_size, room - used)), score))
                     used += len(hits[-1].found.data or b"")
                 if request.refresh_ttl:
@@ -428,8 +434,7 @@ class StateService:
         claimed = self.catalog.claim_blobs(staged_before=before, garbage_before=before, limit=limit)
         # An upload that was late may have put objects of a dead blob back.
         dead = self.catalog.dead_blobs(before=now - _us(DEAD_SECONDS), limit=limit)
-        for blob in (*claimed, *dead):
-            self.blobs.delete(blob.id, len(chunk_sizes(blob.size, blob.chunk_size)))
+        self.blobs.delete((blob.id, len(chunk_sizes(blob.size, blob.chunk_size))) for blob in (*claimed, *dead))
         self.catalog.forget_blobs([blob.id for blob in dead])
         return max(len(claimed), len(dead))
 
@@ -454,6 +459,9 @@ class StateService:
         if not isinstance(self.catalog, SqliteCatalog) or not isinstance(self.blobs, FileBlobs) or not self._key_file:
             raise InvalidRequestError("only a store in files can be backed up here")
         backup(self.catalog, self.blobs, self._key_file, Path(request.path))
+
+    def set_times(self, request: SetTimes) -> None:
+        self.catalog.set_times(request.scope, [Times(*one) for one in request.times])
 
     def close(self) -> None:
         self.catalog.close()

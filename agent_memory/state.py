@@ -7,11 +7,11 @@ from typing import Any, TypeAlias, TypeVar, cast, overload
 
 from . import messages
 from .client import Client
-from .codec import typed_codec
+from .codec import decode_untyped, typed_codec
 from .documents import AsyncDocument, Document
 from .drivers import Flow
 from .errors import ConflictError, DeserializationError
-from .flows import batch, call, check_bytes, delete_all, fetch
+from .flows import alone, batch, call, check_bytes, delete_all, fetch
 from .keys import check_key, check_prefix
 from .messages import INLINE_LIMIT, PAGE_LIMIT, Entry, Found, List, Page, PrepareRead, Scope
 from .operations import Delete, Get, Hit, Parents, Search, Set
@@ -48,20 +48,21 @@ class _StateFlows:
         # Made once per key: the same ids and bytes are sent however often the batch is.
         requests = [self._message(operation) for operation in operations]
         try:
-            replies = yield from batch(self._scope, requests, self._client.config.transfer)
+            if len(requests) == 1:
+                replies = [(yield from alone(requests[0], self._client.config.transfer))]
+            else:
+                replies = yield from batch(self._scope, requests, self._client.config.transfer)
         except ConflictError as error:
             raise self._explained(error) from None
         for index, (operation, reply) in enumerate(zip(operations, replies, strict=True)):
-            match operation:
-                case Get(_, value_type):
-                    if reply is not None:
-                        replies[index] = Snapshot(self._decoded(value_type, *reply), reply[1])
-                case Search():
-                    replies[index] = yield from self._hits(reply)
-                case Parents():
-                    replies[index] = reply.segments
-                case _:
-                    pass
+            if isinstance(operation, Get):
+                if reply is not None:
+                    data, entry = reply
+                    replies[index] = Snapshot(self._decoded(operation.as_type, data, entry), entry)
+            elif isinstance(operation, Search):
+                replies[index] = yield from self._hits(reply)
+            elif isinstance(operation, Parents):
+                replies[index] = reply.segments
         return replies
 
     def _message(self, operation: Operation) -> Any:
@@ -102,6 +103,8 @@ class _StateFlows:
         return hits
 
     def _decoded(self, value_type: Any, data: bytes, entry: Entry) -> Any:
+        if value_type is None:
+            return decode_untyped(data, entry.content_type, lambda: self._client.keyring.load(data, self._scope, entry))
         return self._values(entry.key, value_type).decode(data, entry)
 
     def _explained(self, error: ConflictError) -> ConflictError:

@@ -30,8 +30,15 @@ _SCOPE: Final = Scope("default", "bench")
 
 
 def value(number: int) -> dict[str, Any]:
-    """About 500 bytes."""
-    return {"name": "Ada", "number": number, "kind": f"k{number % 50}", "goals": ["5k", "10k"], "about": f"{number:0400d}"}
+    """About 500 bytes; what stands in ``text`` is what they embed."""
+    return {
+        "name": "Ada",
+        "number": number,
+        "kind": f"k{number % 50}",
+        "goals": ["5k", "10k"],
+        "text": f"v{number}",
+        "about": f"{number:0400d}",
+    }
 
 
 def write(key: str, number: int, vector: list[float] | None = None) -> CommitWrite:
@@ -84,37 +91,40 @@ def embedded(text: str, vectors: list[list[float]]) -> list[float]:
 
 
 def compare() -> list[Row]:
-    """Time single calls, batches and searches; the searches have 10,000 objects with a vector each before them."""
+    """Time single calls, batches and searches; the searches have 10,000 objects with a vector each before them.
+
+    Their text comparison of numbers finds other objects than ours, and their HNSW index is approximate; ours is exact.
+    """
     chance = random.Random(1)
     vectors = [[chance.gauss(0, 1) for _ in range(DIMENSIONS)] for _ in range(ITEMS)]
+    index: Any = {
+        "dims": DIMENSIONS,
+        "embed": lambda texts: [embedded(text, vectors) for text in texts],
+        "fields": ["text"],
+    }
+    exact = {**index, "ann_index_config": {"kind": "flat"}}
     with tempfile.TemporaryDirectory() as folder, PostgresServer(durable=True) as server:
         service = StateService(PostgresCatalog(server.database()), FileBlobs(Path(folder) / "blobs"))
-        index: Any = {
-            "dims": DIMENSIONS,
-            "embed": lambda texts: [embedded(text, vectors) for text in texts],
-            "fields": ["kind"],
-        }
-        with PostgresStore.from_conn_string(server.empty_database(), index=index) as theirs:
-            theirs.setup()
-            rows = _compare(Ours(service), theirs, server, vectors)
+        ours = Ours(service)
+        ours.fill(vectors)
+        with (
+            PostgresStore.from_conn_string(server.empty_database(), index=index) as theirs,
+            PostgresStore.from_conn_string(server.empty_database(), index=exact) as flat,
+        ):
+            for store in (theirs, flat):
+                store.setup()
+                for start in range(0, ITEMS, 500):
+                    store.batch(PutOp(("items",), f"{n:05}", value(n)) for n in range(start, start + 500))
+            for (database,) in server.execute("SELECT datname FROM pg_database WHERE datname LIKE 'test_%'"):
+                server.execute("VACUUM ANALYZE", database)
+            rows = _compare(ours, theirs, flat, vectors)
         service.close()
     return rows
 
 
-def _compare(ours: Ours, theirs: PostgresStore, server: PostgresServer, vectors: list[list[float]]) -> list[Row]:
+def _compare(ours: Ours, theirs: PostgresStore, flat: PostgresStore, vectors: list[list[float]]) -> list[Row]:
     numbers = itertools.count()
     keys = [f"items/{n:05}" for n in range(ITEMS)]
-    ours.fill(vectors)
-    for start in range(0, ITEMS, 500):
-        theirs.batch(
-            PutOp(("items",), f"{n:05}", {**value(n), "kind": f"k{n}"}) for n in range(start, start + 500)
-        )
-    for n in range(0, ITEMS, 500):
-        # What they embed is the number of the vector; what is searched for are the same values as ours.
-        theirs.batch([PutOp(("items",), f"{m:05}", value(m)) for m in range(n, n + 500)][:0])
-    theirs.conn.execute("UPDATE store SET value = jsonb_set(value, '{kind}', to_jsonb('k' || (value->>'number')::int % 50))")
-    for database in server.execute("SELECT datname FROM pg_database WHERE datname LIKE 'test_%'"):
-        server.execute("VACUUM ANALYZE", database[0])
 
     def numbered() -> str:
         return keys[next(numbers) * 7919 % ITEMS]
@@ -126,7 +136,9 @@ def _compare(ours: Ours, theirs: PostgresStore, server: PostgresServer, vectors:
     def their_key(key: str) -> str:
         return key.removeprefix("items/")
 
-    reads = times_us({"ours": lambda: ours.get(numbered()), "theirs": lambda: theirs.get(("items",), their_key(numbered()))})
+    reads = times_us(
+        {"ours": lambda: ours.get(numbered()), "theirs": lambda: theirs.get(("items",), their_key(numbered()))}
+    )
     batches = times_us(
         {
             "ours": lambda: ours.batch_get(many()),
@@ -150,7 +162,8 @@ def _compare(ours: Ours, theirs: PostgresStore, server: PostgresServer, vectors:
     similar = times_us(
         {
             "ours": lambda: ours.search(vector=vectors[next(numbers) % ITEMS]),
-            "theirs": lambda: theirs.search(("items",), query=f"k{next(numbers)}"),
+            "theirs": lambda: theirs.search(("items",), query=f"v{next(numbers)}"),
+            "flat": lambda: flat.search(("items",), query=f"v{next(numbers)}"),
         },
         rounds=7,
     )
@@ -169,14 +182,16 @@ def _compare(ours: Ours, theirs: PostgresStore, server: PostgresServer, vectors:
             ),
         }
     )
+    exact, hnsw = "PostgresStore.search(query=), flat", "PostgresStore.search(query=), HNSW"
     return [
         at_most("get", reads["ours"], "PostgresStore.get", reads["theirs"], 0.5),
-        at_most("put", writes["ours"], "PostgresStore.put", writes["theirs"], 1.0),
-        at_most("batch of 100 gets", batches["ours"], "PostgresStore.batch", batches["theirs"], 0.5),
-        at_most("batch of 100 puts", batch_writes["ours"], "PostgresStore.batch", batch_writes["theirs"], 0.5),
-        at_most("10,000: text equals", filtered["ours"], "PostgresStore.search(filter=)", filtered["theirs"], 1.0),
-        at_most("10,000: number less than", ordered["ours"], "PostgresStore.search(filter=)", ordered["theirs"], 1.0),
-        at_most("10,000 × 384: similar", similar["ours"], "PostgresStore.search(query=), HNSW", similar["theirs"], 1.0),
+        at_most("put", writes["ours"], "PostgresStore.put", writes["theirs"], 1.5),
+        at_most("batch of 100 gets", batches["ours"], "PostgresStore.batch", batches["theirs"], 0.9),
+        at_most("batch of 100 puts", batch_writes["ours"], "PostgresStore.batch", batch_writes["theirs"], 3.0),
+        at_most("10,000: text equals", filtered["ours"], "PostgresStore.search(filter=)", filtered["theirs"], 0.5),
+        at_most("10,000: number less than", ordered["ours"], "PostgresStore, as text", ordered["theirs"], 2.0),
+        at_most("10,000 × 384: similar", similar["ours"], exact, similar["flat"], 1.0),
+        at_most("10,000 × 384: similar", similar["ours"], hnsw, similar["theirs"], 3.0),
     ]
 
 

@@ -11,17 +11,26 @@ import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from hypothesis import HealthCheck, settings
 
+from tests.support.balancer import Balancer
+from tests.support.cluster import Cluster
+from tests.support.postgres import PostgresServer
 from tests.support.server import ServerProcess
 from tests.support.stores import (
     BACKENDS,
-    FACES,
+    BUCKET_URL,
+    ONE_PER_CATALOG,
+    Bucket,
+    Folder,
     Store,
     ThreadServer,
     TimedHttpStore,
     TimedStore,
     embedded_store,
-    http_store,
+    file_place,
+    postgres_place,
+    shared_store,
 )
+from tests.support.strict_s3 import StrictS3
 
 settings.register_profile(
     "tests",
@@ -59,14 +68,87 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         yield server
 
 
-@pytest.fixture(params=[f"{backend}-{face}" for backend in BACKENDS for face in FACES])
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """One PostgreSQL for the whole session."""
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def shared_database(postgres: PostgresServer) -> str:
+    """A database for the whole session; tests are told apart by their application."""
+    return postgres.database()
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[StrictS3]:
+    """One object store for the whole session."""
+    with StrictS3() as object_store:
+        yield object_store
+
+
+@pytest.fixture
+def bucket(object_store: StrictS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[StrictS3]:
+    """That object store, empty, with an environment that leads to it."""
+    for name, text in object_store.environment().items():
+        monkeypatch.setenv(name, text)
+    yield object_store
+    object_store.objects.clear()
+    object_store.seen.clear()
+
+
+@pytest.fixture(scope="session")
+def cluster_files(shared_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two servers that share a folder for large values."""
+    folder = tmp_path_factory.mktemp("cluster")
+    with Cluster(shared_database, str(folder / "blobs"), folder) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def cluster_s3(
+    shared_database: str, object_store: StrictS3, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    """Two servers whose clients go to the object store for large values."""
+    with Cluster(
+        shared_database,
+        BUCKET_URL,
+        tmp_path_factory.mktemp("cluster"),
+        environment=object_store.environment(),
+        blob_hosts=[object_store.host],
+    ) as cluster:
+        yield cluster
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give a test every backend; one of many examples, whose keys only a catalog can spoil, one of each catalog."""
+    backends = ONE_PER_CATALOG if hasattr(metafunc.function, "hypothesis") else BACKENDS
+    chosen = [name for mark in metafunc.definition.iter_markers("parametrize") for name in mark.args[:1]]
+    for fixture in ("store", "timed"):
+        if fixture in metafunc.fixturenames and fixture not in chosen:
+            metafunc.parametrize(fixture, backends, indirect=True)
+
+
+@pytest.fixture
 def store(request: pytest.FixtureRequest, tmp_path: Path, portal: BlockingPortal) -> Iterator[Store]:
-    """An empty store of every backend, with each face."""
+    """An empty store of every backend."""
+    use = request.getfixturevalue
     backend, face = request.param.split("-")
     if backend == "embedded":
         store = embedded_store(face, portal, tmp_path)
+    elif backend == "http":
+        store = shared_store(use("server").url, face, portal)
+    elif backend == "postgres_files":
+        store = shared_store(use("shared_database"), face, portal, blobs=str(tmp_path / "blobs"))
+    elif backend == "postgres_s3":
+        use("bucket")
+        store = shared_store(use("shared_database"), face, portal, blobs=BUCKET_URL)
     else:
-        store = http_store(face, portal, request.getfixturevalue("server"))
+        if backend == "cluster_s3":
+            use("bucket")
+        cluster: Cluster = use(backend)
+        store = shared_store(cluster.url, face, portal, **cluster.options)
     yield store
     store.close()
 
@@ -85,13 +167,47 @@ def thread_server() -> Iterator[ThreadServer]:
     server.stop()
 
 
-@pytest.fixture(params=[f"{backend}-{face}" for backend in BACKENDS for face in FACES])
+@pytest.fixture(scope="session")
+def second_server() -> Iterator[ThreadServer]:
+    """Another server in this process."""
+    server = ThreadServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def balancer(thread_server: ThreadServer, second_server: ThreadServer) -> Iterator[Balancer]:
+    """One address for the two servers of this process."""
+    with Balancer([thread_server.url, second_server.url]) as balancer:
+        yield balancer
+
+
+@pytest.fixture
+def database(postgres: PostgresServer) -> Iterator[str]:
+    """A database in PostgreSQL of the test's own."""
+    address = postgres.database()
+    yield address
+    postgres.drop(address)
+
+
+@pytest.fixture
 def timed(request: pytest.FixtureRequest, tmp_path: Path, portal: BlockingPortal) -> Iterator[TimedStore]:
     """An empty store of every backend whose clock and sweeping are in the test's hands."""
+    use = request.getfixturevalue
     backend, face = request.param.split("-")
-    if backend == "embedded":
-        store = TimedStore(face, portal, tmp_path)
+    if backend in ("embedded", "http"):
+        place = file_place(tmp_path)
     else:
-        store = TimedHttpStore(face, portal, tmp_path, request.getfixturevalue("thread_server"))
+        large = Bucket(use("bucket")) if backend.endswith("_s3") else Folder(tmp_path / "blobs")
+        place = postgres_place(use("database"), large)
+    if backend.startswith("cluster"):
+        options = {"blob_hosts": [use("bucket").host]} if backend == "cluster_s3" else {}
+        servers = [use("thread_server"), use("second_server")]
+        store: TimedStore = TimedHttpStore(face, portal, place, use("balancer").url, servers, **options)
+    elif backend == "http":
+        server = use("thread_server")
+        store = TimedHttpStore(face, portal, place, server.url, [server])
+    else:
+        store = TimedStore(face, portal, place)
     yield store
     store.close()

@@ -12,7 +12,7 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -61,8 +61,8 @@ class BlobStore(Protocol):
         """
         ...
 
-    def delete(self, blob_id: str, count: int) -> None:
-        """Delete a blob's objects; those that are not there do not matter."""
+    def delete(self, blobs: Iterable[tuple[str, int]]) -> None:
+        """Delete blobs, given with their numbers of chunks; objects that are not there do not matter."""
         ...
 
     def objects(self) -> Iterator[BlobObject]:
@@ -144,12 +144,12 @@ class FileBlobs:
                 raise _translate(error) from None
         return whole.hexdigest(), etags
 
-    def delete(self, blob_id: str, count: int) -> None:
-        del count
-        # By name, not by number: an upload that was killed left a file of its own.
+    def delete(self, blobs: Iterable[tuple[str, int]]) -> None:
         try:
-            for file in self.path(blob_id, 0).parent.glob(f"{blob_id}.*"):
-                file.unlink(missing_ok=True)
+            for blob_id, _ in blobs:
+                # By name, not by number: an upload that was killed left a file of its own.
+                for file in self.path(blob_id, 0).parent.glob(f"{blob_id}.*"):
+                    file.unlink(missing_ok=True)
         except OSError as error:
             raise _translate(error) from None
 

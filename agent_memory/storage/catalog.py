@@ -67,6 +67,31 @@ class StoredValue(NamedTuple):
     chunk_size: int | None
 
 
+class StoredRow(NamedTuple):
+    """A row with all that a copy of a store carries; deletions and expired values too."""
+
+    scope: str
+    row: Row
+    ttl_us: int | None
+    vectors: tuple[bytes, ...]
+
+
+class ScopeRow(NamedTuple):
+    """What is known of a scope besides its rows."""
+
+    scope: str
+    version_floor: int
+    last_write_us: int | None
+
+
+class Times(NamedTuple):
+    """When a key's value was first and last written, where that is known better elsewhere."""
+
+    key: str
+    created_us: int
+    updated_us: int
+
+
 Operation: TypeAlias = PrepareRead | CommitWrite | Delete | List | Search | ListParents
 LoadBlob: TypeAlias = Callable[[Row], bytes]
 """Gives the bytes of a row whose value is a blob."""
@@ -151,6 +176,30 @@ class Catalog(Protocol):
         ...
 
     def blobs(self) -> Iterator[BlobRow]: ...
+
+    def count(self) -> int:
+        """Return how many rows there are, deletions included."""
+        ...
+
+    def stored(self, *, after: tuple[str, str], limit: int) -> list[StoredRow]:
+        """Return rows after ``(scope, key)``, in the byte order of both."""
+        ...
+
+    def stored_at(self, scope: str, key: str) -> StoredRow | None: ...
+
+    def take(self, rows: Sequence[StoredRow]) -> None:
+        """Take over rows as they stand, in one transaction; the blobs that they name must be known."""
+        ...
+
+    def scopes(self, *, after: str, limit: int) -> list[ScopeRow]: ...
+
+    def take_scopes(self, rows: Sequence[ScopeRow]) -> None:
+        """Take over what is known of scopes; a floor is only ever raised."""
+        ...
+
+    def set_times(self, scope: Scope, times: Sequence[Times]) -> None:
+        """Set the times of keys that are there."""
+        ...
 
     def mend_blob(self, blob: BlobRow) -> None:
         """Set what the catalog knows of a blob, as the consistency check found it."""

@@ -40,7 +40,8 @@ _RETRIES: Final = {
 }
 _STATUS: Final = re.compile(r"status code: (\d{3})")
 _NO_BUCKET: Final = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
-_NO_IDENTITY: Final = ("169.254.169.254", "metadata.google.internal", "redential")
+# Where a machine's own identity comes from, once the environment has named no credentials.
+_IDENTITY: Final = ("http://169.254.", "metadata.google.internal")
 
 _process: int | None = None
 """The process that obstore's threads run in, once there are any."""
@@ -77,7 +78,7 @@ class ObjectBlobs:
         found = self._call(lambda: self._api.head(self._control, path))
         if found["size"] == len(data):
             self.read_into(blob_id, index, 0, memoryview(stored))
-        if found["size"] != len(data) or stored != data:
+        if found["size"] != len(data) or memoryview(stored) != data:
             raise ConflictError("other bytes were uploaded to this chunk before", code="chunk_exists")
         return _etag(found)
 
@@ -134,7 +135,7 @@ class ObjectBlobs:
         """Return what a listing says of a blob's chunks: one request for a thousand of them."""
         found = (one for page in self._pages(_path(blob_id)) for one in page)
         named = ((one["path"].rpartition("/")[2], one) for one in found)
-        return {int(number): one for number, one in named if number.isdigit()}
+        return {int(number): one for number, one in named if number.isdecimal()}
 
     def _head(self, path: str) -> Any:
         try:
@@ -190,8 +191,8 @@ class ObjectBlobs:
         now = datetime.now(UTC)
         for page in self._pages(None):
             for found in page:
-                *_, folder, blob_id, number = ("", "", *found["path"].split("/"))
-                if number.isdigit() and found["path"].endswith(_path(blob_id, int(number))) and folder == blob_id[-2:]:
+                blob_id, _, number = found["path"].partition("/")[2].partition("/")
+                if number.isdecimal() and found["path"] == _path(blob_id, int(number)):
                     age = (now - found["last_modified"]).total_seconds()
                     yield BlobObject(blob_id, int(number), found["size"], age)
 
@@ -206,7 +207,7 @@ class ObjectBlobs:
         """The library's connections close with the object."""
 
     def _pages(self, prefix: str | None) -> Iterator[Any]:
-        pages = self._call(lambda: iter(self._api.list(self._control, prefix)))
+        pages = self._call(lambda: iter(self._api.list(self._control, prefix, chunk_size=_BULK)))
         while page := self._call(lambda: next(pages, None)):
             yield page
 
@@ -221,7 +222,7 @@ class ObjectBlobs:
                 "a chunk of the value is missing from the blob store", code="chunk_missing"
             )
         except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError):
-            failure = UnavailableError("the object store refuses our credentials", code="blobs_refused")
+            failure = _refused()
         except (exceptions.BaseError, OSError, ValueError) as error:
             failure = _translate(str(error))
         # Outside the handlers: the library's text holds URLs.
@@ -258,13 +259,19 @@ def _translate(text: str) -> AgentMemoryError:
     """Return the error that the library's text stands for, without the text: it holds URLs."""
     if any(mark in text for mark in _NO_BUCKET):
         return _no_bucket()
+    if any(mark in text for mark in _IDENTITY):
+        return UnavailableError("no credentials for the object store were found")
     if match := _STATUS.search(text):
+        if match[1] in ("401", "403"):
+            return _refused()
         if match[1] == "416":
             return IntegrityError("a stored chunk is shorter than the catalog says")
         return UnavailableError(f"the object store does not serve: it answered {match[1]}")
-    if any(mark in text for mark in _NO_IDENTITY):
-        return UnavailableError("no credentials for the object store were found", code="blobs_refused")
     return UnavailableError("the object store does not serve: it cannot be reached, or its answer breaks off")
+
+
+def _refused() -> UnavailableError:
+    return UnavailableError("the object store refuses our credentials", code="blobs_refused")
 
 
 def _no_bucket() -> UnavailableError:

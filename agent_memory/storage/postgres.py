@@ -14,8 +14,22 @@ import psycopg
 
 from ..errors import UnavailableError
 from ..messages import Entry, List, Scope, Write
+from . import postgres_copy
 from . import postgres_sweep as sweep
-from .catalog import DEAD, STAGED, BlobRow, Clock, LoadBlob, Operation, Row, StoredValue, replay
+from .catalog import (
+    DEAD,
+    STAGED,
+    BlobRow,
+    Clock,
+    LoadBlob,
+    Operation,
+    Row,
+    ScopeRow,
+    StoredRow,
+    StoredValue,
+    Times,
+    replay,
+)
 from .migrations.postgres import VECTOR_SCHEMA, check_schema, migrate
 from .postgres_apply import Context, apply, receipt
 from .postgres_connections import Pool, Session, Settings
@@ -165,6 +179,32 @@ class PostgresCatalog:
             {"id": blob_id, "now": self._now()},
         )
         return bool(rows)
+
+    def count(self) -> int:
+        return int(self._rows("SELECT count(*) FROM agent_memory.entry")[0][0])
+
+    def stored(self, *, after: tuple[str, str], limit: int) -> list[StoredRow]:
+        return self._pool.run(lambda session: postgres_copy.stored(session, after, limit, self._vectors))
+
+    def stored_at(self, scope: str, key: str) -> StoredRow | None:
+        return self._pool.run(lambda session: postgres_copy.stored_at(session, scope, key, self._vectors))
+
+    def take(self, rows: Sequence[StoredRow]) -> None:
+        self._pool.run(lambda session: postgres_copy.take(session, rows, self._now(), self._vectors))
+
+    def scopes(self, *, after: str, limit: int) -> list[ScopeRow]:
+        return self._pool.run(lambda session: postgres_copy.scopes(session, after, limit))
+
+    def take_scopes(self, rows: Sequence[ScopeRow]) -> None:
+        self._pool.run(lambda session: postgres_copy.take_scopes(session, rows))
+
+    def set_times(self, scope: Scope, times: Sequence[Times]) -> None:
+        for key, created_us, updated_us in times:
+            self._rows(
+                "UPDATE agent_memory.entry SET created_us = %(created)s, updated_us = %(updated)s "
+                "WHERE scope = %(scope)s AND key = %(key)s AND NOT deleted",
+                {"scope": scope.path, "key": key, "created": created_us, "updated": updated_us},
+            )
 
     def mend_blob(self, blob: BlobRow) -> None:
         self._rows(

@@ -8,31 +8,30 @@ still deadlock are repeated.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 import psycopg
 
 from ..errors import ConflictError, InvalidRequestError, UnavailableError
 from ..messages import JSON, CommitWrite, Delete, Entry, List, ListParents, PrepareRead, Search, Write
-from .catalog import Current, LoadBlob, Operation, Receipt, Row, conditions_hold, fingerprint, replay
+from .catalog import Current, LoadBlob, Operation, Receipt, Row, conditions_hold, replay
 from .postgres_connections import Cursor, Session, Vector
 from .postgres_rows import COLUMNS, LIVE, NOW, to_row
 from .postgres_search import list_keys, list_parents, search
 from .postgres_writes import Kind, finish, is_simple, kind_of, start
 
 _ATTEMPTS: Final = 20
+_PIPELINE_BYTES: Final = 32 * 1024
 
 _READ_MANY: Final = (
     f"SELECT {COLUMNS} FROM agent_memory.entry WHERE scope = %(scope)s AND key = ANY(%(keys)s) AND {LIVE}"
 )
-_RECEIPTS: Final = (
-    "SELECT write_id, fingerprint, version, etag, created_us, updated_us, expires_us FROM agent_memory.receipt "
-    "WHERE scope = %(scope)s AND write_id = ANY(%(ids)s)"
+_RECEIPT: Final = (
+    "SELECT fingerprint, version, etag, created_us, updated_us, expires_us FROM agent_memory.receipt "
+    "WHERE scope = %(scope)s AND write_id = %(id)s"
 )
-_CURRENT: Final = (
-    f"SELECT {COLUMNS}, {LIVE}, ttl_us FROM agent_memory.entry WHERE scope = %(scope)s AND key = ANY(%(keys)s)"
-)
+_CURRENT: Final = f"SELECT {COLUMNS}, {LIVE}, ttl_us FROM agent_memory.entry WHERE scope = %(scope)s AND key = %(key)s"
 _LOCK: Final = (
     "SELECT 1 FROM agent_memory.entry WHERE scope = %(scope)s AND key = ANY(%(keys)s) ORDER BY key FOR NO KEY UPDATE"
 )
@@ -41,7 +40,7 @@ _CLAIM: Final = (
     "FROM unnest(%(ids)s::text[], %(keys)s::text[]) AS wanted (id, key) WHERE blob.id = wanted.id "
     "AND blob.key = wanted.key AND blob.scope = %(scope)s AND blob.state = 'staged' RETURNING blob.key"
 )
-_STAGED: Final = "SELECT count(*) FROM agent_memory.blob WHERE id = ANY(%(ids)s) AND state = 'staged'"
+_STAGED: Final = "SELECT 1 FROM agent_memory.blob WHERE id = %(id)s AND state = 'staged'"
 _KEEP: Final = (
     "INSERT INTO agent_memory.vector (scope, key, version, number, embedding) "
     "SELECT scope, key, version, %(number)s, %(vector)s::{schema}.vector FROM agent_memory.entry "
@@ -68,39 +67,24 @@ def apply(session: Session, operations: Sequence[Operation], context: Context) -
         return _read(session, operations, context)
     for write in writes:
         _check_vectors(write, context)
-    known: dict[tuple[str, str], Receipt] = {}
+    carry_out = _one if len(operations) == 1 and is_simple(writes[0]) else _together
     plain = False
     for _ in range(_ATTEMPTS):
         try:
-            if len(operations) == 1 and is_simple(writes[0]):
-                return [_write_one(session, writes[0], context, plain)]
-            return _transaction(session, operations, context, known, plain)
+            return carry_out(session, operations, context, plain)
         except (_Missed, psycopg.errors.DivisionByZero, psycopg.errors.UniqueViolation):
             # A condition failed, or the receipt of the same write came after the snapshot. Nothing was changed.
-            pass
+            if len(operations) > 1:
+                carry_out = _in_order
+                continue
+            with suppress(_Missed):
+                return [_answer(session, writes[0], context)]
         except psycopg.DataError as error:
             # JSONB takes less than JSON: no number of a million digits, for one.
             if plain or error.sqlstate is None:
                 raise
             plain = True
-            continue
-        known = _receipts(session, writes)
-        if len(operations) == 1 and _id(writes[0]) in known:
-            return [replay(writes[0], known[_id(writes[0])])]
-        _explain(session, [write for write in writes if _id(write) not in known], context)
     raise UnavailableError("PostgreSQL: this key is written too often by others; try again")
-
-
-def _write_one(session: Session, write: Write, context: Context, plain: bool) -> Entry | None:
-    start(session.cursor, kind_of(write), [write], now=context.now, vectors=context.vectors is not None, plain=plain)
-    done = finish([write], session.cursor.fetchall())
-    if write.key not in done:
-        raise _Missed
-    return done[write.key]
-
-
-def _id(write: Write) -> tuple[str, str]:
-    return write.scope.path, write.write_id
 
 
 def _check_vectors(write: Write, context: Context) -> None:
@@ -122,34 +106,32 @@ def no_vectors() -> InvalidRequestError:
 # -- why a write was not carried out ---------------------------------------------------------------------------------
 
 
-def _receipts(session: Session, writes: Iterable[Write]) -> dict[tuple[str, str], Receipt]:
-    found: dict[tuple[str, str], Receipt] = {}
-    for scope, ids in _by_scope((write.scope.path, write.write_id) for write in writes).items():
-        for write_id, *receipt in session.rows(_RECEIPTS, {"scope": scope, "ids": ids}):
-            found[scope, write_id] = Receipt(*receipt)
-    return found
-
-
 def receipt(session: Session, write: Write) -> Receipt | None:
     """Return what is known of an earlier attempt at a write."""
-    return _receipts(session, [write]).get(_id(write))
+    rows = session.rows(_RECEIPT, {"scope": write.scope.path, "id": write.write_id})
+    return Receipt(*rows[0]) if rows else None
 
 
-def _explain(session: Session, writes: Sequence[Write], context: Context) -> None:
-    """Raise ConflictError if a write is not possible as things stand; else the next attempt may succeed."""
-    rows: dict[tuple[str, str], Any] = {}
-    for scope, keys in _by_scope((write.scope.path, write.key) for write in writes).items():
-        found = session.rows(_CURRENT, {"scope": scope, "keys": keys, "now": context.now})
-        rows.update(((scope, row[0]), row) for row in found)
-    for write in writes:
-        row = rows.get((write.scope.path, write.key))
-        current = None if row is None else Current(row[1], row[2], row[17], row[9], row[11], row[18])
-        if not conditions_hold(write, current):
-            found = to_row(row) if current is not None and current.live else None
-            raise ConflictError("the key is not at the version that was expected", found=found)
-    ids = [write.blob.id for write in writes if isinstance(write, CommitWrite) and write.blob is not None]
-    if ids and session.rows(_STAGED, {"ids": ids})[0][0] < len(ids):
+def _answer(session: Session, write: Write, context: Context) -> Entry | None:
+    """Return what a write that was not carried out is answered with, or raise ConflictError.
+
+    Raises _Missed if nothing stands in its way by now.
+    """
+    known = receipt(session, write)
+    if known is not None:
+        return replay(write, known)
+    rows = session.rows(_CURRENT, {"scope": write.scope.path, "key": write.key, "now": context.now})
+    row = rows[0] if rows else None
+    current = None if row is None else Current(row[1], row[2], row[17], row[9], row[11], row[18])
+    if not conditions_hold(write, current):
+        raise ConflictError(
+            "the key is not at the version that was expected",
+            found=to_row(row) if current is not None and current.live else None,
+        )
+    blob = write.blob if isinstance(write, CommitWrite) else None
+    if blob is not None and not session.rows(_STAGED, {"id": blob.id}):
         raise ConflictError("the prepared write has expired; prepare it again", code="blob_gone")
+    raise _Missed
 
 
 # -- transactions ----------------------------------------------------------------------------------------------------
@@ -174,9 +156,9 @@ class _Batch:
             self.pending.append((cursor, take))
 
     def settle(self) -> None:
-        for cursor, take in self.pending:
+        pending, self.pending = self.pending, []
+        for cursor, take in pending:
             take(cursor.fetchall())
-        self.pending.clear()
 
     # -- the operations of one step: no two of them write the same key
 
@@ -242,7 +224,7 @@ class _Batch:
 def _read(session: Session, operations: Sequence[Operation], context: Context) -> list[Any]:
     """Carry out operations that write nothing, all from one snapshot."""
     batch = _Batch(session, operations, context)
-    steps = _steps(operations, set())
+    steps = _steps(operations)
     single = len(steps) == 1 and len(steps[0]) == 1
     with ExitStack() as stack:
         if not single:
@@ -256,64 +238,74 @@ def _read(session: Session, operations: Sequence[Operation], context: Context) -
     return batch.results
 
 
-def _transaction(
-    session: Session,
-    operations: Sequence[Operation],
-    context: Context,
-    known: dict[tuple[str, str], Receipt],
-    plain: bool,
-) -> list[Any]:
-    """Carry out operations in a transaction; raise _Missed, having changed nothing, if a write was not possible."""
+def _one(session: Session, operations: Sequence[Operation], context: Context, plain: bool) -> list[Any]:
+    """Carry out a single, simple write."""
+    write = cast(Write, operations[0])
+    start(session.cursor, kind_of(write), [write], now=context.now, vectors=context.vectors is not None, plain=plain)
+    done = finish([write], session.cursor.fetchall())
+    if not done:
+        raise _Missed
+    return [done[write.key]]
+
+
+def _together(session: Session, operations: Sequence[Operation], context: Context, plain: bool) -> list[Any]:
+    """Carry out operations in as few statements as they need; raise _Missed if a write is not possible, who knows why.
+
+    Either way all of them or none.
+    """
     batch = _Batch(session, operations, context)
-    first: dict[tuple[str, str], int] = {}
-    repeated: dict[int, int] = {}
-    done: set[int] = set()
-    writes: list[Write] = []
-    for index, operation in enumerate(operations):
-        if not isinstance(operation, CommitWrite | Delete):
-            continue
-        writes.append(operation)
-        if _id(operation) in known:
-            batch.results[index] = replay(operation, known[_id(operation)])
-            done.add(index)
-        elif _id(operation) in first:
-            repeated[index] = first[_id(operation)]
-            _check_same(operation, cast(Write, operations[repeated[index]]))
-            done.add(index)
-        else:
-            first[_id(operation)] = index
-    steps = _steps(operations, done)
-    if len(steps) == 1 and len(steps[0]) == 1 and all(map(is_simple, writes)):
+    steps = _steps(operations)
+    if len(steps) == 1 and len(steps[0]) == 1 and all(is_simple(cast(Write, one)) for one in operations):
         # One statement is a transaction.
         _carry_out(batch, steps, plain)
-    else:
-        with ExitStack() as stack:
-            # What is done alone needs the answers to what comes before it.
-            pipeline = None
-            if not any(isinstance(operation, List | ListParents | Search) for operation in operations):
-                pipeline = stack.enter_context(session.connection.pipeline())
-            stack.enter_context(session.connection.transaction())
-            _lock(batch, steps)
-            _carry_out(batch, steps, plain)
-            if pipeline is not None:
-                pipeline.sync()
-            batch.settle()
-    for index, original in repeated.items():
-        batch.results[index] = batch.results[original]
+        return batch.results
+    with ExitStack() as stack:
+        pipeline = None
+        if _fits_pipeline(operations):
+            pipeline = stack.enter_context(session.connection.pipeline())
+        stack.enter_context(session.connection.transaction())
+        _lock(batch, steps)
+        _carry_out(batch, steps, plain)
+        if pipeline is not None:
+            pipeline.sync()
+        batch.settle()
     return batch.results
 
 
-def _check_same(write: Write, first: Write) -> None:
-    if fingerprint(write) != fingerprint(first):
-        raise ConflictError("this write id was used for a different write", code="write_id_reused")
+def _fits_pipeline(operations: Sequence[Operation]) -> bool:
+    """Say whether statements may be sent before their predecessors are answered.
+
+    What looks at many keys waits for the answers to what comes before it. And psycopg hangs when a pipeline holds more
+    than the socket takes at once (psycopg 3.3, https://github.com/psycopg/psycopg/issues/685).
+    """
+    if any(isinstance(operation, List | ListParents | Search) for operation in operations):
+        return False
+    writes = [operation for operation in operations if isinstance(operation, CommitWrite)]
+    vectors = sum(len(vector) for write in writes for vector in write.vectors)
+    return len(operations) * 512 + vectors + sum(len(write.data or b"") for write in writes) < _PIPELINE_BYTES
+
+
+def _in_order(session: Session, operations: Sequence[Operation], context: Context, plain: bool) -> list[Any]:
+    """Carry out operations one after the other, so that it can be said which write is not possible, and why."""
+    batch = _Batch(session, operations, context)
+    with session.connection.transaction():
+        for index, operation in enumerate(operations):
+            try:
+                _carry_out(batch, _steps([operation], index), plain)
+            except _Missed:
+                batch.results[index] = _answer(session, cast(Write, operation), context)
+    return batch.results
 
 
 _Step: TypeAlias = "dict[Kind | str | int, list[int]]"
 """Indexes of operations, by the kind of the writes, the scope of the reads, or the index of what is done alone."""
 
 
-def _steps(operations: Sequence[Operation], done: set[int]) -> list[_Step]:
-    """Sort operations into steps, so that those of the same key, and what looks at many keys, stay in their order."""
+def _steps(operations: Sequence[Operation], first: int = 0) -> list[_Step]:
+    """Sort operations into steps, so that those of the same key, and what looks at many keys, stay in their order.
+
+    ``first`` is the index of the first one.
+    """
     steps: list[_Step] = []
     base = 0
     last: dict[tuple[str, str], tuple[int, bool]] = {}
@@ -323,9 +315,7 @@ def _steps(operations: Sequence[Operation], done: set[int]) -> list[_Step]:
             steps.append({})
         steps[level].setdefault(group, []).append(index)
 
-    for index, operation in enumerate(operations):
-        if index in done:
-            continue
+    for index, operation in enumerate(operations, first):
         if isinstance(operation, PrepareRead | CommitWrite | Delete):
             place = operation.scope.path, operation.key
             writes = not isinstance(operation, PrepareRead)

@@ -264,13 +264,18 @@ def connect(dsn: str, context: AdaptersMap | None = None) -> Connection:
         raise InvalidRequestError("the address of the PostgreSQL database cannot be read") from None
     options: dict[str, Any] = {name: value for name, value in _NETWORK.items() if name not in given}
     try:
-        return psycopg.connect(dsn, autocommit=True, context=_Context(context or _adapters()), **options)
+        return _Connection.connect(dsn, autocommit=True, context=_Context(context or _adapters()), **options)
     except psycopg.Error:
         raise UnavailableError(
             "cannot connect to PostgreSQL: no server answers at that address, or it refuses the user, the password or "
             "the database",
             code="unreachable",
         ) from None
+
+
+class _Connection(psycopg.Connection[Any]):
+    def __del__(self, __warn: Any = None) -> None:
+        """Say nothing: a pool may end with the program, and with a forked child."""
 
 
 class _Context:

@@ -95,11 +95,11 @@ def _input(write: Write, plain: bool) -> tuple[Any, ...]:
         *head, entry.size, entry.sha256, entry.content_type, entry.signature, entry.schema_name, entry.schema_version,
         None if write.ttl_seconds is None else round(write.ttl_seconds * 1_000_000), provenance,
         None if write.blob is None else write.blob.id, searchable,
-        searchable and not plain and write.data is not None and _projectable(write.data), write.data,
+        searchable and not plain and write.data is not None and projectable(write.data), write.data,
     )  # fmt: skip
 
 
-def _projectable(data: bytes) -> bool:
+def projectable(data: bytes) -> bool:
     """Say whether JSONB can hold this JSON: it knows no NUL and no lone surrogate."""
     if b"\\u" in data and (b"\\u0000" in data or b"\\ud" in data or b"\\uD" in data):
         return False
@@ -121,22 +121,23 @@ _SET: Final = """
 
 @lru_cache(maxsize=64)
 def _statement(kind: Kind, many: bool, vectors: bool) -> str:
+    # Values are taken from their array only where they are stored, so that no step in between carries them.
+    small = {name: of for name, of in _FIELDS.items() if name != "data"}
     if many:
-        fields = ", ".join(f"%({name})b::{of}[]" for name, of in _FIELDS.items())
-        source = f"SELECT * FROM unnest({fields}) AS one ({', '.join(_FIELDS)})"
+        fields = ", ".join(f"%({name})b::{of}[]" for name, of in small.items())
+        source = f"SELECT * FROM unnest({fields}) WITH ORDINALITY AS one ({', '.join(small)}, n)"
+        data = "(%(data)b::bytea[])[input.n]"
     else:
-        source = "SELECT " + ", ".join(f"%({name})s::{of} AS {name}" for name, of in _FIELDS.items())
-    write = _DELETE if kind.verb == "delete" else _put(kind) if kind.verb == "put" else _swap(kind)
+        source = "SELECT " + ", ".join(f"%({name})s::{of} AS {name}" for name, of in small.items())
+        data = "%(data)s::bytea"
+    write = _DELETE if kind.verb == "delete" else (_put(kind) if kind.verb == "put" else _swap(kind))
     parts = [
-        f"WITH input AS MATERIALIZED ({source})",
+        f"WITH input AS ({source})",
         f"clock AS MATERIALIZED (SELECT {NOW} AS us)",
-        f"put AS ({write} RETURNING entry.key, entry.version, entry.etag, entry.created_us, entry.updated_us, "
-        "entry.expires_us, entry.replaced_blob_id)",
+        f"put AS ({write.replace('<data>', data)} RETURNING entry.key, entry.version, entry.etag, entry.created_us, "
+        "entry.updated_us, entry.expires_us, entry.replaced_blob_id)",
         f"done AS ({_DONE_DELETE if kind.verb == 'delete' else _DONE})",
-        "recorded AS (INSERT INTO agent_memory.receipt (scope, write_id, at_us, fingerprint, version, etag, "
-        "created_us, updated_us, expires_us) SELECT %(scope)s, input.write_id, clock.us, input.fingerprint, "
-        "done.version, done.etag, done.created_us, done.updated_us, done.expires_us "
-        "FROM done JOIN input ON input.key = done.key CROSS JOIN clock)",
+        f"recorded AS ({_RECORD_MANY if many else _RECORD})",
         "retired AS (UPDATE agent_memory.blob AS blob SET state = 'garbage', at_us = clock.us FROM put, clock "
         "WHERE blob.id = put.replaced_blob_id)",
     ]
@@ -152,21 +153,34 @@ def _statement(kind: Kind, many: bool, vectors: bool) -> str:
             "SET last_write_us = greatest(scope.last_write_us, excluded.last_write_us))"
         )
     # All or none: dividing by zero undoes the statement.
-    all_done = "WHERE 1 / ((SELECT count(*) FROM done) = (SELECT count(*) FROM input))::integer = 1"
+    all_done = "WHERE 1 / ((SELECT count(*) FROM done) = cardinality(%(key)b::text[]))::integer = 1"
     return (
         f"{', '.join(parts)} SELECT key, version, etag, created_us, updated_us, expires_us FROM done "
         f"{all_done if many else ''}"
     )
 
 
+_RECORD: Final = """
+    INSERT INTO agent_memory.receipt (scope, write_id, fingerprint, at_us, version, etag, created_us, updated_us,
+        expires_us)
+    SELECT %(scope)s, %(write_id)s, %(fingerprint)s, clock.us, done.version, done.etag, done.created_us,
+        done.updated_us, done.expires_us FROM done, clock"""
+# Joining with what was given would compare each with each: such a plan knows nothing of how many there are.
+_RECORD_MANY: Final = (
+    _RECORD.replace("%(write_id)s", "(%(write_id)b::text[])[place.n]").replace(
+        "%(fingerprint)s", "(%(fingerprint)b::text[])[place.n]"
+    )
+    + """, LATERAL (SELECT array_position(%(key)b::text[], done.key COLLATE "C") AS n OFFSET 0) AS place"""
+)
 _DONE: Final = "SELECT key, version, etag, created_us, updated_us, expires_us FROM put"
 _UNKNOWN: Final = (
     "NOT EXISTS (SELECT FROM agent_memory.receipt AS receipt WHERE receipt.scope = %(scope)s "
     "AND receipt.write_id = input.write_id)"
 )
 _DONE_DELETE: Final = f"""{_DONE} UNION ALL SELECT input.key, NULL, '', 0, 0, NULL FROM input
-WHERE input.if_match IS NULL AND {_UNKNOWN} AND NOT EXISTS (SELECT FROM put WHERE put.key = input.key)"""
-_PROJECTION: Final = "CASE WHEN input.projectable THEN convert_from(input.data, 'UTF8')::jsonb END"
+WHERE input.if_match IS NULL AND {_UNKNOWN} AND input.key NOT IN (SELECT put.key FROM put)"""
+_IN_ORDER: Final = '(SELECT * FROM input ORDER BY key COLLATE "C" OFFSET 0) AS input'
+_PROJECTION: Final = "CASE WHEN input.projectable THEN convert_from(<data>, 'UTF8')::jsonb END"
 _CHUNK_SIZE: Final = "(SELECT blob.chunk_size FROM agent_memory.blob AS blob WHERE blob.id = input.blob_id)"
 
 
@@ -179,14 +193,13 @@ def _put(kind: Kind) -> str:
         SELECT %(scope)s, input.key, last.version + 1, (last.version + 1) || '-' || input.token, input.size,
             input.sha256, input.content_type, input.signature, input.schema_name, input.schema_version, clock.us,
             clock.us, clock.us + input.ttl_us, input.ttl_us, input.provenance, false, input.searchable, input.blob_id,
-            {_CHUNK_SIZE}, {_PROJECTION}, input.data
-        FROM clock, input, LATERAL (SELECT greatest(0,
+            {_CHUNK_SIZE}, {_PROJECTION}, <data>
+        FROM clock, {_IN_ORDER}, LATERAL (SELECT greatest(0,
             (SELECT seen.version FROM agent_memory.entry AS seen
                 WHERE seen.scope = %(scope)s AND seen.key = input.key),
             (SELECT scope.version_floor FROM agent_memory.scope AS scope WHERE scope.scope = %(scope)s)
             ) AS version OFFSET 0) AS last
         WHERE {_UNKNOWN}
-        ORDER BY input.key COLLATE "C"
         ON CONFLICT (scope, key) DO UPDATE SET version = entry.version + 1,
             etag = (entry.version + 1) || '-' || split_part(excluded.etag, '-', 2), size = excluded.size,
             sha256 = excluded.sha256, content_type = excluded.content_type, signature = excluded.signature,
@@ -203,13 +216,13 @@ def _swap(kind: Kind) -> str:
     kept = "entry.expires_us, entry.ttl_us" if kind.keep_ttl else "clock.us + input.ttl_us, input.ttl_us"
     return f"""
         UPDATE agent_memory.entry AS entry SET {_SET.format(deleted="false")}, (expires_us, ttl_us) = ROW({kept}),
-            chunk_size = {_CHUNK_SIZE}, projection = {_PROJECTION}, value = input.data
-        FROM input, clock WHERE entry.scope = %(scope)s AND entry.key = input.key AND {LIVE}
+            chunk_size = {_CHUNK_SIZE}, projection = {_PROJECTION}, value = <data>
+        FROM {_IN_ORDER}, clock WHERE entry.scope = %(scope)s AND entry.key = input.key AND {LIVE}
             AND entry.etag = input.if_match AND {_UNKNOWN}"""
 
 
 _DELETE: Final = f"""
     UPDATE agent_memory.entry AS entry SET {_SET.format(deleted="true")}, expires_us = NULL, ttl_us = NULL,
         chunk_size = NULL, projection = NULL, value = NULL
-    FROM input, clock WHERE entry.scope = %(scope)s AND entry.key = input.key AND {LIVE}
+    FROM {_IN_ORDER}, clock WHERE entry.scope = %(scope)s AND entry.key = input.key AND {LIVE}
         AND (input.if_match IS NULL OR entry.etag = input.if_match) AND {_UNKNOWN}"""

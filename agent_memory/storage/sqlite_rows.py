@@ -32,6 +32,13 @@ def to_row(row: Any) -> Row:
     return Row(entry, row[16], row[14], row[15])
 
 
+def live_row(row: Any, now: int) -> Row | None:
+    """Return what a row of COLUMNS says, None if it is deleted or expired."""
+    if row[13] or (row[11] is not None and row[11] <= now):
+        return None
+    return to_row(row)
+
+
 def key_range(scope: Scope, prefix: str) -> tuple[str, list[Any]]:
     """Return the condition that a key starts with ``prefix``, and its bindings."""
     end = successor(prefix)

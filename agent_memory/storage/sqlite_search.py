@@ -6,7 +6,7 @@ that a filter means the same in every catalog.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
 from typing import Any, Final, cast
 
@@ -20,19 +20,18 @@ from .catalog import LoadBlob, Row, ScoredRow
 from .sqlite_rows import COLUMNS, IS_LIVE, all_rows, key_range, to_row
 
 _SQL_OPERATORS: Final = {"$eq": "=", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
-_IS_OBJECT: Final = (
-    "NOT deleted AND content_type = 'application/json' AND (value IS NULL OR substr(value, 1, 1) = x'7b')"
-)
+_NEWEST_FIRST: Final = "ORDER BY updated_us DESC, key"
+_IS_JSON: Final = "content_type = 'application/json'"
+_IS_OBJECT: Final = f"{_IS_JSON} AND (value IS NULL OR substr(value, 1, 1) = x'7b')"
 
 
 def search(connection: apsw.Connection, request: Search, now: int, load: LoadBlob) -> list[ScoredRow]:
     """Return the hits of a search; see ``messages.Search``."""
     condition = parse(request.filter)
     if request.vector is None and not condition.terms:
-        places = _newest_places(connection, request, condition, now, most=request.offset + request.limit)
-        if not any(large for _, large in places):
-            # Every candidate is a hit: what is skipped need not be looked at.
-            return [ScoredRow(_row_at(connection, rowid), None) for rowid, _ in places[request.offset :]]
+        page = _newest_page(connection, request, condition, now)
+        if page is not None:
+            return [ScoredRow(row, None) for row in page]
     if request.vector is None:
         hits = (ScoredRow(row, None) for row in _newest(connection, request, condition, now, load))
     else:
@@ -40,34 +39,54 @@ def search(connection: apsw.Connection, request: Search, now: int, load: LoadBlo
     return list(islice(hits, request.offset, request.offset + request.limit))
 
 
+def _newest_page(connection: apsw.Connection, request: Search, condition: AllOf, now: int) -> list[Row] | None:
+    """Return the rows of a search for everything; None if some are large, which may be no objects."""
+    # Only rowids are sorted: sorting rows with their values takes twice as long.
+    places = f"SELECT rowid AS place FROM entry WHERE {{}} {_NEWEST_FIRST} LIMIT ?"
+    if request.offset:
+        large = f"SELECT 1 FROM entry WHERE rowid IN ({places}) AND value IS NULL LIMIT 1"
+        if _over_candidates(connection, large, request, condition, now, after=[request.offset]):
+            return None
+    sql = f"SELECT {COLUMNS} FROM ({places} OFFSET ?) CROSS JOIN entry ON entry.rowid = place {_NEWEST_FIRST}"
+    found = _over_candidates(connection, sql, request, condition, now, after=[request.limit, request.offset])
+    rows = [to_row(row) for row in found]
+    return None if any(row.data is None for row in rows) else rows
+
+
 def _newest(connection: apsw.Connection, request: Search, condition: AllOf, now: int, load: LoadBlob) -> Iterator[Row]:
-    """Iterate over the rows that fulfil the condition, the newest change first."""
-    for rowid, _ in _newest_places(connection, request, condition, now):
+    """Iterate over the rows that fulfil the condition, the newest change first; they are fetched as they are wanted."""
+    sql = f"SELECT rowid FROM entry WHERE {{}} {_NEWEST_FIRST}"
+    for (rowid,) in _over_candidates(connection, sql, request, condition, now):
         row = _row_at(connection, rowid)
         if _holds(condition, row, load):
             yield row
-
-
-def _newest_places(
-    connection: apsw.Connection, request: Search, condition: AllOf, now: int, *, most: int = -1
-) -> list[tuple[int, int]]:
-    """Return the rowids of candidates, the newest change first, and whether their values are elsewhere.
-
-    Rowids alone are sorted, and rows fetched as they are wanted: sorting them with their values takes twice as long.
-    """
-    where, bindings = _candidates(request, condition, now)
-    sql = f"SELECT rowid, value IS NULL FROM entry WHERE {where} ORDER BY updated_us DESC, key LIMIT ?"
-    return all_rows(connection, sql, (*bindings, most))
 
 
 def _row_at(connection: apsw.Connection, rowid: int) -> Row:
     return to_row(all_rows(connection, f"SELECT {COLUMNS} FROM entry WHERE rowid = ?", (rowid,))[0])
 
 
-def _candidates(request: Search, condition: AllOf, now: int) -> tuple[str, list[Any]]:
+def _over_candidates(
+    connection: apsw.Connection, sql: str, request: Search, condition: AllOf, now: int, *,
+    before: Sequence[Any] = (), after: Sequence[Any] = (),
+) -> list[Any]:  # fmt: skip
+    """Run a statement in which ``{}`` stands for the condition of rows that may be hits."""
     where, bindings = key_range(request.scope, request.prefix)
-    narrow, narrow_bindings = _narrow(condition)
-    return f"{where} AND {IS_LIVE} AND {_IS_OBJECT} AND {narrow}", [*bindings, now, *narrow_bindings]
+    # A row that a filter holds for is an object; without one, the first byte tells.
+    where = f"{where} AND {IS_LIVE} AND {_IS_JSON if condition.terms else _IS_OBJECT}"
+    narrow, values = _narrow(condition)
+    bindings = [*before, *bindings, now, *values, *after]
+    try:
+        return all_rows(connection, sql.replace("{}", f"{where} AND {narrow.replace('{}', _VALUE)}"), bindings)
+    except apsw.SQLError:
+        # Looking into what is no JSON is an error. Hardly any row is none, so it is only looked out for when it is met.
+        return all_rows(connection, sql.replace("{}", f"{where} AND {narrow.replace('{}', _VALID_VALUE)}"), bindings)
+
+
+_VALUE: Final = "CAST(value AS TEXT)"
+"""As text, because bytes may happen to look like SQLite's binary JSON."""
+
+_VALID_VALUE: Final = f"CASE WHEN json_valid({_VALUE}) THEN {_VALUE} END"
 
 
 def _most_similar(
@@ -105,18 +124,18 @@ def _best_scores(
     """Return keys with the score of their best vector, in falling order, and whether these are all there are."""
     _load_vector_functions(connection)
     vector: Any = request.vector
-    where, bindings = key_range(request.scope, request.prefix)
+    sql = (
+        "SELECT key, 1.0 - vec_distance_cosine(embedding, ?) AS score FROM vector "
+        "WHERE {} AND length(embedding) = ? ORDER BY score DESC LIMIT ?"
+    )
     if condition.terms:
         # Far fewer distances are to be computed when the filter comes first.
-        candidates, bindings = _candidates(request, condition, now)
-        where = f"scope = ? AND key IN (SELECT key FROM entry WHERE {candidates})"
-        bindings = [request.scope.path, *bindings]
-    rows = all_rows(
-        connection,
-        "SELECT key, 1.0 - vec_distance_cosine(embedding, ?) AS score FROM vector "
-        f"WHERE {where} AND length(embedding) = ? ORDER BY score DESC LIMIT ?",
-        (vector, *bindings, len(vector), most),
-    )
+        sql = sql.replace("{}", "scope = ? AND key IN (SELECT key FROM entry WHERE {})")
+        before, after = [vector, request.scope.path], [len(vector), most]
+        rows = _over_candidates(connection, sql, request, condition, now, before=before, after=after)
+    else:
+        where, bindings = key_range(request.scope, request.prefix)
+        rows = all_rows(connection, sql.replace("{}", where), (vector, *bindings, len(vector), most))
     # A vector of zeros is similar to nothing: it has no score, and sorts last.
     scored = [(key, score) for key, score in rows if score is not None]
     complete = len(scored) < most
@@ -151,7 +170,10 @@ def _holds(condition: AllOf, row: Row, load: LoadBlob) -> bool:
 
 
 def _narrow(condition: Condition) -> tuple[str, list[Any]]:
-    """Return an SQL condition that holds at least wherever ``condition`` does, and its bindings."""
+    """Return an SQL condition that holds at least wherever ``condition`` does, and its bindings.
+
+    ``{}`` stands in it for the value as JSON text.
+    """
     match condition:
         case AllOf(terms):
             parts = [_narrow(term) for term in terms]
@@ -175,12 +197,8 @@ def _narrow_comparison(field: str, operator: str, operand: Any) -> tuple[str, li
     paths = ['$."' + field + '"']
     if "." in field:
         paths.append("$" + "".join(f'."{part}"' for part in field.split(".")))
-    # As text, because bytes may happen to look like SQLite's binary JSON. CASE, because AND need not be carried out
-    # from left to right, and looking into what is no JSON is an error.
-    tests = " OR ".join(f"json_extract(CAST(value AS TEXT), ?) {comparison} ?" for _ in paths)
-    return f"(value IS NULL OR CASE WHEN json_valid(CAST(value AS TEXT)) THEN {tests} END)", [
-        one for path in paths for one in (path, operand)
-    ]
+    tests = " OR ".join(f"json_extract({{}}, ?) {comparison} ?" for _ in paths)
+    return f"(value IS NULL OR {tests})", [one for path in paths for one in (path, operand)]
 
 
 def _same_in_sql(field: str, operand: Any) -> bool:
@@ -205,8 +223,8 @@ def list_parents(connection: apsw.Connection, request: ListParents, now: int) ->
     # Trimming from the right every character that is no slash leaves the key up to its last one. The parents come from
     # the index alone; only whether one of a parent's own keys is live is looked up in the rows.
     sql = (
-        "SELECT parent FROM (SELECT DISTINCT rtrim(key, replace(key, '/', '')) AS parent FROM entry "
-        f"WHERE {where} AND instr(key, '/') > 0) WHERE parent > ? AND EXISTS ("
+        "WITH known AS MATERIALIZED (SELECT DISTINCT rtrim(key, replace(key, '/', '')) AS parent FROM entry "
+        f"WHERE {where} AND instr(key, '/') > 0) SELECT parent FROM known WHERE parent > ? AND EXISTS ("
         "SELECT 1 FROM entry WHERE scope = ? AND key > parent AND key < substr(parent, 1, length(parent) - 1) || '0' "
         f"AND instr(substr(key, length(parent) + 1), '/') = 0 AND {IS_LIVE} AND {_IS_OBJECT}) ORDER BY parent LIMIT ?"
     )

@@ -23,6 +23,9 @@ _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 # How the object stores say that a signed URL is too old: S3, S3 with a session's token or GCS, Azure.
 _EXPIRED: Final = (b"Request has expired", b"ExpiredToken", b"Signature not valid in the specified time frame")
 _MISSING: Final = (b"NoSuchKey", b"BlobNotFound")
+# Refusals with a status of the client's that speak of the connection.
+_PASSING: Final = (b"<Code>RequestTimeout</Code>", b"<Code>IncompleteBody</Code>")
+_ERROR: Final = b"<Error>"
 
 
 class Exchange(Protocol):
@@ -84,13 +87,17 @@ class _Transfer:
 
     def _refusal(self, refused: bytearray) -> AgentMemoryError:
         raw = bytes(refused)
-        error = decode_error(self._status, self._type, raw, retry_after=self._retry_after)
+        error = decode_error(self._status, self._type, raw, retry_after=self._retry_after, who="the blob store")
         if self._type.startswith("application/problem+json"):
             return error
         if self._status in (400, 403) and any(mark in raw for mark in _EXPIRED):
             return UnavailableError("the signed URL has expired", code="url_expired")
         if self._status == 404 and any(mark in raw for mark in _MISSING):
             return IntegrityError("a chunk of the value is missing from the blob store", code="chunk_missing")
+        if self._status == 416:
+            return IntegrityError("the blob store's chunk is shorter than it was", code="range_not_satisfiable")
+        if self._status == 400 and any(mark in raw for mark in _PASSING):
+            return UnavailableError("the upload broke off before the blob store had all of it", code="truncated")
         return error
 
 
@@ -98,20 +105,23 @@ class Upload(_Transfer):
     """A chunk's bytes sent to where they are to be kept; its reply is the etag."""
 
     def begin(self, status: int, headers: Mapping[str, str]) -> None:
-        if status not in (200, 201, 204):
-            self._refuse(status, headers)
         self._etag = headers.get("etag", "")
+        self._taken = status in (200, 201, 204)
+        if not self._taken or not self._etag:
+            self._refuse(status, headers)
 
     def feed(self, part: bytes) -> None:
         if self._refused is not None:
             self._keep(self._refused, part)
 
     def end(self) -> str:
-        if self._refused is not None:
+        if self._refused is None:
+            return self._etag
+        if not self._taken:
             raise self._refusal(self._refused)
-        if not self._etag:
-            raise ProtocolError("the blob store took a chunk without giving it an etag")
-        return self._etag
+        if _ERROR in self._refused:
+            raise UnavailableError("the blob store answered with an error under a status of success")
+        raise ProtocolError("the blob store took a chunk without giving it an etag")
 
 
 class Download(_Transfer):

@@ -25,7 +25,7 @@ from ..errors import (
     UnavailableError,
 )
 from ..keys import check_scope_name
-from ..messages import Backup, Check, CommitWrite, GetRange, Message, PutChunk, Scope, Sweep
+from ..messages import Backup, Check, CommitWrite, GetRange, Message, PutChunk, Scope, SetTimes, Sweep
 from ..wire import encode_request
 from ..wire.requests import scope_of
 from .exchanges import ApiCall, Download, Exchange, Slices, Upload
@@ -38,6 +38,8 @@ _LIMITS: Final = httpx.Limits(max_connections=100, max_keepalive_connections=32,
 _FAILURES: Final = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError)
 _PORTS: Final = {"http": 80, "https": 443}
 _AGENT: Final = (b"User-Agent", b"agent-memory")
+# Azure takes no upload without it; other stores do not know it.
+_BLOCK_BLOB: Final = (b"x-ms-blob-type", b"BlockBlob")
 
 
 class Origin(NamedTuple):
@@ -110,7 +112,7 @@ class HttpTransport:
                 response.close()
             failure = None
         except _FAILURES as error:
-            failure = _failure(error, deadline)
+            failure = _failure(error, message, deadline)
         if failure is not None:
             # Outside the handler, so that the error does not carry httpx's as its context.
             raise failure
@@ -130,7 +132,7 @@ class HttpTransport:
                     await response.aclose()
             failure = None
         except _FAILURES as error:
-            failure = _failure(error, deadline)
+            failure = _failure(error, message, deadline)
         if failure is not None:
             raise failure
         return exchange.end()
@@ -138,7 +140,7 @@ class HttpTransport:
     def _start(self, message: Message, deadline: float) -> tuple[httpx.Request, Exchange]:
         if self._closed:
             raise UnavailableError("this memory is closed", code="closed")
-        if isinstance(message, Sweep | Check | Backup):
+        if isinstance(message, Sweep | Check | Backup | SetTimes):
             raise PermissionDeniedError(
                 "looking after the store belongs to whoever runs the server: agent-memory sweep|check|backup --data …"
             )
@@ -174,6 +176,8 @@ class HttpTransport:
     def _upload(self, message: PutChunk, remaining: float) -> tuple[httpx.Request, Exchange]:
         url = self._accepted(message.chunk.uri)
         headers = [(b"Host", url.netloc), _AGENT, (b"Content-Length", str(len(message.data)).encode())]
+        if _origin(url) != self._origin:
+            headers.append(_BLOCK_BLOB)
         request = httpx.Request(
             "PUT",
             url,
@@ -272,12 +276,13 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-def _failure(error: Exception, deadline: float) -> AgentMemoryError:
+def _failure(error: Exception, message: Message, deadline: float) -> AgentMemoryError:
+    who = "the blob store" if isinstance(message, PutChunk | GetRange) else "the server"
     if time.monotonic() >= deadline:
-        return TimedOutError("the server did not answer in the call's time")
+        return TimedOutError(f"{who} did not answer in the call's time")
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        return UnavailableError("the server cannot be reached", code="no_answer")
-    return UnavailableError("the connection broke before the answer was whole", code="no_answer")
+        return UnavailableError(f"{who} cannot be reached", code="no_answer")
+    return UnavailableError(f"the connection to {who} broke before the answer was whole", code="no_answer")
 
 
 def _timeouts(seconds: float) -> dict[str, Any]:

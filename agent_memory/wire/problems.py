@@ -129,19 +129,26 @@ def encode_error(error: AgentMemoryError, status: int | None = None) -> tuple[in
 
 
 def decode_error(
-    status: int, content_type: str, raw: bytes, *, retry_after: str | None = None, secret: str | None = None
+    status: int,
+    content_type: str,
+    raw: bytes,
+    *,
+    retry_after: str | None = None,
+    secret: str | None = None,
+    who: str = "the server",
 ) -> AgentMemoryError:
     """Return the error that an answer with this status stands for.
 
     Args:
         retry_after: the header of that name, in seconds.
         secret: text that no error may repeat, should the other side send it back.
+        who: what the other side is called where it does not say anything itself.
     """
     problem = _problem(content_type, raw)
     if problem is None:
-        return _by_status(status, f"the server answered {status}", None, retry_after)
+        return _by_status(status, f"{who} answered {status}", None, retry_after)
     code = problem["code"]
-    text = _detail(problem, secret) or f"the server answered {status} ({code})"
+    text = _detail(problem, secret) or f"{who} answered {status} ({code})"
     kind = _CODES.get(code)
     if kind is None or kind.status != status:
         return _by_status(status, text, code, retry_after)
@@ -178,7 +185,7 @@ def _by_status(status: int, text: str, code: str | None, retry_after: str | None
         return ProtocolError("the server answered with a redirect, which is never followed", code="redirect")
     if kind is ConflictError and code is None:
         # Whoever answered did not say what stands there: this is no failed condition of the store.
-        return ProtocolError(f"the server answered {status} without saying why")
+        return ProtocolError(f"{text} without saying why")
     if kind is UnavailableError:
         return _unavailable(text, code, retry_after)
     return kind(text, code=code)

@@ -10,6 +10,7 @@ from .annotations import Agent
 
 if TYPE_CHECKING:
     from .bindings import EntitySource, Models
+    from .importing import ImportReport, import_langgraph
     from .kv import AgentMemoryByteStore, AgentMemoryKVStore
     from .middleware import MemoryMiddleware
     from .render import arender_memory, count_by_characters, render_memory
@@ -22,10 +23,12 @@ __all__ = [
     "AgentMemoryKVStore",
     "AgentMemoryStore",
     "EntitySource",
+    "ImportReport",
     "MemoryMiddleware",
     "Models",
     "arender_memory",
     "count_by_characters",
+    "import_langgraph",
     "memory_tools",
     "render_memory",
 ]
@@ -35,10 +38,12 @@ _MODULES = {
     "AgentMemoryKVStore": ".kv",
     "AgentMemoryStore": ".store",
     "EntitySource": ".bindings",
+    "ImportReport": ".importing",
     "MemoryMiddleware": ".middleware",
     "Models": ".bindings",
     "arender_memory": ".render",
     "count_by_characters": ".render",
+    "import_langgraph": ".importing",
     "memory_tools": ".tools",
     "render_memory": ".render",
 }

@@ -23,7 +23,7 @@ from langgraph.store.base import (
     validate_op_namespace,
 )
 
-from agent_memory import Entry, InvalidRequestError, Snapshot
+from agent_memory import Entry, InvalidKeyError, InvalidRequestError, Snapshot
 from agent_memory.operations import Delete, Get, Hit, Parents, Search, Set
 
 from .indexing import Index
@@ -264,6 +264,8 @@ class _Put:
             return
         if not namespace:
             raise InvalidNamespaceError("Namespace cannot be empty.")
+        if not key:
+            raise InvalidKeyError("a key must not be empty")
         if not isinstance(op.value, Mapping):
             raise InvalidRequestError(f"a value is a mapping, not a {type(op.value).__name__}")
         if self._ttl is not None and not self._ttl > 0:

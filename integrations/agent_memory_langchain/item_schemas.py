@@ -37,12 +37,14 @@ class SchemaRules:
 
     def to_model(self, model: type[BaseModel], value: Mapping[str, Any], where: str) -> BaseModel:
         """Return a value as its model; raise SerializationError with places and types of what is wrong, no values."""
+        # A validation error's own text repeats the value, so it becomes neither cause nor context of ours.
         try:
             return self._adapters[model].validate_json(pydantic_core.to_json(value, inf_nan_mode="constants"))
         except ValidationError as error:
-            raise SerializationError(f"{where} was not put: it is not a {model.__name__}: {_problems(error)}") from None
-        except pydantic_core.PydanticSerializationError as error:
-            raise SerializationError(f"{where} was not put: it is no JSON: {type(error).__name__}") from None
+            problem = f"it is not a {model.__name__}: {_problems(error)}"
+        except pydantic_core.PydanticSerializationError:
+            problem = "it is no JSON"
+        raise SerializationError(f"{where} was not put: {problem}")
 
     def report(self, namespace: tuple[str, ...], key: str, value: Mapping[str, Any]) -> None:
         """Log a warning if a stored item is not what its model says; it is used as it is."""

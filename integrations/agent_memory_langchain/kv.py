@@ -24,7 +24,8 @@ class AgentMemoryKVStore(BaseStore[str, V], Generic[V]):
     Args:
         memory: an open memory, of either face.
         prefix: what the store's state keys start with, before a ``/``.
-        as_type: what every value is, such as a Pydantic model; without it, any value, as ``app_state.set`` stores it.
+        as_type: what every value is, such as LangChain's ``Document``. Without it any value, as ``app_state.set``
+            stores it: of a Pydantic model, which ``Document`` is one of, plain data comes back.
     """
 
     def __init__(self, memory: AgentMemory | AsyncAgentMemory, prefix: str = "kv", *, as_type: Any = None) -> None:

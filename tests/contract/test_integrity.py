@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -182,28 +181,20 @@ def test_a_read_that_is_slower_than_a_deletion_and_the_sweep_finds_nothing(timed
     assert memory.app_state.get("key", default="absent") == "absent"
 
 
-def missing(file: Path) -> None:
-    file.unlink()
+HARM: dict[str, Callable[[bytes], bytes | None]] = {
+    "missing": lambda _: None,
+    "truncated": lambda data: data[:-1],
+    "altered": lambda data: b"\xff" + data[1:],
+    "emptied": lambda _: b"",
+}
 
 
-def truncated(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-1])
-
-
-def altered(file: Path) -> None:
-    file.write_bytes(b"\xff" + file.read_bytes()[1:])
-
-
-def emptied(file: Path) -> None:
-    file.write_bytes(b"")
-
-
-@pytest.mark.parametrize("harm", [missing, truncated, altered, emptied])
-def test_a_file_that_was_harmed_is_an_error_and_not_absence(timed: Any, harm: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize("harm", HARM)
+def test_a_file_that_was_harmed_is_an_error_and_not_absence(timed: Any, harm: str) -> None:
     memory = timed.open(chunk_size=65_536, timeout=5)
     memory.app_state.set("key", OLD)
-    files = sorted(file for file in timed.blobs.folder.rglob("*") if file.is_file())
-    harm(files[len(files) // 2])
+    names = timed.files()
+    timed.large.harm(names[len(names) // 2], HARM[harm])
 
     with pytest.raises(IntegrityError):
         memory.app_state.get("key", default="absent")

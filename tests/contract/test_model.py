@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from agent_memory import ConflictError
 from agent_memory.messages import Entry
 from agent_memory.operations import Delete, Get, Set
-from tests.support.stores import TimedStore
+from tests.support.stores import ONE_PER_CATALOG, TimedStore
 
 KEYS = st.sampled_from(["a", "b", "a/b", "\u00e9", "e\u0301", "\U0001f600"])
 SIZES = st.sampled_from([0, 1, 65_536, 65_537, 131_072, 131_073, 200_001])
@@ -197,7 +197,7 @@ class Model(RuleBasedStateMachine):
 
 
 # The async face runs the same flows as the sync one, and the other contract tests run both: once is enough here.
-@pytest.mark.parametrize("timed", ["embedded-sync", "http-sync"], indirect=True)
+@pytest.mark.parametrize("timed", ["http-sync", *ONE_PER_CATALOG], indirect=True)
 def test_a_store_behaves_like_a_dict_with_versions(timed: TimedStore, soak: bool) -> None:
     class ModelOfThisStore(Model):
         store = timed

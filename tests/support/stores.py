@@ -1,4 +1,4 @@
-"""What the contract runs against. A new backend is one more class here and one more name in ``BACKENDS``."""
+"""What the contract runs against. A new backend is a name in ``BACKENDS`` and a line in two fixtures."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from anyio.from_thread import BlockingPortal
 
@@ -23,15 +23,26 @@ from agent_memory.maintenance import blob_folder, signing_key_file
 from agent_memory.messages import Message
 from agent_memory.service import StateService
 from agent_memory.signing import Keyring
-from agent_memory.storage.blobs import FileBlobs
+from agent_memory.storage.blobs import BlobStore, FileBlobs
+from agent_memory.storage.catalog import Catalog
 from agent_memory.storage.sqlite import SqliteCatalog
 from agent_memory.transports.local import LocalTransport
 
 from .blocking import Blocking, unwrap
-from .server import ROOT, ServerProcess, child_environment
+from .server import ROOT, child_environment
+from .strict_s3 import BUCKET, StrictS3
 
-BACKENDS: Final = ("embedded", "http")
-FACES: Final = ("sync", "async")
+BACKENDS: Final = (
+    "embedded-sync", "embedded-async", "http-sync", "http-async",
+    # PostgreSQL has large values in files or in an object store, and is used directly or through two servers. Each of
+    # the four goes with one face, so that each face meets each kind of blob store and each way in: what the faces do
+    # not share is a few lines a method, which know nothing of what is behind them.
+    "postgres_files-sync", "postgres_s3-async", "cluster_files-async", "cluster_s3-sync",
+)  # fmt: skip
+ONE_PER_CATALOG: Final = ("embedded-sync", "postgres_files-sync", "cluster_s3-sync")
+"""For tests of many examples, of what only the catalog decides and the wire may spoil."""
+
+BUCKET_URL: Final = f"s3://{BUCKET}/prefix"
 
 KEYS: Final = ["a signing key of the tests", "an older signing key of the tests"]
 
@@ -39,16 +50,25 @@ KEYS: Final = ["a signing key of the tests", "an older signing key of the tests"
 class Store:
     """One store of one test. ``open`` gives clients with the face under test; they are closed when the test ends."""
 
-    def __init__(self, url: str, application: str, face: str, portal: BlockingPortal) -> None:
+    def __init__(self, url: str, application: str, face: str, portal: BlockingPortal, **options: Any) -> None:
         self.url = url
         self.application = application
         self.face = face
         self.portal = portal
+        self.options = options
         self._opened = ExitStack()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that lead to this store."""
+        found = {"URL": self.url, "APPLICATION": self.application, "SIGNING_KEYS": ",".join(KEYS)}
+        if "blobs" in self.options:
+            found["BLOBS"] = self.options["blobs"]
+        return {f"AGENT_MEMORY_{name}": text for name, text in found.items()}
 
     def open(self, **options: Any) -> Any:
         """Open a client of this store; several may be open at once."""
-        settings = {"application": self.application, "signing_keys": KEYS, **options}
+        settings = {"application": self.application, "signing_keys": KEYS, **self.options, **options}
         return self.faced(AgentMemory(self.url, **settings))
 
     def open_sync(self, **options: Any) -> AgentMemory:
@@ -84,18 +104,14 @@ class Store:
         prelude = (
             "import pickle, sys\n"
             "from agent_memory import AgentMemory\n"
-            "given = pickle.load(sys.stdin.buffer)\n"
-            "memory = AgentMemory.from_env()\n"
+            "options, given = pickle.load(sys.stdin.buffer)\n"
+            "memory = AgentMemory.from_env(**options)\n"
         )
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", prelude + code],
             cwd=ROOT,
-            env=child_environment(
-                AGENT_MEMORY_URL=self.url,
-                AGENT_MEMORY_APPLICATION=self.application,
-                AGENT_MEMORY_SIGNING_KEYS=",".join(KEYS),
-            ),
-            input=pickle.dumps([unwrap(one) for one in pickled]),
+            env=child_environment(**self.environment),
+            input=pickle.dumps((self.options, [unwrap(one) for one in pickled])),
             capture_output=True,
             timeout=60,
             check=False,
@@ -113,9 +129,9 @@ def embedded_store(face: str, portal: BlockingPortal, folder: Path) -> Store:
     return Store(str(folder / "memory.db"), "contract", face, portal)
 
 
-def http_store(face: str, portal: BlockingPortal, server: ServerProcess) -> Store:
-    """An application of its own on the session's server."""
-    return Store(server.url, f"t{uuid.uuid4().hex}", face, portal)
+def shared_store(url: str, face: str, portal: BlockingPortal, **options: Any) -> Store:
+    """An application of its own in a store that serves the whole session."""
+    return Store(url, f"t{uuid.uuid4().hex}", face, portal, **options)
 
 
 # -- stores whose clock the test turns -------------------------------------------------------------------------------
@@ -134,40 +150,112 @@ class Clock:
         self.us += round((seconds + hours * 3_600 + days * 86_400) * 1_000_000)
 
 
-class TimedStore(Store):
-    """A store with a clock that stands still; its service runs in this process, behind HTTP or not."""
+Harm: TypeAlias = Callable[[bytes], bytes | None]
 
-    def __init__(self, face: str, portal: BlockingPortal, folder: Path) -> None:
-        super().__init__(str(folder / "memory.db"), "contract", face, portal)
+
+class Folder(NamedTuple):
+    """Where large values lie in files."""
+
+    path: Path
+
+    def blobs(self) -> BlobStore:
+        return FileBlobs(self.path, durable=False)
+
+    def names(self) -> list[str]:
+        return sorted(str(file.relative_to(self.path)) for file in self.path.rglob("*") if file.is_file())
+
+    def harm(self, name: str, change: Harm) -> None:
+        """Store what ``change`` makes of a file, without the store's knowledge."""
+        file = self.path / name
+        harmed = change(file.read_bytes())
+        file.unlink() if harmed is None else file.write_bytes(harmed)
+
+
+class Bucket(NamedTuple):
+    """Where large values are objects. The environment leads to ``s3``."""
+
+    s3: StrictS3
+
+    def blobs(self) -> BlobStore:
+        from agent_memory.storage.object_blobs import ObjectBlobs
+
+        return ObjectBlobs(BUCKET_URL)
+
+    def names(self) -> list[str]:
+        return sorted(self.s3.objects)
+
+    def harm(self, name: str, change: Harm) -> None:
+        """Store what ``change`` makes of an object; its etag stays, as after a fault of a disk."""
+        found = self.s3.objects.pop(name)
+        harmed = change(found.data)
+        if harmed is not None:
+            self.s3.objects[name] = found._replace(data=harmed)
+
+
+class Place(NamedTuple):
+    """What a timed store is made of."""
+
+    catalog: Callable[[Clock], Catalog]
+    large: Folder | Bucket
+    key_file: Path | None = None
+
+
+def file_place(folder: Path) -> Place:
+    """A database in a file, and a folder beside it."""
+    path = folder / "memory.db"
+    return Place(
+        lambda clock: SqliteCatalog(path, durable=False, clock=clock),
+        Folder(blob_folder(path)),
+        signing_key_file(path),
+    )
+
+
+def postgres_place(address: str, large: Folder | Bucket) -> Place:
+    """A database in PostgreSQL."""
+    from agent_memory.storage.postgres import PostgresCatalog
+
+    return Place(lambda clock: PostgresCatalog(address, connections=4, clock=clock), large)
+
+
+class TimedStore(Store):
+    """A store with a clock that stands still; its services run in this process, behind HTTP or not."""
+
+    def __init__(
+        self, face: str, portal: BlockingPortal, place: Place, url: str = "", *, services: int = 1, **options: Any
+    ) -> None:
+        super().__init__(url, "contract", face, portal, **options)
         self.clock = Clock()
-        path = Path(self.url)
-        self.key_file = signing_key_file(path)
-        self.blobs = FileBlobs(blob_folder(path), durable=False)
-        self.service = StateService(
-            SqliteCatalog(path, durable=False, clock=self.clock), self.blobs, key_file=self.key_file
-        )
+        self.key_file = place.key_file
+        self.large = place.large
+        self.services = [
+            StateService(place.catalog(self.clock), place.large.blobs(), key_file=place.key_file)
+            for _ in range(services)
+        ]
+        self.service = self.services[0]
 
     def open(self, **options: Any) -> Any:
         settings = {"application": self.application, "signing_keys": KEYS, **options}
         template = AgentMemory("memory://", **settings)
         template.close()
-        config = template._client.config._replace(url=self.url, volatile_owner=None, open=self._opener())
+        config = template._client.config._replace(volatile_owner=None, open=self._opener())
         return self.faced(AgentMemory.of(Client(config)))
 
     def _opener(self) -> Callable[[Config], Opened]:
         return lambda config: Opened(_Shared(self.service), Keyring(config.signing_keys, self.key_file))
 
     def sweep(self) -> SweepReport:
-        """Sweep, as the store does by itself from time to time."""
-        return self.service.sweep()
+        """Sweep, as the store does by itself from time to time: by one of its services, then by another."""
+        self.services.append(self.services.pop(0))
+        return self.services[0].sweep()
 
     def files(self) -> list[str]:
-        """Return the names of the files that hold large values."""
-        return sorted(file.name for file in self.blobs.folder.rglob("*") if file.is_file())
+        """Return the names of the files or objects that hold large values."""
+        return self.large.names()
 
     def close(self) -> None:
         super().close()
-        self.service.close()
+        for service in self.services:
+            service.close()
 
 
 class _Shared(LocalTransport):
@@ -181,12 +269,20 @@ class _Shared(LocalTransport):
 
 
 class TimedHttpStore(TimedStore):
-    """The same service behind a server on a thread of this process: a clock cannot be handed to another process."""
+    """Such services behind servers on threads of this process: a clock cannot be handed to another process."""
 
-    def __init__(self, face: str, portal: BlockingPortal, folder: Path, server: ThreadServer) -> None:
-        super().__init__(face, portal, folder)
-        server.serve(self.service)
-        self.url = server.url
+    def __init__(
+        self,
+        face: str,
+        portal: BlockingPortal,
+        place: Place,
+        url: str,
+        servers: Sequence[ThreadServer],
+        **options: Any,
+    ) -> None:
+        super().__init__(face, portal, place, url, services=len(servers), **options)
+        for server, service in zip(servers, self.services, strict=True):
+            server.serve(service)
 
     def open(self, **options: Any) -> Any:
         return Store.open(self, **options)

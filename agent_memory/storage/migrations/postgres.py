@@ -28,15 +28,15 @@ class Step(NamedTuple):
 
 
 def create_tables(connection: Connection) -> None:
-    """The value stands last: metadata is read without touching what it overflows to."""
+    """What a search looks at stands first, and the value last: nothing behind the column that is asked for is touched."""
     connection.execute(
         """CREATE TABLE agent_memory.entry (
             scope text COLLATE "C" NOT NULL, key text COLLATE "C" NOT NULL, version bigint NOT NULL,
             size bigint NOT NULL, created_us bigint NOT NULL, updated_us bigint NOT NULL,
             expires_us bigint, ttl_us bigint, chunk_size bigint, schema_version bigint,
-            deleted boolean NOT NULL, searchable boolean NOT NULL,
+            deleted boolean NOT NULL, searchable boolean NOT NULL, projection jsonb,
             etag text NOT NULL, sha256 text NOT NULL, content_type text NOT NULL, signature text, schema_name text,
-            provenance text, blob_id text, replaced_blob_id text, projection jsonb, value bytea,
+            provenance text, blob_id text, replaced_blob_id text, value bytea,
             PRIMARY KEY (scope, key)
         ) PARTITION BY HASH (scope)"""
     )

@@ -1,0 +1,289 @@
+"""The connections of one process to one SQLite file: one that writes, a pool of readers, and what a fork does to them.
+
+The writer stands under a lock and begins every transaction with ``BEGIN IMMEDIATE``; readers never wait for it. Here
+too SQLite's errors get the names of ours.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, cast
+
+import apsw
+
+from ..errors import AgentMemoryError, IntegrityError, LimitExceededError, UnavailableError
+from .catalog import Clock
+from .migrations.sqlite import MIGRATIONS
+from .sqlite_rows import all_rows
+
+BUSY_SECONDS: Final = 1.0
+"""How long one attempt waits for another process's write; the flow tries again until the call's deadline."""
+
+_IDLE_READERS: Final = 16
+_FORK_SECONDS: Final = 10.0
+"""How long a fork waits for calls of other threads; after it the child is left to its luck."""
+
+_JOURNAL_BYTES: Final = 64 * 1024 * 1024
+
+
+class Writing:
+    """The one connection that writes: each ``with`` block on it is a transaction, committed or rolled back as a whole.
+
+    Not a generator with ``contextmanager``: every write passes here, with the caches cold from the write before.
+    """
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self.connection = connection
+        self.lock = threading.Lock()
+        self.closed = False
+        # One cursor for all statements whose rows nobody reads step by step.
+        self.run: Callable[..., Any] = cast(Any, connection.cursor()).execute
+
+    def __enter__(self) -> apsw.Connection:
+        if not self.lock.acquire(timeout=BUSY_SECONDS):
+            raise UnavailableError("the database is busy with other writes of this process")
+        try:
+            if self.closed:
+                raise UnavailableError("this memory is closed", code="closed")
+            self.run("BEGIN IMMEDIATE")
+        except BaseException as error:
+            self._end()
+            if isinstance(error, apsw.Error):
+                raise translate(error) from None
+            raise
+        return self.connection
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is None:
+                self.run("COMMIT")
+        except apsw.Error as failure:
+            raise translate(failure) from None
+        finally:
+            self._end()
+        if isinstance(error, apsw.Error):
+            raise translate(error) from None
+
+    def _end(self) -> None:
+        try:
+            # A commit has ended it, and a full disk may have rolled it back already.
+            if not self.closed and self.connection.in_transaction:
+                self.run("ROLLBACK")
+        finally:
+            self.lock.release()
+
+    def close(self) -> None:
+        with self.lock:
+            self.closed = True
+            self.connection.close()
+
+
+class Connections:
+    """All connections of this process to one file; see ``SqliteCatalog`` for the arguments and what is raised."""
+
+    def __init__(self, path: Path, *, durable: bool, clock: Clock) -> None:
+        self._path = path
+        self._durable = durable
+        self._clock = clock
+        self._readers: deque[apsw.Connection] = deque()
+        self._opening_reader = threading.Lock()
+        self._counting = threading.Lock()
+        self._reader_count = 0
+        self._closed = False
+        with translated():
+            self.writing = Writing(self._open())
+            _retry_busy(self._prepare_file)
+        _open_files.add(self)
+
+    def _open(self) -> apsw.Connection:
+        try:
+            # Only ever a new file: closing a descriptor of one that is open here would drop SQLite's locks on it.
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise UnavailableError(f"cannot open the database {self._path.name!r}: {error.strerror}") from None
+        connection = apsw.Connection(str(self._path))
+        connection.set_busy_timeout(round(BUSY_SECONDS * 1000))
+        all_rows(connection, "PRAGMA trusted_schema = OFF")
+        all_rows(connection, f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
+        all_rows(connection, "PRAGMA fullfsync = ON")
+        all_rows(connection, f"PRAGMA journal_size_limit = {_JOURNAL_BYTES}")
+        return connection
+
+    def _prepare_file(self) -> None:
+        writer = self.writing.connection
+        all_rows(writer, "PRAGMA journal_mode = WAL")
+        all_rows(writer, "CREATE TABLE IF NOT EXISTS migration (name TEXT PRIMARY KEY, applied_us INTEGER) STRICT")
+        # Looked at first without a lock: a store that is up to date opens while others write.
+        for name, migrate in MIGRATIONS:
+            if name in self._applied(writer):
+                continue
+            with self.writing as connection:
+                if name not in self._applied(connection):
+                    migrate(connection)
+                    all_rows(connection, "INSERT INTO migration VALUES (?, ?)", (name, self._clock()))
+
+    def _applied(self, connection: apsw.Connection) -> set[str]:
+        applied = {str(row[0]) for row in all_rows(connection, "SELECT name FROM migration")}
+        newer = sorted(applied.difference(name for name, _ in MIGRATIONS))
+        if newer:
+            raise UnavailableError(
+                f"the database {self._path.name!r} was made by a newer agent-memory (it has {newer[-1]}): "
+                "upgrade this one",
+                code="newer_schema",
+            )
+        return applied
+
+    @contextmanager
+    def reading(self) -> Generator[apsw.Connection]:
+        connection = self.take()
+        try:
+            with translated():
+                yield connection
+        finally:
+            self.release(connection)
+
+    def take(self) -> apsw.Connection:
+        """Return a connection to read with, which ``release`` wants back."""
+        try:
+            return self._readers.pop()
+        except IndexError:
+            return self._new_reader()
+
+    def _new_reader(self) -> apsw.Connection:
+        with self._opening_reader:
+            if self._closed:
+                raise UnavailableError("this memory is closed", code="closed")
+            with translated():
+                connection = self._open()
+                all_rows(connection, "PRAGMA query_only = ON")
+                # A reader is hardly ever kept waiting in WAL mode; if it is, the flow waits, not the event loop.
+                connection.set_busy_timeout(0)
+            with self._counting:
+                self._reader_count += 1
+            return connection
+
+    def _close_reader(self, connection: apsw.Connection) -> None:
+        connection.close()
+        with self._counting:
+            self._reader_count -= 1
+
+    def release(self, connection: apsw.Connection) -> None:
+        if self._closed or len(self._readers) >= _IDLE_READERS:
+            self._close_reader(connection)
+        else:
+            self._readers.append(connection)
+
+    # -- fork --------------------------------------------------------------------------------------------------------
+
+    def before_fork(self) -> None:
+        """Let no thread be inside SQLite while the process forks: the child gets its locks as they stand then."""
+        deadline = time.monotonic() + _FORK_SECONDS
+        locks = (self.writing.lock, self._opening_reader)
+        self._held = [lock for lock in locks if lock.acquire(timeout=max(0.0, deadline - time.monotonic()))]
+        self._idle = list[apsw.Connection]()
+        while len(self._idle) < self._reader_count and time.monotonic() < deadline:
+            try:
+                self._idle.append(self._readers.pop())
+            except IndexError:
+                time.sleep(0.0005)
+
+    def after_fork(self, *, child: bool) -> None:
+        """In the parent go on; in the child close what it inherited.
+
+        SQLite remembers in memory which locks the process has on the file; the child has none of them, and would
+        believe that it has. Closing forgets them and touches nothing of the parent's: locks belong to a process.
+        """
+        quiet = len(self._held) == 2 and len(self._idle) == self._reader_count
+        if child and quiet:
+            for connection in (*self._idle, self.writing.connection):
+                connection.close()
+            self._reader_count = 0
+            self._closed = self.writing.closed = True
+        else:
+            self._readers.extend(self._idle)
+        self._idle = []
+        for lock in self._held:
+            lock.release()
+
+    def close(self) -> None:
+        self._closed = True
+        self.writing.close()
+        while self._readers:
+            self._close_reader(self._readers.pop())
+
+
+_open_files: Final[weakref.WeakSet[Connections]] = weakref.WeakSet()
+_forking: Final[list[Connections]] = []
+
+
+def _before_fork() -> None:
+    for connections in list(_open_files):
+        connections.before_fork()
+        _forking.append(connections)
+
+
+def _after_fork(*, child: bool) -> None:
+    while _forking:
+        _forking.pop().after_fork(child=child)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=lambda: _after_fork(child=False),
+        after_in_child=lambda: _after_fork(child=True),
+    )
+
+
+# -- errors ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def translated() -> Generator[None]:
+    try:
+        yield
+    except apsw.Error as error:
+        raise translate(error) from None
+
+
+def translate(error: apsw.Error) -> AgentMemoryError:
+    """Name what went wrong without SQLite's own text, which may repeat a value."""
+    match error:
+        case apsw.BusyError() | apsw.LockedError():
+            return UnavailableError("the database is busy with another process's write")
+        case apsw.FullError():
+            return UnavailableError("the disk is full; nothing was changed", code="disk_full")
+        case apsw.IOError():
+            return UnavailableError("the disk failed; nothing was changed", code="disk_failed")
+        case apsw.CantOpenError() | apsw.ReadOnlyError() | apsw.PermissionsError():
+            return UnavailableError("the database cannot be opened for writing; check the file and its folder")
+        case apsw.NotADBError() | apsw.CorruptError():
+            return IntegrityError("the database file is damaged, or no SQLite database; restore it from a backup")
+        case apsw.TooBigError():
+            return LimitExceededError("the value is too large for the catalog")
+        case apsw.ConnectionClosedError():
+            return UnavailableError("this memory is closed", code="closed")
+        case _:
+            return UnavailableError(f"the database failed: {type(error).__name__}")
+
+
+def _retry_busy(function: Callable[[], None]) -> None:
+    """Opening meets Busy without SQLite's own waiting when another process switches the file to WAL or recovers it."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            with translated():
+                return function()
+        except UnavailableError as error:
+            if error.code != "unavailable" or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)

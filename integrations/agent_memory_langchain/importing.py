@@ -1,0 +1,299 @@
+"""Copy what a LangGraph store holds into a memory.
+
+A SqliteStore's file and a PostgresStore's database are read directly: with the remaining time to live and the vectors,
+which LangGraph's own methods do not give. Any other store is read by those methods. The source is never changed.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from langgraph.store.base import BaseStore
+
+from agent_memory import AgentMemory, AgentMemoryError, ConflictError, InvalidKeyError, InvalidRequestError
+from agent_memory.operations import Get, Set
+
+from .indexing import Index
+from .item_schemas import item_name
+from .namespaces import to_state_key
+
+_AT_ONCE: Final = 100
+_JSON_OBJECT: Final[Any] = dict[str, Any]
+
+
+class ImportReport(NamedTuple):
+    """What an import did, in numbers of items.
+
+    copied: written. unchanged: there already, with the same value. kept: there already with another value, which was
+    left alone. expired: past their time to live. refused: cannot be stored; ``problems`` says why, without values.
+    """
+
+    copied: int = 0
+    unchanged: int = 0
+    kept: int = 0
+    expired: int = 0
+    refused: int = 0
+    problems: tuple[str, ...] = ()
+
+    @property
+    def seen(self) -> int:
+        """How many items the source had."""
+        return self.copied + self.unchanged + self.kept + self.expired + self.refused
+
+
+class SourceItem(NamedTuple):
+    """One item of a source; ``expires_at`` is None if it never does or the source does not say."""
+
+    namespace: tuple[str, ...]
+    key: str
+    value: Any
+    created_at: datetime
+    updated_at: datetime
+    expires_at: datetime | None = None
+    vectors: Sequence[Sequence[float]] = ()
+
+
+def import_langgraph(
+    source: str | Path | BaseStore,
+    memory: AgentMemory,
+    *,
+    overwrite: bool = False,
+    index: Any = None,
+    progress: Callable[[ImportReport], object] | None = None,
+) -> ImportReport:
+    """Copy every item of a LangGraph store, the longest unchanged first, and return what was done.
+
+    Repeating it is safe, and how an interrupted import is resumed: what is there already is not written again.
+
+    Args:
+        source: the file of a SqliteStore, the DSN of a PostgresStore, or any store that is open.
+        memory: where the items go; ``("user", "123"), "profile"`` becomes the state key ``user/123/profile``.
+        overwrite: write over keys that hold another value; without it they are kept.
+        index: an IndexConfig, to embed items anew; without it the source's vectors are copied where it has them.
+        progress: called with the numbers so far after every hundred items.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InvalidRequestError: the file or database holds no LangGraph store.
+        ImportError: a PostgresStore needs psycopg.
+    """
+    importer = _Importer(memory, None if index is None else Index(index), overwrite)
+    items = iter(_items(source))
+    while page := list(islice(items, _AT_ONCE)):
+        importer.take(page)
+        if progress is not None:
+            progress(importer.report)
+    return importer.report
+
+
+class _Importer:
+    def __init__(self, memory: AgentMemory, index: Index | None, overwrite: bool) -> None:
+        self._state = memory.app_state
+        self._index = index
+        self._overwrite = overwrite
+        self.report = ImportReport()
+
+    def take(self, page: Sequence[SourceItem]) -> None:
+        """Write those items of a page that are to be written, in one transaction."""
+        now = datetime.now(UTC)
+        alive = [item for item in page if item.expires_at is None or item.expires_at > now]
+        self._count(expired=len(page) - len(alive))
+        writes = {key: item for item in alive if (key := self._key(item)) is not None}
+        while writes:
+            writes = self._write(self._wanted(writes), now)
+
+    def _key(self, item: SourceItem) -> str | None:
+        key = to_state_key(item.namespace, item.key)
+        try:
+            if not isinstance(item.value, dict):
+                raise InvalidRequestError(f"it holds a {type(item.value).__name__}, not an object")
+            if not item.namespace or not item.key or not all(item.namespace):
+                raise InvalidKeyError("an empty label or key")
+            # Made only for its checks of the key; what is wrong with a value is found when it is written.
+            self._state.key(key, _JSON_OBJECT)
+        except AgentMemoryError as error:
+            self._refuse(item, error)
+            return None
+        return key
+
+    def _wanted(self, items: dict[str, SourceItem]) -> dict[str, tuple[SourceItem, Any]]:
+        """Return the items to write, each with what stands in its place."""
+        there = self._state.batch([Get(key) for key in items])
+        wanted: dict[str, tuple[SourceItem, Any]] = {}
+        for (key, item), snapshot in zip(items.items(), there, strict=True):
+            if snapshot is not None and snapshot.value == item.value:
+                self._count(unchanged=1)
+            elif snapshot is not None and not self._overwrite:
+                self._count(kept=1)
+            else:
+                wanted[key] = (item, snapshot)
+        return wanted
+
+    def _write(self, wanted: dict[str, tuple[SourceItem, Any]], now: datetime) -> dict[str, SourceItem]:
+        """Write items all or none; return those to look at again, because somebody else wrote one of them meanwhile."""
+        if not wanted:
+            return {}
+        vectors = self._vectors([item for item, _ in wanted.values()])
+        sets = [
+            _set(key, item, snapshot, one, now)
+            for (key, (item, snapshot)), one in zip(wanted.items(), vectors, strict=True)
+        ]
+        try:
+            self._state.batch(sets)
+        except ConflictError:
+            return {key: item for key, (item, _) in wanted.items()}
+        except AgentMemoryError as error:
+            if error.code in _NOT_THE_ITEMS:
+                raise
+            if len(sets) == 1:
+                self._refuse(next(iter(wanted.values()))[0], error)
+                return {}
+            # One of them cannot be stored: one by one they say which.
+            again: dict[str, SourceItem] = {}
+            for key, one in wanted.items():
+                again |= self._write({key: one}, now)
+            return again
+        self._count(copied=len(sets))
+        return {}
+
+    def _vectors(self, items: Sequence[SourceItem]) -> list[Sequence[Sequence[float]]]:
+        if self._index is None:
+            return [item.vectors for item in items]
+        texts = [self._index.texts(item.value, None) for item in items]
+        wanted = list(dict.fromkeys(text for found in texts for text in found))
+        known = self._index.checked(self._index.embeddings.embed_documents(wanted), wanted)
+        return [[known[text] for text in found] for found in texts]
+
+    def _refuse(self, item: SourceItem, error: AgentMemoryError) -> None:
+        problem = f"{item_name(item.namespace, item.key)}: {error}"
+        self.report = self.report._replace(problems=(*self.report.problems, problem))
+        self._count(refused=1)
+
+    def _count(self, **more: int) -> None:
+        self.report = self.report._replace(**{name: getattr(self.report, name) + n for name, n in more.items()})
+
+
+_NOT_THE_ITEMS: Final = frozenset(
+    {"unavailable", "timeout", "closed", "disk_full", "disk_failed", "unauthenticated", "permission_denied", "protocol"}
+)
+"""Codes of errors that no other item would be spared."""
+
+
+def _set(key: str, item: SourceItem, snapshot: Any, vectors: Sequence[Sequence[float]], now: datetime) -> Set:
+    ttl = None if item.expires_at is None else (item.expires_at - now).total_seconds()
+    # A state key's times are those of its own writes, so the source's stand in the reason.
+    reason = f"imported from LangGraph, created {_text(item.created_at)}, updated {_text(item.updated_at)}"
+    return Set(key, item.value, _JSON_OBJECT, expected=snapshot, ttl=ttl, reason=reason, vectors=vectors)
+
+
+def _text(time: datetime) -> str:
+    return time.isoformat(timespec="seconds")
+
+
+# -- sources ---------------------------------------------------------------------------------------------------------
+
+
+def _items(source: str | Path | BaseStore) -> Iterable[SourceItem]:
+    if isinstance(source, BaseStore):
+        return _items_of_store(source)
+    text = str(source)
+    if text.startswith(("postgresql://", "postgres://")):
+        return _items_of_postgres(text)
+    if not Path(text).is_file():
+        raise FileNotFoundError(f"there is no file {Path(text).name!r} to import from")
+    return _items_of_sqlite(Path(text))
+
+
+def _items_of_store(store: BaseStore) -> Iterator[SourceItem]:
+    """Read a store by its methods: what stands under each root label at once, because paging may skip and repeat."""
+    offset = 0
+    while roots := store.list_namespaces(max_depth=1, limit=_AT_ONCE, offset=offset):
+        offset += len(roots)
+        for root in roots:
+            limit = 1_000
+            while len(found := store.search(root, limit=limit, refresh_ttl=False)) == limit:
+                limit *= 4
+            for item in sorted(found, key=lambda item: item.updated_at):
+                created, updated = _aware(item.created_at), _aware(item.updated_at)
+                yield SourceItem(tuple(item.namespace), item.key, item.value, created, updated)
+
+
+_COLUMNS: Final = "prefix, key, value, created_at, updated_at, expires_at"
+_ORDER: Final = "ORDER BY updated_at, prefix, key"
+
+
+def _items_of_sqlite(path: Path) -> Iterator[SourceItem]:
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        try:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            columns = {row[1] for row in connection.execute("PRAGMA table_info(store)")}
+        except sqlite3.DatabaseError:
+            raise InvalidRequestError(f"{path.name!r} is no SQLite database") from None
+        if "store" not in tables:
+            raise InvalidRequestError(f"{path.name!r} holds no LangGraph store")
+        # Stores of older releases have no time to live.
+        shown = _COLUMNS if "expires_at" in columns else _COLUMNS.replace("expires_at", "NULL")
+        for prefix, key, value, created, updated, expires in connection.execute(f"SELECT {shown} FROM store {_ORDER}"):
+            vectors: list[tuple[float, ...]] = []
+            if "store_vectors" in tables:
+                blobs = connection.execute(
+                    "SELECT embedding FROM store_vectors WHERE prefix = ? AND key = ? ORDER BY field_name",
+                    (prefix, key),
+                )
+                vectors = [struct.unpack(f"<{len(blob) // 4}f", blob) for (blob,) in blobs if blob]
+            yield SourceItem(
+                tuple(prefix.split(".")), key, _json(value), _sqlite_time(created), _sqlite_time(updated),
+                None if expires is None else _sqlite_time(expires), vectors,
+            )  # fmt: skip
+
+
+def _items_of_postgres(dsn: str) -> Iterator[SourceItem]:
+    try:
+        import psycopg
+    except ImportError:
+        raise ImportError(
+            "importing from a PostgresStore needs psycopg: pip install 'agent-memory[postgres]'"
+        ) from None
+    with psycopg.connect(dsn) as connection, connection.cursor() as tables:
+        names = [tables.execute("SELECT to_regclass(%s)", (n,)).fetchone() for n in ("store", "store_vectors")]
+        has_store, has_vectors = (row is not None and row[0] is not None for row in names)
+        if not has_store:
+            raise InvalidRequestError("the database holds no LangGraph store")
+        # A cursor on the server's side: the rows come in portions, all of one snapshot.
+        with connection.cursor("agent_memory_import") as rows:
+            for prefix, key, value, created, updated, expires in rows.execute(f"SELECT {_COLUMNS} FROM store {_ORDER}"):
+                vectors: list[list[float]] = []
+                if has_vectors:
+                    texts = tables.execute(
+                        "SELECT embedding::text FROM store_vectors WHERE prefix = %s AND key = %s ORDER BY field_name",
+                        (prefix, key),
+                    )
+                    vectors = [json.loads(text) for (text,) in texts if text]
+                yield SourceItem(
+                    tuple(prefix.split(".")), key, value, _aware(created), _aware(updated),
+                    None if expires is None else _aware(expires), vectors,
+                )  # fmt: skip
+
+
+def _json(text: Any) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _sqlite_time(text: Any) -> datetime:
+    """Return a time that SQLite's CURRENT_TIMESTAMP or Python wrote: UTC unless it says otherwise."""
+    return _aware(datetime.fromisoformat(str(text)))
+
+
+def _aware(time: datetime) -> datetime:
+    return time.replace(tzinfo=UTC) if time.utcoffset() is None else time

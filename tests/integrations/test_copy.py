@@ -1,0 +1,148 @@
+"""Moving a store: ``agent-memory copy`` between a file and PostgreSQL, and back."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from agent_memory import AgentMemory, IntegrityError
+from agent_memory.copying import copy
+from agent_memory.opening import open_service
+from agent_memory.operations import Set
+from agent_memory.storage.migrations.postgres import migrate
+from tests.support.postgres import PostgresServer
+
+
+class Profile(BaseModel):
+    name: str = ""
+    visits: int = 0
+
+
+LARGE = os.urandom(300_000)
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[PostgresServer]:
+    with PostgresServer() as server:
+        yield server
+
+
+def filled(path: Path) -> None:
+    """Make a store with everything that a copy has to carry."""
+    with AgentMemory(path, application="app", chunk_size=65_536) as memory:
+        document = memory.entity("user", "ada").document(Profile)
+        document.set(Profile(name="Ada"), reason="she said so")
+        document.update(visits=2)
+        memory.app_state.set("large", LARGE)
+        memory.app_state.set("empty", b"")
+        memory.app_state.set("gone", 1)
+        memory.app_state.delete("gone")
+        memory.app_state.set("soon", 1, ttl=3_600)
+        memory.app_state.set("pickled", (1, {2}))
+        memory.app_state.batch([Set("user/ada/note/1", {"text": "knee"}, vectors=[[1.0, 0.0], [0.0, 1.0]])])
+        with memory.request("r-1", agent="coach") as ctx:
+            ctx.state.set("draft", {"nul": "\0"})
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "agent_memory.cli", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_a_store_survives_the_way_to_postgresql_and_back(tmp_path: Path, postgres: PostgresServer) -> None:
+    filled(tmp_path / "first.db")
+    dsn = postgres.empty_database()
+    assert run("migrate", "--database", dsn).returncode == 0
+    there = run("copy", str(tmp_path / "first.db"), dsn, "--target-blobs", str(tmp_path / "blobs"))
+    assert there.returncode == 0, there.stderr
+    back = run("copy", dsn, str(tmp_path / "second.db"), "--source-blobs", str(tmp_path / "blobs"))
+    assert back.returncode == 0, back.stderr
+
+    first, second = open_service(str(tmp_path / "first.db")), open_service(str(tmp_path / "second.db"))
+    try:
+        rows = first.catalog.stored(after=("", ""), limit=100)
+        assert second.catalog.stored(after=("", ""), limit=100) == rows
+        assert len(rows) == 8
+        assert second.catalog.scopes(after="", limit=100) == first.catalog.scopes(after="", limit=100)
+    finally:
+        first.close()
+        second.close()
+    keys = [bytes.fromhex((tmp_path / "first.db.key").read_text())]
+    with AgentMemory(tmp_path / "second.db", application="app", signing_keys=keys) as memory:
+        snapshot = memory.entity("user", "ada").document(Profile).snapshot()
+        assert snapshot is not None
+        assert (snapshot.value, snapshot.version) == (Profile(name="Ada", visits=2), 2)
+        assert memory.app_state.get("large") == LARGE
+        assert memory.app_state.get("pickled") == (1, {2})
+        assert [hit.score for hit in memory.app_state.search("user/ada/", vector=[1.0, 0.0])] == [1.0, None]
+        assert memory.app_state.set("gone", 2).version == 3
+        assert memory.check().ok
+
+
+def test_a_condition_that_held_before_the_move_holds_after_it(tmp_path: Path) -> None:
+    with AgentMemory(tmp_path / "first.db", application="app") as memory:
+        entry = memory.app_state.set("k", 1)
+    assert run("copy", str(tmp_path / "first.db"), str(tmp_path / "second.db")).returncode == 0
+    with AgentMemory(tmp_path / "second.db", application="app") as memory:
+        memory.app_state.key("k", int).replace(2, expected=entry)
+
+
+def test_a_copy_that_was_interrupted_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path / "first.db")
+    source, target = open_service(str(tmp_path / "first.db")), open_service(str(tmp_path / "second.db"))
+    monkeypatch.setattr("agent_memory.copying._PAGE", 2)
+
+    def interrupt(done: int, total: int) -> None:
+        assert total == 8
+        if done == 4:
+            raise KeyboardInterrupt
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            copy(source, target, progress=interrupt)
+        report = copy(source, target)
+        assert (report.keys, report.copied, report.verified) == (8, 4, 8)
+        assert copy(source, target).copied == 0
+    finally:
+        source.close()
+        target.close()
+
+
+def test_bytes_that_arrive_otherwise_are_found_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(tmp_path / "first.db")
+    source, target = open_service(str(tmp_path / "first.db")), open_service(str(tmp_path / "second.db"))
+    put = target.blobs.put
+    monkeypatch.setattr(
+        target.blobs, "put", lambda blob_id, index, data: put(blob_id, index, memoryview(bytes(len(data))))
+    )
+    try:
+        with pytest.raises(IntegrityError, match="large"):
+            copy(source, target)
+    finally:
+        source.close()
+        target.close()
+
+
+def test_a_source_that_is_not_there_is_an_error_and_no_new_store(tmp_path: Path) -> None:
+    done = run("copy", str(tmp_path / "none.db"), str(tmp_path / "second.db"))
+    assert done.returncode == 2
+    assert "there is no database" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_a_migration_names_the_steps_and_takes_none(postgres: PostgresServer) -> None:
+    dsn = postgres.empty_database()
+    first, second = run("migrate", "--database", dsn, "--dry-run"), run("migrate", "--database", dsn, "--dry-run")
+    assert first.stdout == second.stdout
+    assert "would take" in first.stdout
+    assert migrate(dsn) != []
+    assert run("migrate", "--database", dsn).stdout == "the database is up to date\n"

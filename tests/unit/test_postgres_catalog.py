@@ -1,0 +1,656 @@
+"""What PostgreSQL itself can get wrong: concurrent writers, lost servers, migrations, collations, JSONB, sweeps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+import unicodedata
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from agent_memory import AgentMemory
+from agent_memory.errors import AgentMemoryError, ConflictError, InvalidRequestError, UnavailableError
+from agent_memory.ids import uuid7
+from agent_memory.messages import JSON, CommitWrite, Delete, Entry, List, ListParents, PrepareRead, Scope, Search
+from agent_memory.storage.catalog import DEAD, GARBAGE, LIVE, STAGED, BlobRow
+from agent_memory.storage.postgres import PostgresCatalog, migrate
+from agent_memory.vectors import pack_vector
+from tests.support.models import Counter
+from tests.support.postgres import PostgresServer, name_of
+
+SCOPE = Scope("default", "app")
+DAY_US = 86_400_000_000
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def shared(server: PostgresServer) -> Iterator[PostgresCatalog]:
+    """One database for tests that keep to a scope of their own."""
+    catalog = PostgresCatalog(server.database())
+    yield catalog
+    catalog.close()
+
+
+@pytest.fixture
+def scope() -> Scope:
+    return Scope("default", f"t{uuid7()}")
+
+
+@pytest.fixture
+def address(server: PostgresServer) -> Iterator[str]:
+    """A database of the test's own."""
+    address = server.database()
+    yield address
+    server.drop(address)
+
+
+@pytest.fixture
+def catalog(address: str) -> Iterator[PostgresCatalog]:
+    catalog = PostgresCatalog(address)
+    yield catalog
+    catalog.close()
+
+
+def commit(scope: Scope, key: str, value: Any = None, **options: Any) -> CommitWrite:
+    data = value if isinstance(value, bytes) else json.dumps({} if value is None else value).encode()
+    given = {"content_type": JSON, "sha256": hashlib.sha256(data).hexdigest(), **options}
+    return CommitWrite(scope, key, given.pop("write_id", uuid7()), data, None, **given)
+
+
+def apply(catalog: PostgresCatalog, *operations: Any) -> list[Any]:
+    return catalog.apply(operations, lambda _: b'{"large": true}')
+
+
+def put(catalog: PostgresCatalog, scope: Scope, key: str, value: Any = None, **options: Any) -> Entry:
+    return apply(catalog, commit(scope, key, value, **options))[0]
+
+
+def found(catalog: PostgresCatalog, scope: Scope, filter: Any = None, **options: Any) -> list[str]:
+    return [row.entry.key for row, _ in apply(catalog, Search(scope, "", filter, **options))[0]]
+
+
+def at_once(*functions: Callable[[], Any]) -> list[Any]:
+    """Call functions on a thread each, started together; return their results, or the errors they raised."""
+    barrier = threading.Barrier(len(functions))
+
+    def run(function: Callable[[], Any]) -> Any:
+        barrier.wait()
+        try:
+            return function()
+        except AgentMemoryError as error:
+            return error
+
+    with ThreadPoolExecutor(len(functions)) as pool:
+        return list(pool.map(run, functions))
+
+
+# -- concurrent writers ----------------------------------------------------------------------------------------------
+
+
+def test_no_increment_of_eight_threads_is_lost(address: str, tmp_path: Path) -> None:
+    with AgentMemory(address, application="app", blobs=tmp_path / "blobs") as memory:
+
+        def count() -> None:
+            document = memory.entity("user", "1").document(Counter)
+            for _ in range(25):
+                document.update(lambda counter: setattr(counter, "count", counter.count + 1), default=Counter())
+
+        assert at_once(*[count] * 8) == [None] * 8
+        snapshot = memory.entity("user", "1").document(Counter).snapshot()
+    assert snapshot is not None
+    assert (snapshot.value.count, snapshot.version) == (200, 200)
+
+
+def test_of_eight_that_replace_one_version_one_succeeds(shared: PostgresCatalog, scope: Scope) -> None:
+    first = put(shared, scope, "k")
+    for _ in range(10):
+        results = at_once(*[lambda etag=first.etag: put(shared, scope, "k", if_match=etag)] * 8)
+        entries = [result for result in results if isinstance(result, Entry)]
+        errors = [result for result in results if isinstance(result, ConflictError)]
+        assert (len(entries), len(errors)) == (1, 7)
+        assert all(error.found.entry.etag == entries[0].etag for error in errors)
+        assert entries[0].version == first.version + 1
+        first = entries[0]
+
+
+def test_of_eight_that_create_a_key_one_succeeds(shared: PostgresCatalog, scope: Scope) -> None:
+    for number in range(10):
+        key = f"k{number}"
+        results = at_once(*[lambda key=key: put(shared, scope, key, if_none_match=True)] * 8)
+        assert sorted(type(result) for result in results if isinstance(result, Entry)) == [Entry]
+        assert [result.version for result in results if isinstance(result, Entry)] == [1]
+
+
+def test_unconditional_writers_of_a_new_key_get_versions_without_gaps(shared: PostgresCatalog, scope: Scope) -> None:
+    entries = at_once(*[lambda: put(shared, scope, "k")] * 8)
+    assert sorted(entry.version for entry in entries) == list(range(1, 9))
+
+
+def test_a_write_that_is_sent_eight_times_at_once_is_carried_out_once(shared: PostgresCatalog, scope: Scope) -> None:
+    for number in range(10):
+        write = commit(scope, f"k{number}")
+        results = at_once(*[lambda write=write: apply(shared, write)[0]] * 8)
+        assert len(set(results)) == 1
+        assert results[0].version == 1
+
+
+def test_a_delete_that_is_sent_eight_times_at_once_is_carried_out_once(shared: PostgresCatalog, scope: Scope) -> None:
+    put(shared, scope, "k")
+    delete = Delete(scope, "k", uuid7())
+    results = at_once(*[lambda: apply(shared, delete)[0]] * 8)
+    assert {entry.version for entry in results} == {2}
+
+
+def test_a_batch_that_is_sent_eight_times_at_once_is_carried_out_once(shared: PostgresCatalog, scope: Scope) -> None:
+    operations = [commit(scope, f"k{n}") for n in range(5)] + [Delete(scope, "none", uuid7())]
+    results = at_once(*[lambda: apply(shared, *operations)] * 8)
+    assert all(result == results[0] for result in results)
+    assert [entry and entry.version for entry in results[0]] == [1, 1, 1, 1, 1, None]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_batches_that_write_the_same_keys_in_opposite_orders_all_succeed(
+    shared: PostgresCatalog, scope: Scope, there: bool
+) -> None:
+    keys = [f"k{n}" for n in range(20)]
+    if there:
+        apply(shared, *[commit(scope, key) for key in keys])
+
+    def batch(order: list[str]) -> None:
+        for _ in range(5):
+            writes = [commit(scope, key) for key in order]
+            # A second kind of write makes a transaction of two statements.
+            apply(shared, *writes[:-1], Delete(scope, order[-1], uuid7()))
+
+    count = 3 if there else 1
+    assert at_once(*[lambda: batch(keys), lambda: batch(keys[::-1])] * count) == [None, None] * count
+
+
+def test_a_batch_with_one_failed_condition_changes_nothing(shared: PostgresCatalog, scope: Scope) -> None:
+    put(shared, scope, "there", {"a": 1})
+    for operations in (
+        [commit(scope, f"k{n}", if_none_match=True) for n in range(3)] + [commit(scope, "there", if_none_match=True)],
+        [commit(scope, "k0"), commit(scope, "there", if_match="1-0"), Delete(scope, "there", uuid7())],
+    ):
+        with pytest.raises(ConflictError) as caught:
+            apply(shared, *operations)
+        assert caught.value.found.entry.key == "there"
+        assert shared.receipt(operations[0]) is None
+        assert [row.entry.key for row in shared.list(List(scope, ""))] == ["there"]
+
+
+def test_operations_of_a_batch_on_one_key_are_carried_out_in_order(shared: PostgresCatalog, scope: Scope) -> None:
+    first, read, gone, absent, again, page, hits = apply(
+        shared,
+        commit(scope, "k", {"a": 1}),
+        PrepareRead(scope, "k"),
+        Delete(scope, "k", uuid7()),
+        PrepareRead(scope, "k"),
+        commit(scope, "k", {"a": 2}, if_none_match=True),
+        List(scope, ""),
+        Search(scope, "", {"a": 2}),
+    )
+    assert (first.version, read.entry.version, gone.version, absent, again.version) == (1, 1, 2, None, 3)
+    assert [row.entry.version for row in page] == [row.entry.version for row, _ in hits] == [3]
+
+
+def test_a_write_id_is_used_for_one_write_only(shared: PostgresCatalog, scope: Scope) -> None:
+    write = commit(scope, "k", {"a": 1})
+    apply(shared, write)
+    for other in (write._replace(key="j"), commit(scope, "k", {"a": 2}, write_id=write.write_id)):
+        with pytest.raises(ConflictError) as caught:
+            apply(shared, other)
+        assert caught.value.code == "write_id_reused"
+    assert apply(shared, write, write) == [apply(shared, write)[0]] * 2
+
+
+# -- versions --------------------------------------------------------------------------------------------------------
+
+
+def test_no_version_comes_back_while_tombstones_are_swept(catalog: PostgresCatalog) -> None:
+    seen: list[int] = []
+    stop = time.monotonic() + 2
+
+    def write() -> None:
+        while time.monotonic() < stop:
+            for key in ("a", "b"):
+                entry = put(catalog, SCOPE, key)
+                gone = apply(catalog, Delete(SCOPE, key, uuid7()))[0]
+                if key == "a":
+                    seen.extend([entry.version, gone.version])
+
+    def sweep() -> None:
+        while time.monotonic() < stop:
+            catalog.drop_tombstones(before=catalog.clock() + DAY_US, limit=10)
+
+    assert at_once(write, sweep, sweep) == [None] * 3
+    assert seen == sorted(set(seen))
+
+
+def test_an_expired_row_is_absent_but_keeps_its_version(shared: PostgresCatalog, scope: Scope) -> None:
+    first = put(shared, scope, "k", ttl_seconds=0.001)
+    time.sleep(0.01)
+    assert shared.read(scope, "k") is None
+    with pytest.raises(ConflictError) as caught:
+        put(shared, scope, "k", if_match=first.etag)
+    assert caught.value.found is None
+    assert apply(shared, Delete(scope, "k", uuid7())) == [None]
+    again = put(shared, scope, "k", if_none_match=True)
+    assert again.version == 2
+    assert again.created_us > first.created_us
+
+
+def test_a_time_to_live_is_kept_refreshed_and_ended(shared: PostgresCatalog, scope: Scope) -> None:
+    first = put(shared, scope, "k", ttl_seconds=1_000)
+    kept = put(shared, scope, "k", keep_ttl=True)
+    swapped = put(shared, scope, "k", keep_ttl=True, if_match=kept.etag)
+    assert first.expires_us == kept.expires_us == swapped.expires_us
+    shared.touch(scope, ["k", "absent"])
+    row = shared.read(scope, "k")
+    assert row is not None
+    assert row.entry.expires_us is not None
+    assert first.expires_us is not None
+    assert row.entry.expires_us > first.expires_us
+    assert put(shared, scope, "k").expires_us is None
+
+
+# -- large values ----------------------------------------------------------------------------------------------------
+
+
+def staged(catalog: PostgresCatalog, key: str = "k") -> CommitWrite:
+    from agent_memory.service import blob_of
+
+    blob = BlobRow(uuid7(), SCOPE.path, key, 5, None, STAGED, catalog.clock())
+    catalog.stage(blob)
+    return CommitWrite(SCOPE, key, blob.id, None, blob_of(blob.id, 5, None), sha256="0" * 64)
+
+
+def state(catalog: PostgresCatalog, write: CommitWrite) -> str | None:
+    row = catalog.blob(write.blob.id if write.blob else "")
+    return row and row.state
+
+
+def test_a_blob_is_live_from_its_commit_to_its_replacement(catalog: PostgresCatalog) -> None:
+    first, second = staged(catalog), staged(catalog)
+    entry = apply(catalog, first)[0]
+    assert apply(catalog, first)[0] == entry
+    apply(catalog, second)
+    assert (state(catalog, first), state(catalog, second)) == (GARBAGE, LIVE)
+    apply(catalog, Delete(SCOPE, "k", uuid7()))
+    assert state(catalog, second) == GARBAGE
+
+
+def test_a_blob_that_was_swept_or_whose_condition_fails_is_not_committed(catalog: PostgresCatalog) -> None:
+    refused = staged(catalog)._replace(if_match="1-0")
+    with pytest.raises(ConflictError):
+        apply(catalog, refused)
+    assert state(catalog, refused) == STAGED
+    swept = staged(catalog)
+    assert len(catalog.claim_blobs(staged_before=catalog.clock() + 1, garbage_before=0, limit=10)) == 2
+    with pytest.raises(ConflictError) as caught:
+        apply(catalog, swept)
+    assert caught.value.code == "blob_gone"
+    assert (state(catalog, swept), catalog.read(SCOPE, "k")) == (DEAD, None)
+
+
+def test_large_and_small_values_are_committed_in_one_batch(catalog: PostgresCatalog) -> None:
+    large = [staged(catalog, f"large{n}") for n in range(60)]
+    small = [commit(SCOPE, f"small{n}", b"x" * 60_000) for n in range(60)]
+    assert {entry.version for entry in apply(catalog, *large, *small)} == {1}
+    assert {state(catalog, write) for write in large} == {LIVE}
+
+
+def test_a_blob_is_either_committed_or_swept(catalog: PostgresCatalog) -> None:
+    for number in range(20):
+        write = staged(catalog, f"k{number}")
+        results = at_once(
+            lambda write=write: apply(catalog, write)[0],
+            lambda: catalog.claim_blobs(staged_before=catalog.clock() + DAY_US, garbage_before=0, limit=1),
+        )
+        committed = isinstance(results[0], Entry)
+        assert state(catalog, write) == (LIVE if committed else DEAD)
+        assert (catalog.read(SCOPE, f"k{number}") is not None) == committed
+
+
+# -- sweeping --------------------------------------------------------------------------------------------------------
+
+
+def test_two_sweeps_at_once_share_the_work(catalog: PostgresCatalog) -> None:
+    request = Scope("default", "app", "r")
+    for number in range(50):
+        put(catalog, SCOPE, f"expired{number}", ttl_seconds=0.001)
+        put(catalog, request, f"k{number}")
+        staged(catalog, f"s{number}")
+    time.sleep(0.01)
+    later = catalog.clock() + DAY_US
+    assert sum(at_once(*[lambda: catalog.expire(limit=1_000)] * 2)) == 50
+    claimed = at_once(*[lambda: catalog.claim_blobs(staged_before=later, garbage_before=later, limit=1_000)] * 2)
+    assert sum(map(len, claimed)) == 50
+    assert sum(at_once(*[lambda: catalog.drop_receipts(before=later, limit=1_000)] * 2)) == 100
+    assert sum(at_once(*[lambda: catalog.drop_tombstones(before=later, limit=1_000)] * 2)) == 50
+    assert sum(at_once(*[lambda: catalog.drop_requests(before=later, limit=1_000)] * 2)) == 51
+    assert list(catalog.values()) == []
+
+
+def test_a_sweep_of_a_request_and_its_writers_do_not_wait_for_each_other_forever(catalog: PostgresCatalog) -> None:
+    request = Scope("default", "app", "r")
+    stop = time.monotonic() + 1
+
+    def write() -> None:
+        while time.monotonic() < stop:
+            apply(catalog, *[commit(request, f"k{n}") for n in range(5)])
+
+    def sweep() -> None:
+        while time.monotonic() < stop:
+            catalog.drop_requests(before=catalog.clock() + DAY_US, limit=3)
+
+    assert at_once(write, write, sweep, sweep) == [None] * 4
+
+
+# -- keys ------------------------------------------------------------------------------------------------------------
+
+
+def test_keys_are_compared_and_sorted_byte_by_byte(shared: PostgresCatalog, scope: Scope) -> None:
+    composed, decomposed = unicodedata.normalize("NFC", "é"), unicodedata.normalize("NFD", "é")
+    keys = ["a", "B", "Z", "z", "a b", "ab", composed, decomposed, "\U0001f600", "￿", "k/%2F", "k_", "k\\", "~"]
+    for key in keys:
+        put(shared, scope, key)
+    expected = sorted(keys, key=str.encode)
+    assert [row.entry.key for row in shared.list(List(scope, ""))] == expected
+    assert [row.entry.key for row in shared.list(List(scope, "", reverse=True))] == expected[::-1]
+    half = expected[5]
+    assert [row.entry.key for row in shared.list(List(scope, "", cursor=half))] == expected[6:]
+    assert [row.entry.key for row in shared.list(List(scope, "", cursor=half, reverse=True))] == expected[4::-1]
+
+
+def test_segments_and_parents_are_found_page_by_page(shared: PostgresCatalog, scope: Scope) -> None:
+    names = ["a", "a-x", "a.y", "b%2Fc", "é", "\U0001f600"]
+    for name in names:
+        for item in range(3):
+            put(shared, scope, f"user/{name}/item/{item}")
+    put(shared, scope, "user/no-segment")
+    expected = [name.removesuffix("/") for name in sorted((f"{name}/" for name in names), key=str.encode)]
+    segments: list[str] = []
+    while page := shared.list_segments(scope, "user/", after=segments[-1] if segments else None, limit=2):
+        segments += page
+    assert segments == expected
+    parents: list[str] = []
+    while page := apply(shared, ListParents(scope, "user/", parents[-1] if parents else None, 3))[0]:
+        parents += page
+    assert parents == sorted(["user/", *[f"user/{name}/item/" for name in names]], key=str.encode)
+
+
+def test_a_page_ends_before_its_values_are_too_many_bytes(shared: PostgresCatalog, scope: Scope) -> None:
+    apply(shared, *[commit(scope, f"k{n:03}", b"x" * 60_000, content_type="text/plain") for n in range(150)])
+    assert len(shared.list(List(scope, "", limit=1_000, max_inline_size=65_536))) == 8 * 1024 * 1024 // 60_000
+    assert len(shared.list(List(scope, "", limit=1_000))) == 150
+
+
+# -- search ----------------------------------------------------------------------------------------------------------
+
+
+def test_json_that_jsonb_cannot_hold_is_stored_and_found(shared: PostgresCatalog, scope: Scope) -> None:
+    values = {
+        "nul": b'{"a": 1, "s": "x\\u0000y"}',
+        "surrogate": b'{"a": 1, "s": "\\ud800"}',
+        "huge": b'{"a": 1, "n": 1e200000}',
+        "pair": b'{"a": 1, "s": "\\ud83d\\ude00"}',
+        "plain": b'{"a": 1, "s": "x"}',
+        "broken": b'{"a": 1',
+    }
+    apply(shared, *[commit(scope, key, data) for key, data in values.items()])
+    for key, data in values.items():
+        row = shared.read(scope, key)
+        assert row is not None
+        assert row.data == data
+    # What no reader of JSON takes is never found.
+    assert set(found(shared, scope, {"a": 1})) == {"nul", "huge", "pair", "plain"}
+    assert found(shared, scope, {"s": "x\0y"}) == ["nul"]
+    assert found(shared, scope, {"s": "\U0001f600"}) == ["pair"]
+    assert found(shared, scope, {"s\0": 1}) == []
+
+
+@pytest.mark.parametrize(
+    ("stored", "filter", "holds"),
+    [
+        ('{"n": 0.1000000000000000055}', {"n": 0.1}, True),
+        ('{"n": 1.00}', {"n": 1}, True),
+        ('{"n": 1e2}', {"n": {"$gte": 100}}, True),
+        ('{"n": 9007199254740993}', {"n": {"$gt": 9007199254740992.0}}, True),
+        ('{"n": 9007199254740993}', {"n": 9007199254740993}, True),
+        ('{"n": 5}', {"n": {"$gt": 5}}, False),
+        ('{"n": 5}', {"n": "5"}, False),
+        ('{"n": true}', {"n": 1}, False),
+        ('{"n": "5"}', {"n": {"$lt": 6}}, False),
+        ('{"n": "b"}', {"n": {"$gt": "Z"}}, True),
+        ('{"n": "\U0001f600"}', {"n": {"$gt": "￿"}}, True),
+        ('{"n": null}', {"n": None}, True),
+        ("{}", {"n": {"$ne": 1}}, False),
+        ('{"a": {"b": 1}}', {"a.b": 1}, True),
+        ('{"a.b": 1}', {"a.b": 1}, True),
+        ('{"a": [{"b": 1}]}', {"a.0.b": 1}, False),
+        ('{"a": {"b": "x", "c": 1.50}}', {"a": {"b": "x", "c": 1.5}}, True),
+        ('{"a": {"b": "x"}}', {"a": {"b": "y"}}, False),
+        ('{"a": [1, 2]}', {"a": [1, 2]}, True),
+        ('{"a": [1, 2]}', {"a": [2, 1]}, False),
+        ('{"a": [1, 2, 3]}', {"a": [1, 2]}, False),
+        ('{"a": "x"}', {"a": {"$in": ["y", "x"]}}, True),
+        ('{"a": "x"}', {"a": {"$in": []}}, False),
+        ('{"a": "x", "b": 2}', {"$or": [{"a": "y"}, {"b": {"$lte": 2}}]}, True),
+        ('{"a": "x", "b": 2}', {"$and": [{"a": "x"}, {"b": {"$lt": 2}}]}, False),
+        ('{"a": "x"}', {"$or": []}, False),
+        ('{"a\'\\"%(b)s": "%s"}', {"a'\"%(b)s": "%s"}, True),
+    ],
+)
+def test_a_filter_means_what_it_means_everywhere(
+    shared: PostgresCatalog, scope: Scope, stored: str, filter: Any, holds: bool
+) -> None:
+    put(shared, scope, "k%s", stored.encode())
+    assert found(shared, scope, filter) == (["k%s"] if holds else [])
+
+
+def test_a_search_goes_on_until_it_has_what_was_asked_for(shared: PostgresCatalog, scope: Scope) -> None:
+    # No projection: only a look at the values tells which are meant.
+    apply(shared, *[commit(scope, f"k{n:03}", {"n": n, "s": "\0"}) for n in range(300)])
+    assert found(shared, scope, {"n": {"$gte": 290}}) == [f"k{n}" for n in range(290, 300)]
+    assert found(shared, scope, {"n": {"$gte": 290}}, offset=8) == ["k298", "k299"]
+    put(shared, scope, "k005", {"n": 500})
+    assert found(shared, scope, limit=2) == ["k005", "k000"]
+
+
+def test_a_search_looks_into_large_values(catalog: PostgresCatalog) -> None:
+    write = staged(catalog, "large")
+    apply(catalog, write._replace(content_type=JSON))
+    assert found(catalog, SCOPE, {"large": True}) == found(catalog, SCOPE) == ["large"]
+
+
+# -- vectors ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_most_similar_come_first_and_those_without_vectors_last(shared: PostgresCatalog, scope: Scope) -> None:
+    put(shared, scope, "none", {"a": 1})
+    put(shared, scope, "far", {"a": 1}, vectors=(pack_vector([-1, 0.1]),))
+    put(shared, scope, "near", {"a": 2}, vectors=(pack_vector([0, -1]), pack_vector([1, 0.1])))
+    put(shared, scope, "zero", {"a": 1}, vectors=(pack_vector([0, 0]),))
+    put(shared, scope, "longer", {"a": 1}, vectors=(pack_vector([1, 0, 0]),))
+    query = pack_vector([1, 0])
+    assert found(shared, scope, vector=query) == ["near", "far", "longer", "zero", "none"]
+    assert found(shared, scope, vector=query, limit=1, offset=1) == ["far"]
+    assert found(shared, scope, {"a": 1}, vector=query, limit=2) == ["far", "longer"]
+    hits = apply(shared, Search(scope, "", vector=query))[0]
+    assert [score is None for _, score in hits] == [False, False, True, True, True]
+    assert hits[0].score == pytest.approx(0.995, abs=1e-3)
+
+
+def test_vectors_go_with_the_version_they_stand_for(catalog: PostgresCatalog) -> None:
+    one = (pack_vector([1, 0]), pack_vector([0, 1]))
+    put(catalog, SCOPE, "k", vectors=one)
+    results = at_once(*[lambda: put(catalog, SCOPE, "k", vectors=one)] * 6, lambda: put(catalog, SCOPE, "k"))
+    assert all(isinstance(result, Entry) for result in results)
+    put(catalog, SCOPE, "k")
+    hits = apply(catalog, Search(SCOPE, "", vector=one[0]))[0]
+    assert [(row.entry.version, score) for row, score in hits] == [(9, None)]
+    put(catalog, SCOPE, "k", vectors=one, ttl_seconds=0.001)
+    time.sleep(0.01)
+    catalog.expire(limit=10)
+    assert catalog._rows("SELECT count(*) FROM agent_memory.vector") == [(0,)]
+
+
+def test_without_pgvector_vectors_are_refused_by_name(server: PostgresServer) -> None:
+    address = server.empty_database()
+    migrate(address)
+    server.execute("DELETE FROM agent_memory.migration WHERE name LIKE '%vectors'", name_of(address))
+    server.execute("DROP EXTENSION vector CASCADE", name_of(address))
+    server.execute("DROP TABLE agent_memory.vector", name_of(address))
+    catalog = PostgresCatalog(address)
+    put(catalog, SCOPE, "k")
+    with pytest.raises(InvalidRequestError, match="pgvector"):
+        put(catalog, SCOPE, "k", vectors=(pack_vector([1]),))
+    with pytest.raises(InvalidRequestError, match="pgvector"):
+        apply(catalog, Search(SCOPE, "", vector=pack_vector([1])))
+    catalog.close()
+    assert migrate(address, dry_run=True) == migrate(address) == ["0002_create_vectors"]
+    server.drop(address)
+
+
+# -- migrations ------------------------------------------------------------------------------------------------------
+
+
+def test_a_database_that_was_never_migrated_is_refused_and_not_changed(server: PostgresServer) -> None:
+    address = server.empty_database()
+    with pytest.raises(UnavailableError, match="agent-memory migrate --database") as caught:
+        PostgresCatalog(address)
+    assert caught.value.code == "schema_missing"
+    assert migrate(address, dry_run=True) == ["0001_create_tables", "0002_create_vectors"]
+    assert server.execute("SELECT count(*) FROM pg_namespace WHERE nspname = 'agent_memory'", name_of(address)) == [
+        (0,)
+    ]
+    server.drop(address)
+
+
+def test_of_eight_migrations_at_once_each_step_is_taken_by_one(server: PostgresServer) -> None:
+    address = server.empty_database()
+    taken = at_once(*[lambda: migrate(address)] * 8)
+    assert sorted(name for names in taken for name in names) == ["0001_create_tables", "0002_create_vectors"]
+    PostgresCatalog(address).close()
+    server.drop(address)
+
+
+def test_a_newer_schema_is_refused(server: PostgresServer, address: str) -> None:
+    server.execute("INSERT INTO agent_memory.migration (name) VALUES ('9999_later')", name_of(address))
+    for open_it in (lambda: PostgresCatalog(address), lambda: migrate(address)):
+        with pytest.raises(UnavailableError, match="9999_later") as caught:
+            open_it()
+        assert caught.value.code == "newer_schema"
+
+
+# -- failures --------------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_is_not_there_is_named_at_once() -> None:
+    started = time.monotonic()
+    with pytest.raises(UnavailableError, match="PostgreSQL") as caught:
+        PostgresCatalog("postgresql://me:hunter2@127.0.0.1:1/nowhere")
+    assert caught.value.code == "unreachable"
+    assert "hunter2" not in repr(caught.value)
+    assert caught.value.__cause__ is None
+    assert time.monotonic() - started < 5
+
+
+def test_an_address_that_cannot_be_read_does_not_show_its_password() -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        PostgresCatalog("postgresql://me:hunter2@host:port/x?nonsense=1")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_killed_connection_is_replaced_without_the_caller_seeing_it(
+    server: PostgresServer, address: str, catalog: PostgresCatalog
+) -> None:
+    put(catalog, SCOPE, "k")
+    kill = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name_of(address)}'"
+    for use in (
+        lambda: catalog.read(SCOPE, "k"),
+        lambda: put(catalog, SCOPE, "k"),
+        lambda: apply(catalog, commit(SCOPE, "a"), Delete(SCOPE, "b", uuid7())),
+    ):
+        server.execute(kill)
+        assert use() is not None
+
+
+def test_when_every_connection_is_in_use_a_call_fails_in_time(address: str) -> None:
+    catalog = PostgresCatalog(address, connections=1, wait_seconds=0.05)
+    session = catalog._pool.acquire()
+    with pytest.raises(UnavailableError) as caught:
+        catalog.read(SCOPE, "k")
+    assert (caught.value.code, caught.value.retry_after) == ("overloaded", 1.0)
+    catalog._pool.release(session)
+    assert catalog.read(SCOPE, "k") is None
+    catalog.close()
+    with pytest.raises(UnavailableError) as caught:
+        catalog.read(SCOPE, "k")
+    assert caught.value.code == "closed"
+
+
+def test_a_write_waits_for_another_only_so_long(address: str) -> None:
+    catalog = PostgresCatalog(address, statement_seconds=0.4)
+    put(catalog, SCOPE, "k")
+    with psycopg.connect(address) as other:
+        other.execute("SELECT 1 FROM agent_memory.entry WHERE key = 'k' FOR UPDATE")
+        with pytest.raises(UnavailableError, match="PostgreSQL kept this waiting"):
+            put(catalog, SCOPE, "k")
+        assert catalog.read(SCOPE, "k") is not None
+    with pytest.raises(UnavailableError, match="PostgreSQL took too long"):
+        catalog._rows("SELECT pg_sleep(2)")
+    assert put(catalog, SCOPE, "k").version == 2
+    catalog.close()
+
+
+def test_text_that_postgresql_cannot_hold_is_an_invalid_request(shared: PostgresCatalog, scope: Scope) -> None:
+    for text in ("a\0b", "a\ud800b"):
+        with pytest.raises(InvalidRequestError, match="NUL"):
+            put(shared, scope, "k", schema_name=text)
+    put(shared, scope, "k", provenance={"reason": "a\0b"})
+    row = shared.read(scope, "k")
+    assert row is not None
+    assert row.entry.provenance == {"reason": "a\0b"}
+
+
+def test_what_was_acknowledged_survives_a_server_that_crashes_under_load(tmp_path: Path) -> None:
+    with PostgresServer() as server, ThreadPoolExecutor(4) as pool:
+        address = server.database()
+        # The test's server does without fsync; a crash of its processes loses nothing all the same.
+        with AgentMemory(address, application="app", blobs=tmp_path / "blobs", timeout=30) as memory:
+            stop = threading.Event()
+
+            def write(number: int) -> int:
+                counter = memory.entity("user", str(number)).document(Counter)
+                count = 0
+                while not stop.is_set():
+                    counter.update(lambda one: setattr(one, "count", one.count + 1), default=Counter())
+                    count += 1
+                return count
+
+            writers = [pool.submit(write, number) for number in range(4)]
+            time.sleep(0.3)
+            server.stop(kill=True)
+            time.sleep(0.2)
+            server.start()
+            time.sleep(0.5)
+            stop.set()
+            counts = [writer.result(timeout=30) for writer in writers]
+            for number, count in enumerate(counts):
+                snapshot = memory.entity("user", str(number)).document(Counter).snapshot()
+                assert snapshot is not None
+                assert snapshot.value.count == snapshot.version == count
