@@ -147,7 +147,10 @@ class StateService:
         return self._found(request, row, request.max_inline_size)
 
     def read_at_once(self, request: PrepareRead) -> tuple[bool, Found | None]:
-        """Answer a read if the catalog's row is all it takes -> (True, answer); else (False, None)."""
+        """Answer a read if a row of a catalog in a file is all it takes -> (True, answer); else (False, None)."""
+        if not isinstance(self.catalog, SqliteCatalog):
+            # A round trip may take any time: an event loop must not wait for it.
+            return False, None
         row = self.catalog.read(request.scope, check_key(request.key))
         if row is None:
             return True, None

@@ -13,7 +13,7 @@ from langgraph.store.sqlite import SqliteStore
 from pydantic import BaseModel
 
 from agent_memory import AgentMemory
-from benchmarks.harness import Row, at_most, times_us
+from benchmarks.harness import Row, at_most, table, times_us
 
 
 class Profile(BaseModel):
@@ -83,3 +83,7 @@ def compare() -> list[Row]:
         at_most("typed set, 500 bytes", writes["ours"], "SqliteStore.put, database in WAL", writes["wal"], 1.2),
         at_most("typed set, 500 bytes", writes["ours"], "raw apsw upsert, WAL, synchronous=FULL", writes["raw"], 1.5),
     ]
+
+
+if __name__ == "__main__":
+    print(table("An embedded store", compare()))

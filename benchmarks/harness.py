@@ -23,7 +23,9 @@ class Row(NamedTuple):
         return self.ours_us / self.peer_us
 
 
-def times_us(functions: Mapping[str, Callable[[], object]], *, rounds: int = 15, seconds: float = 0.08) -> dict[str, float]:
+def times_us(
+    functions: Mapping[str, Callable[[], object]], *, rounds: int = 15, seconds: float = 0.08
+) -> dict[str, float]:
     """Return the median over rounds of each function's mean time, in microseconds.
 
     The functions take turns within every round, so that what disturbs one disturbs all.

@@ -17,7 +17,7 @@ import httpx
 
 from agent_memory import AgentMemory
 from benchmarks.embedded import Profile, profile
-from benchmarks.harness import Row, at_most, times_us
+from benchmarks.harness import Row, at_most, table, times_us
 
 
 @contextmanager
@@ -76,9 +76,11 @@ def compare() -> tuple[list[Row], list[str]]:
                     "get": document.get,
                     "bare": lambda: client.post("/nothing", content=body, headers=headers).content,
                     "set": lambda: document.set(profile(next(numbers))),
-                    "bare set": lambda: client.post(
-                        "/upsert", content=profile(next(numbers)).model_dump_json().encode(), headers=headers
-                    ).content,
+                    "bare set": lambda: (
+                        client.post(
+                            "/upsert", content=profile(next(numbers)).model_dump_json().encode(), headers=headers
+                        ).content
+                    ),
                 },
                 seconds=0.15,
             )
@@ -95,3 +97,9 @@ def compare() -> tuple[list[Row], list[str]]:
         at_most("small set over HTTP", times["set"], "httpx.Client.post, one raw apsw upsert", times["bare set"], 1.5),
     ]
     return rows, [f"{what}: {count} round trip{'s' if count != 1 else ''}" for what, count in counts.items()]
+
+
+if __name__ == "__main__":
+    compared, counted = compare()
+    print(table("Over HTTP, servers in processes of their own", compared))
+    print("\n".join(counted))

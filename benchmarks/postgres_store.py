@@ -34,6 +34,7 @@ def value(number: int) -> dict[str, Any]:
     return {
         "name": "Ada",
         "number": number,
+        "rank": number * 7919 % ITEMS,
         "kind": f"k{number % 50}",
         "goals": ["5k", "10k"],
         "text": f"v{number}",
@@ -154,8 +155,8 @@ def _compare(ours: Ours, theirs: PostgresStore, flat: PostgresStore, vectors: li
     )
     ordered = times_us(
         {
-            "ours": lambda: ours.search(filter={"number": {"$lt": 20}}),
-            "theirs": lambda: theirs.search(("items",), filter={"number": {"$lt": 20}}),
+            "ours": lambda: ours.search(filter={"rank": {"$gte": 9_990}}),
+            "theirs": lambda: theirs.search(("items",), filter={"rank": {"$gte": 9_990}}),
         },
         rounds=7,
     )
@@ -185,13 +186,13 @@ def _compare(ours: Ours, theirs: PostgresStore, flat: PostgresStore, vectors: li
     exact, hnsw = "PostgresStore.search(query=), flat", "PostgresStore.search(query=), HNSW"
     return [
         at_most("get", reads["ours"], "PostgresStore.get", reads["theirs"], 0.5),
-        at_most("put", writes["ours"], "PostgresStore.put", writes["theirs"], 1.5),
-        at_most("batch of 100 gets", batches["ours"], "PostgresStore.batch", batches["theirs"], 0.9),
-        at_most("batch of 100 puts", batch_writes["ours"], "PostgresStore.batch", batch_writes["theirs"], 3.0),
-        at_most("10,000: text equals", filtered["ours"], "PostgresStore.search(filter=)", filtered["theirs"], 0.5),
-        at_most("10,000: number less than", ordered["ours"], "PostgresStore, as text", ordered["theirs"], 2.0),
+        at_most("put", writes["ours"], "PostgresStore.put", writes["theirs"], 1.0),
+        at_most("batch of 100 gets", batches["ours"], "PostgresStore.batch", batches["theirs"], 0.5),
+        at_most("batch of 100 puts", batch_writes["ours"], "PostgresStore.batch", batch_writes["theirs"], 0.5),
+        at_most("10,000: text equals", filtered["ours"], "PostgresStore.search(filter=)", filtered["theirs"], 1.0),
+        at_most("10,000: number at least", ordered["ours"], "PostgresStore, as text", ordered["theirs"], 1.0),
         at_most("10,000 × 384: similar", similar["ours"], exact, similar["flat"], 1.0),
-        at_most("10,000 × 384: similar", similar["ours"], hnsw, similar["theirs"], 3.0),
+        at_most("10,000 × 384: similar", similar["ours"], hnsw, similar["theirs"], 1.0),
     ]
 
 

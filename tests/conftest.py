@@ -183,7 +183,7 @@ def balancer(thread_server: ThreadServer, second_server: ThreadServer) -> Iterat
 
 
 @pytest.fixture
-def database(postgres: PostgresServer) -> Iterator[str]:
+def own_database(postgres: PostgresServer) -> Iterator[str]:
     """A database in PostgreSQL of the test's own."""
     address = postgres.database()
     yield address
@@ -199,7 +199,7 @@ def timed(request: pytest.FixtureRequest, tmp_path: Path, portal: BlockingPortal
         place = file_place(tmp_path)
     else:
         large = Bucket(use("bucket")) if backend.endswith("_s3") else Folder(tmp_path / "blobs")
-        place = postgres_place(use("database"), large)
+        place = postgres_place(use("own_database"), large)
     if backend.startswith("cluster"):
         options = {"blob_hosts": [use("bucket").host]} if backend == "cluster_s3" else {}
         servers = [use("thread_server"), use("second_server")]

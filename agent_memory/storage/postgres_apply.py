@@ -25,7 +25,7 @@ _ATTEMPTS: Final = 20
 _PIPELINE_BYTES: Final = 32 * 1024
 
 _READ_MANY: Final = (
-    f"SELECT {COLUMNS} FROM agent_memory.entry WHERE scope = %(scope)s AND key = ANY(%(keys)s) AND {LIVE}"
+    f"SELECT {COLUMNS} FROM agent_memory.entry WHERE scope = %(scope)s AND key = ANY(%(keys)b) AND {LIVE}"
 )
 _RECEIPT: Final = (
     "SELECT fingerprint, version, etag, created_us, updated_us, expires_us FROM agent_memory.receipt "
@@ -33,7 +33,7 @@ _RECEIPT: Final = (
 )
 _CURRENT: Final = f"SELECT {COLUMNS}, {LIVE}, ttl_us FROM agent_memory.entry WHERE scope = %(scope)s AND key = %(key)s"
 _LOCK: Final = (
-    "SELECT 1 FROM agent_memory.entry WHERE scope = %(scope)s AND key = ANY(%(keys)s) ORDER BY key FOR NO KEY UPDATE"
+    "SELECT 1 FROM agent_memory.entry WHERE scope = %(scope)s AND key = ANY(%(keys)b) ORDER BY key FOR NO KEY UPDATE"
 )
 _CLAIM: Final = (
     f"UPDATE agent_memory.blob AS blob SET state = 'live', at_us = {NOW} "

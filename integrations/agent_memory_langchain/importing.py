@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import sqlite3
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from langgraph.store.base import BaseStore
 
@@ -86,12 +86,15 @@ def import_langgraph(
         ImportError: a PostgresStore needs psycopg.
     """
     importer = _Importer(memory, None if index is None else Index(index), overwrite)
-    items = iter(_items(source))
-    while page := list(islice(items, _AT_ONCE)):
-        importer.take(page)
-        if progress is not None:
-            progress(importer.report)
+    with closing(_items(source)) as items:
+        while page := list(islice(items, _AT_ONCE)):
+            importer.take(page)
+            if progress is not None:
+                progress(importer.report)
     return importer.report
+
+
+Items: TypeAlias = Generator[SourceItem, None, None]
 
 
 class _Importer:
@@ -201,7 +204,7 @@ def _text(time: datetime) -> str:
 # -- sources ---------------------------------------------------------------------------------------------------------
 
 
-def _items(source: str | Path | BaseStore) -> Iterable[SourceItem]:
+def _items(source: str | Path | BaseStore) -> Items:
     if isinstance(source, BaseStore):
         return _items_of_store(source)
     text = str(source)
@@ -212,7 +215,7 @@ def _items(source: str | Path | BaseStore) -> Iterable[SourceItem]:
     return _items_of_sqlite(Path(text))
 
 
-def _items_of_store(store: BaseStore) -> Iterator[SourceItem]:
+def _items_of_store(store: BaseStore) -> Items:
     """Read a store by its methods: what stands under each root label at once, because paging may skip and repeat."""
     offset = 0
     while roots := store.list_namespaces(max_depth=1, limit=_AT_ONCE, offset=offset):
@@ -230,7 +233,7 @@ _COLUMNS: Final = "prefix, key, value, created_at, updated_at, expires_at"
 _ORDER: Final = "ORDER BY updated_at, prefix, key"
 
 
-def _items_of_sqlite(path: Path) -> Iterator[SourceItem]:
+def _items_of_sqlite(path: Path) -> Items:
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
         try:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
@@ -255,7 +258,7 @@ def _items_of_sqlite(path: Path) -> Iterator[SourceItem]:
             )  # fmt: skip
 
 
-def _items_of_postgres(dsn: str) -> Iterator[SourceItem]:
+def _items_of_postgres(dsn: str) -> Items:
     try:
         import psycopg
     except ImportError:

@@ -49,6 +49,16 @@ def test_a_write_that_is_repeated_after_another_one_leaves_the_other_standing(
     assert memory.app_state.snapshot("key") == (b"B" * size, second_entry)
 
 
+def test_a_write_that_is_repeated_after_many_others_gives_the_first_result(
+    memory: Any, store: Any, scope: Scope
+) -> None:
+    messages = [write(scope, b"%d" % number) for number in range(20)]
+    entries = [store.send(memory, message) for message in messages]
+
+    assert [store.send(memory, message) for message in messages] == entries
+    assert memory.app_state.snapshot("key") == (b"19", entries[-1])
+
+
 def test_a_write_that_is_repeated_after_a_deletion_does_not_bring_the_value_back(
     memory: Any, store: Any, scope: Scope
 ) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import uuid
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
 from types import GeneratorType
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from anyio.from_thread import BlockingPortal
 from langchain_core.documents import Document
 from langchain_core.stores import BaseStore
 from langchain_tests.integration_tests import BaseStoreAsyncTests, BaseStoreSyncTests
 
-from agent_memory import AgentMemory, SchemaError, SerializationError
+from agent_memory import AgentMemory, AsyncAgentMemory, SchemaError, SerializationError
 from agent_memory_langchain import AgentMemoryByteStore, AgentMemoryKVStore
 from tests.support.models import Profile
 
@@ -22,10 +24,32 @@ KEYS = ["a signing key of the tests"]
 
 
 @pytest.fixture(params=["embedded", "http"])
-def memory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AgentMemory]:
-    url = str(tmp_path / "memory.db") if request.param == "embedded" else request.getfixturevalue("server").url
-    with AgentMemory(url, application=f"kv-{abs(hash(tmp_path))}", signing_keys=KEYS) as memory:
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "memory.db") if request.param == "embedded" else request.getfixturevalue("server").url
+
+
+@pytest.fixture
+def application() -> str:
+    return f"kv-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def memory(url: str, application: str, portal: BlockingPortal) -> Iterator[AgentMemory]:
+    memory = AgentMemory(url, application=application, signing_keys=KEYS)
+    yield memory
+    portal.call(memory.aio.close)
+
+
+@pytest_asyncio.fixture
+async def async_memory(url: str, application: str) -> AsyncIterator[AsyncAgentMemory]:
+    async with AsyncAgentMemory(url, application=application, signing_keys=KEYS) as memory:
         yield memory
+
+
+def awaited(tests: type) -> type:
+    """Run a suite's async tests on an event loop; it has sync ones besides."""
+    ignored = pytest.mark.filterwarnings("ignore:The test .* is marked with '@pytest.mark.asyncio'")
+    return pytest.mark.asyncio(ignored(tests))
 
 
 class TestValues(BaseStoreSyncTests[Any]):
@@ -38,10 +62,11 @@ class TestValues(BaseStoreSyncTests[Any]):
         return {"n": 1}, (1, {2}), 3
 
 
+@awaited
 class TestValuesAsync(BaseStoreAsyncTests[Any]):
     @pytest.fixture
-    async def kv_store(self, memory: AgentMemory) -> AgentMemoryKVStore[Any]:
-        return AgentMemoryKVStore(memory.aio)
+    def kv_store(self, async_memory: AsyncAgentMemory) -> AgentMemoryKVStore[Any]:
+        return AgentMemoryKVStore(async_memory)
 
     @pytest.fixture
     def three_values(self) -> tuple[Any, Any, Any]:
@@ -68,10 +93,11 @@ class TestBytes(BaseStoreSyncTests[bytes]):
         return b"", b"\x00\xff", b"x" * 100_000
 
 
+@awaited
 class TestBytesAsync(BaseStoreAsyncTests[bytes]):
     @pytest.fixture
-    async def kv_store(self, memory: AgentMemory) -> AgentMemoryByteStore:
-        return AgentMemoryByteStore(memory)
+    def kv_store(self, async_memory: AsyncAgentMemory) -> AgentMemoryByteStore:
+        return AgentMemoryByteStore(async_memory)
 
     @pytest.fixture
     def three_values(self) -> tuple[bytes, bytes, bytes]:

@@ -43,9 +43,9 @@ class Suite(NamedTuple):
 SUITES: Final = {
     "memory": Suite("langgraph-checkpoint", ("test_store.py",), (117, 0), (117, 0)),
     "sqlite": Suite(
-        "langgraph-checkpoint-sqlite", ("test_store.py", "test_async_store.py", "test_ttl.py"), (142, 11), (0, 0)
+        "langgraph-checkpoint-sqlite", ("test_store.py", "test_async_store.py", "test_ttl.py"), (142, 11), (128, 25)
     ),
-    "postgres": Suite("langgraph-checkpoint-postgres", ("test_store.py", "test_async_store.py"), (273, 26), (0, 0)),
+    "postgres": Suite("langgraph-checkpoint-postgres", ("test_store.py", "test_async_store.py"), (273, 26), (263, 36)),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -22,11 +23,11 @@ USER = ("user", "123")
 
 
 @pytest.fixture(params=["embedded", "http"])
-def langgraph(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[AgentMemoryStore]:
+def langgraph(request: pytest.FixtureRequest, tmp_path: Path, portal: BlockingPortal) -> Iterator[AgentMemoryStore]:
     url = str(tmp_path / "memory.db") if request.param == "embedded" else request.getfixturevalue("server").url
-    application = f"concurrency-{abs(hash(tmp_path))}"
-    with AgentMemory(url, application=application) as memory:
-        yield AgentMemoryStore(memory)
+    memory = AgentMemory(url, application=f"concurrency-{uuid.uuid4().hex}")
+    yield AgentMemoryStore(memory)
+    portal.call(memory.aio.close)
 
 
 def on_loop(portal: BlockingPortal, function: Callable[..., Any], *args: Any) -> Any:

@@ -74,6 +74,8 @@ class Balancer:
             found = upstream.get(number)
             if found is not None and not found[0].at_eof():
                 return number, found
+            if found is not None:
+                upstream.pop(number)[1].close()
             try:
                 upstream[number] = await asyncio.open_connection(*self.servers[number], limit=_PIECE)
             except OSError as error:

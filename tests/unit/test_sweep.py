@@ -365,6 +365,17 @@ def test_a_receipt_answers_a_repeated_write_for_an_hour(service: StateService, c
     assert put(service, "k", b"1", write_id=write_id).version == 3
 
 
+def test_a_receipt_outlives_the_value_that_its_write_made(service: StateService, clock: Time) -> None:
+    write = CommitWrite(SCOPE, "k", uuid7(), b"1", None, ttl_seconds=60.0)
+    first = service.commit_write(write)
+    clock.go_on(61)
+    assert service.sweep().expired == 1
+    clock.go_on(RECEIPT_SECONDS - 100)
+    service.sweep()
+    assert service.commit_write(write) == first
+    assert get(service, "k") is None
+
+
 def test_the_state_of_a_request_goes_seven_days_after_its_last_write(service: StateService, clock: Time) -> None:
     scope, other = SCOPE._replace(request_id="r"), SCOPE._replace(request_id="r2")
     put(service, "small", b"1", scope=scope)

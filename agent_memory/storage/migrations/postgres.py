@@ -28,7 +28,7 @@ class Step(NamedTuple):
 
 
 def create_tables(connection: Connection) -> None:
-    """What a search looks at stands first, and the value last: nothing behind the column that is asked for is touched."""
+    """What a search looks at stands first and the value last: what is behind a column is not touched to read it."""
     connection.execute(
         """CREATE TABLE agent_memory.entry (
             scope text COLLATE "C" NOT NULL, key text COLLATE "C" NOT NULL, version bigint NOT NULL,

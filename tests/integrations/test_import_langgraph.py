@@ -1,0 +1,169 @@
+"""Importing what LangGraph's stores hold."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import struct
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langgraph.store.base import BaseStore, PutOp
+from langgraph.store.memory import InMemoryStore
+from langgraph.store.sqlite import SqliteStore
+
+from agent_memory import AgentMemory, InvalidRequestError, UnavailableError
+from agent_memory_langchain import AgentMemoryStore, ImportReport, import_langgraph
+from tests.support.faults import Lossy, put_between
+from tests.support.langgraph import DIMENSIONS, INDEX, embed
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[AgentMemory]:
+    with AgentMemory(tmp_path / "memory.db", application="import", timeout=5) as memory:
+        yield memory
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A SqliteStore's file with 250 items of three users."""
+    path = tmp_path / "langgraph.db"
+    with SqliteStore.from_conn_string(str(path)) as store:
+        store.setup()
+        store.batch([PutOp(("user", f"{n % 3}"), f"item {n}", {"n": n, "text": "tëxt"}) for n in range(250)])
+    return path
+
+
+def execute(path: Path, statement: str, *bindings: Any) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute(statement, bindings)
+
+
+def test_every_item_is_copied_and_a_second_time_none(source: Path, memory: AgentMemory) -> None:
+    seen: list[int] = []
+    report = import_langgraph(source, memory, progress=lambda so_far: seen.append(so_far.seen))
+
+    assert report == ImportReport(copied=250)
+    assert seen == [100, 200, 250]
+    assert memory.app_state.get("user/1/item 7") == {"n": 7, "text": "tëxt"}
+    assert len(AgentMemoryStore(memory).search(("user",), limit=300)) == 250
+    assert import_langgraph(str(source), memory) == ImportReport(unchanged=250)
+
+
+def test_an_interrupted_import_is_resumed(source: Path, memory: AgentMemory) -> None:
+    def interrupt(report: ImportReport) -> None:
+        if report.seen == 200:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        import_langgraph(source, memory, progress=interrupt)
+    assert import_langgraph(source, memory) == ImportReport(copied=50, unchanged=200)
+
+
+def test_what_was_changed_since_is_kept_unless_told_otherwise(source: Path, memory: AgentMemory) -> None:
+    memory.app_state.set("user/1/item 7", {"n": "newer"})
+
+    assert import_langgraph(source, memory) == ImportReport(copied=249, kept=1)
+    assert memory.app_state.get("user/1/item 7") == {"n": "newer"}
+    assert import_langgraph(source, memory, overwrite=True) == ImportReport(copied=1, unchanged=249)
+    assert memory.app_state.get("user/1/item 7") == {"n": 7, "text": "tëxt"}
+
+
+def test_the_remaining_time_to_live_is_copied(source: Path, memory: AgentMemory) -> None:
+    # As SqliteStore writes it at a put, and as it does at a refresh.
+    later = datetime.now(UTC) + timedelta(hours=1)
+    execute(source, "UPDATE store SET expires_at = ?, ttl_minutes = 60 WHERE key = 'item 1'", str(later))
+    execute(source, "UPDATE store SET expires_at = ? WHERE key = 'item 2'", f"{later:%Y-%m-%d %H:%M:%S}")
+    execute(source, "UPDATE store SET expires_at = '2020-01-01 00:00:00' WHERE key = 'item 3'")
+
+    assert import_langgraph(source, memory) == ImportReport(copied=249, expired=1)
+    for key in ("user/1/item 1", "user/2/item 2"):
+        snapshot = memory.app_state.snapshot(key)
+        assert snapshot is not None
+        assert snapshot.entry.expires_at is not None
+        assert abs(snapshot.entry.expires_at - later) < timedelta(seconds=5)
+    assert memory.app_state.get("user/0/item 3") is None
+
+
+def test_the_order_of_changes_is_kept_and_their_times_noted(source: Path, memory: AgentMemory) -> None:
+    execute(source, "UPDATE store SET updated_at = '2024-05-06 07:08:09', created_at = '2023-01-02 03:04:05'")
+    execute(source, "UPDATE store SET updated_at = '2025-01-01 00:00:00' WHERE key = 'item 42'")
+    import_langgraph(source, memory)
+
+    [newest] = AgentMemoryStore(memory).search(("user",), limit=1)
+    assert newest.key == "item 42"
+    snapshot = memory.app_state.snapshot("user/0/item 42")
+    assert snapshot is not None
+    assert snapshot.entry.provenance == {
+        "reason": "imported from LangGraph, created 2023-01-02T03:04:05+00:00, updated 2025-01-01T00:00:00+00:00"
+    }
+
+
+def test_what_cannot_be_stored_is_reported_and_the_rest_copied(source: Path, memory: AgentMemory) -> None:
+    for key, value in (("list", "[1]"), ("no json", "{secret"), ("x" * 3_000, "{}"), ("nan", '{"a": NaN}')):
+        execute(source, "INSERT INTO store (prefix, key, value) VALUES ('user.bad', ?, ?)", key, value)
+    report = import_langgraph(source, memory)
+
+    assert (report.copied, report.refused, len(report.problems)) == (250, 4, 4)
+    assert "secret" not in str(report)
+    assert any("'list' of ('user', 'bad')" in problem for problem in report.problems)
+
+
+def test_vectors_are_copied(source: Path, memory: AgentMemory) -> None:
+    execute(source, "CREATE TABLE store_vectors (prefix, key, field_name, embedding, created_at, updated_at)")
+    for key, text in (("item 0", "swim"), ("item 3", "ride"), ("gone", "swim")):
+        blob = struct.pack(f"<{DIMENSIONS}f", *embed([text])[0])
+        execute(source, "INSERT INTO store_vectors VALUES ('user.0', ?, 'text', ?, '', '')", key, blob)
+    import_langgraph(source, memory)
+
+    index: Any = INDEX
+    found = AgentMemoryStore(memory, index=index).search(("user", "0"), query="swim", limit=3)
+    assert [item.key for item in found[:2]] == ["item 0", "item 3"]
+    assert found[0].score == pytest.approx(1, abs=1e-5)
+    assert found[2].score is None
+
+
+def test_items_are_embedded_anew_if_an_index_is_given(source: Path, memory: AgentMemory) -> None:
+    import_langgraph(source, memory, index=INDEX)
+    index: Any = INDEX
+    found = AgentMemoryStore(memory, index=index).search(("user",), query="tëxt", limit=300)
+    assert all(item.score == pytest.approx(1, abs=1e-5) for item in found)
+
+
+def test_any_store_can_be_imported(memory: AgentMemory) -> None:
+    store: BaseStore = InMemoryStore()
+    store.batch([PutOp((f"root {n % 150}", "a"), f"{n}", {"n": n}) for n in range(1_500)])
+    store.put(("root 1",), "top", {"n": -1})
+
+    assert import_langgraph(store, memory) == ImportReport(copied=1_501)
+    assert memory.app_state.get("root 1/top") == {"n": -1}
+    with AgentMemory("memory://", application="copy") as copy:
+        assert import_langgraph(AgentMemoryStore(memory), copy).copied == 1_501
+
+
+def test_lost_replies_change_no_number(source: Path, memory: AgentMemory) -> None:
+    from agent_memory.messages import Batch
+
+    put_between(memory, lambda inner: Lossy(inner, Batch, "reply", 3))
+    assert import_langgraph(source, memory) == ImportReport(copied=250)
+
+
+def test_a_store_that_fails_ends_the_import(source: Path, memory: AgentMemory) -> None:
+    memory.close()
+    with pytest.raises(UnavailableError):
+        import_langgraph(source, memory)
+
+
+def test_a_source_that_is_none_is_an_error(tmp_path: Path, memory: AgentMemory) -> None:
+    with pytest.raises(FileNotFoundError):
+        import_langgraph(tmp_path / "absent.db", memory)
+    assert not (tmp_path / "absent.db").exists()
+    (tmp_path / "text").write_text(json.dumps({}) * 1_000)
+    with pytest.raises(InvalidRequestError, match="no SQLite database"):
+        import_langgraph(tmp_path / "text", memory)
+    execute(tmp_path / "other.db", "CREATE TABLE t (a)")
+    with pytest.raises(InvalidRequestError, match="no LangGraph store"):
+        import_langgraph(tmp_path / "other.db", memory)

@@ -1,0 +1,501 @@
+"""A memory as LangGraph's store: what its interface promises, on every backend and with each face."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from langgraph.store.base import (
+    BaseStore,
+    GetOp,
+    InvalidNamespaceError,
+    ListNamespacesOp,
+    MatchCondition,
+    PutOp,
+    SearchOp,
+)
+from langgraph.store.base.batch import AsyncBatchedBaseStore
+from pydantic import BaseModel, Field
+
+from agent_memory import AgentMemory, InvalidKeyError, InvalidRequestError, SerializationError
+from agent_memory_langchain import AgentMemoryStore
+from tests.support.blocking import unwrap
+from tests.support.faults import Between, put_between
+from tests.support.langgraph import Faced
+from tests.support.models import Profile
+from tests.support.stores import Store, TimedStore
+
+USER = ("user", "123")
+
+
+@pytest.fixture
+def faced(memory: Any, store: Store) -> Faced:
+    return Faced(memory, store)
+
+
+@pytest.fixture
+def open_store(memory: Any, store: Store) -> Callable[..., Faced]:
+    return lambda **options: Faced(memory, store, **options)
+
+
+def keys(items: list[Any]) -> list[str]:
+    return [item.key for item in items]
+
+
+# -- the class -------------------------------------------------------------------------------------------------------
+
+
+def test_it_is_a_store_that_is_never_false_and_never_coalesces() -> None:
+    with AgentMemory("memory://", application="test") as memory:
+        store = AgentMemoryStore(memory)
+        assert isinstance(store, BaseStore)
+        assert not isinstance(store, AsyncBatchedBaseStore)
+        assert not hasattr(store, "__len__")
+        assert bool(store)
+
+
+def test_it_takes_either_face_of_a_memory() -> None:
+    with AgentMemory("memory://", application="test") as memory:
+        AgentMemoryStore(memory.aio).put(USER, "k", {"a": 1})
+        item = AgentMemoryStore(memory).get(USER, "k")
+        assert item is not None
+        assert item.value == {"a": 1}
+
+
+# -- items and documents ---------------------------------------------------------------------------------------------
+
+
+def test_an_item_is_the_document_of_the_entity(faced: Faced) -> None:
+    faced.put(USER, "profile", {"name": "Ada", "weight_kg": 61.5, "goals": ["5k"]})
+    profile = faced.memory.entity("user", "123").document(Profile)
+
+    assert profile.get() == Profile(name="Ada", weight_kg=61.5, goals=["5k"])
+
+    profile.set(Profile(name="Grace"))
+    assert faced.get(USER, "profile").value == {"name": "Grace", "weight_kg": 0.0, "goals": []}
+
+
+@pytest.mark.parametrize(
+    ("namespace", "key"),
+    [
+        (("user", "a/b"), "c/d"),
+        (("user", "100%"), "50%2F"),
+        (("user", "%2F"), "%25"),
+        (("user", "ünï © 漢字 🏃"), "ключ"),
+        (("user", "x" * 500), "y" * 500),
+        (("user", "*"), "?[a-z]"),
+        (("user", " "), "a.b@example.com"),
+        (("user", "'; DROP TABLE entry; --"), '"'),
+        (("a",), "only one label"),
+    ],
+)
+def test_any_label_and_key_is_kept_apart_from_any_other(faced: Faced, namespace: tuple[str, ...], key: str) -> None:
+    faced.put(namespace, key, {"mine": True})
+
+    assert faced.get(namespace, key).value == {"mine": True}
+    [found] = faced.search(namespace)
+    assert (found.namespace, found.key) == (namespace, key)
+    assert faced.list_namespaces() == [namespace]
+    if len(namespace) == 2:
+        prefix = unwrap(faced.memory).entity(*namespace).prefix
+        assert next(iter(faced.memory.app_state.keys(prefix))).startswith(prefix)
+
+    faced.delete(namespace, key)
+    assert faced.get(namespace, key) is None
+    assert faced.search(()) == []
+
+
+def test_an_id_with_a_dot_is_found_but_not_addressed(faced: Faced) -> None:
+    faced.memory.entity("user", "ada@example.com").document(Profile).set(Profile(name="Ada"))
+
+    [found] = faced.search(("user",))
+    assert (found.namespace, found.key) == (("user", "ada@example.com"), "profile")
+    assert faced.list_namespaces(prefix=("user",)) == [("user", "ada@example.com")]
+    with pytest.raises(InvalidNamespaceError):
+        faced.get(("user", "ada@example.com"), "profile")
+
+
+def test_only_json_objects_with_a_namespace_are_items(faced: Faced) -> None:
+    state = faced.memory.app_state
+    state.set("user/123/bytes", b"{}")
+    state.set("user/123/list", [1])
+    state.set("user/123/pickle", {"a": (1,)})
+    state.set("user/123/large", [0] * 100_000)
+    state.set("top", {"a": 1})
+    state.set("user/123/item", {"a": 1})
+
+    assert keys(faced.search(())) == ["item"]
+    assert keys(faced.search((), limit=1)) == ["item"]
+    assert faced.list_namespaces() == [USER]
+    assert [faced.get(USER, key) for key in ("bytes", "list", "pickle", "large")] == [None] * 4
+    assert faced.batch([GetOp((), "top"), PutOp((), "top", None)]) == [None, None]
+    assert state.get("top") == {"a": 1}
+
+
+def test_a_search_of_everything_pages_past_what_is_no_item(faced: Faced) -> None:
+    for number in range(12):
+        faced.memory.app_state.set(f"top-{number}", {"a": 1})
+        faced.put(USER, f"{number:02}", {"a": number})
+
+    expected = [f"{number:02}" for number in reversed(range(12))]
+    assert keys(faced.search((), limit=100)) == expected
+    assert [key for offset in range(0, 12, 5) for key in keys(faced.search((), limit=5, offset=offset))] == expected
+
+
+def test_what_is_no_json_is_put_as_json_or_refused(faced: Faced) -> None:
+    faced.put(USER, "k", {"when": datetime(2026, 1, 2, tzinfo=UTC), "pair": (1, 2)})
+    assert faced.get(USER, "k").value == {"when": "2026-01-02T00:00:00Z", "pair": [1, 2]}
+
+    for value in ({"a": object()}, {"a": float("nan")}, {"a": "\ud800"}):
+        with pytest.raises(SerializationError):
+            faced.put(USER, "k", value)
+    for value in ([1], "text", 7):
+        with pytest.raises(InvalidRequestError):
+            faced.put(USER, "k", value)
+
+
+def test_a_large_item_is_found_whole(faced: Faced) -> None:
+    large = {"text": "x" * 300_000, "sport": "run"}
+    faced.put(USER, "large", large)
+
+    assert faced.get(USER, "large").value == large
+    assert faced.search(USER, filter={"sport": "run"})[0].value == large
+
+
+def test_creation_time_survives_updates_and_times_are_in_utc(faced: Faced) -> None:
+    faced.put(USER, "k", {"n": 1})
+    first = faced.get(USER, "k")
+    faced.put(USER, "k", {"n": 2})
+    second = faced.get(USER, "k")
+
+    assert second.created_at == first.created_at
+    assert second.updated_at > first.updated_at
+    assert second.created_at.tzinfo is UTC
+    faced.delete(USER, "k")
+    faced.put(USER, "k", {"n": 3})
+    assert faced.get(USER, "k").created_at > second.updated_at
+
+
+def test_keys_that_cannot_be_are_refused(faced: Faced) -> None:
+    for key in ("", "x" * 2_048, "nul\0"):
+        with pytest.raises(InvalidKeyError):
+            faced.put(USER, key, {"a": 1})
+    for namespace in ("user", (), ("a", ""), ("a.b",), ("a", 1), ("nul\0",), ("langgraph", "x")):
+        with pytest.raises(InvalidNamespaceError):
+            faced.put(namespace, "k", {"a": 1})
+
+
+def test_namespaces_may_be_lists(faced: Faced) -> None:
+    faced.put(["user", "123"], "k", {"a": 1})
+    assert faced.get(["user", "123"], "k").namespace == USER
+    assert keys(faced.search(["user"])) == ["k"]
+
+
+# -- batches ---------------------------------------------------------------------------------------------------------
+
+
+def test_reads_of_a_batch_see_what_was_before_it(faced: Faced) -> None:
+    faced.put(USER, "old", {"n": 0})
+    results = faced.batch(
+        [
+            PutOp(USER, "new", {"n": 1}),
+            GetOp(USER, "new"),
+            PutOp(USER, "old", None),
+            GetOp(USER, "old"),
+            SearchOp(USER),
+            ListNamespacesOp(),
+            PutOp(("other",), "k", {"n": 1}),
+        ]
+    )
+    assert results[0] is results[1] is results[2] is results[6] is None
+    assert results[3].value == {"n": 0}
+    assert keys(results[4]) == ["old"]
+    assert results[5] == [USER]
+    assert keys(faced.search(())) == ["k", "new"]
+
+
+def test_of_several_puts_the_last_applies(faced: Faced) -> None:
+    faced.batch([PutOp(USER, "a", {"n": 1}), PutOp(USER, "a", {"n": 2}), PutOp(USER, "b", {"n": 1}),
+                 PutOp(USER, "b", None), PutOp(USER, "c", None), PutOp(USER, "c", {"n": 3})])  # fmt: skip
+    assert {item.key: item.value["n"] for item in faced.search(USER)} == {"a": 2, "c": 3}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        GetOp(("a.b",), "k"),
+        SearchOp(USER, filter={"a": {"$regex": "x"}}),
+        SearchOp(USER, limit=-1),
+        SearchOp(USER, offset=-1),
+        ListNamespacesOp(match_conditions=(MatchCondition("infix", ("a",)),)),  # type: ignore[arg-type]
+        PutOp(USER, "k", {"a": object()}),
+        PutOp(USER, "", {"a": 1}),
+        PutOp(USER, "k", {"a": 1}, ttl=0),
+        "no operation",
+    ],
+    ids=str,
+)
+def test_a_batch_with_something_wrong_changes_nothing(faced: Faced, bad: Any) -> None:
+    with pytest.raises((ValueError, SerializationError)):
+        faced.batch([PutOp(USER, "good", {"n": 1}), bad, PutOp(USER, "better", {"n": 1})])
+
+    assert faced.search(()) == []
+
+
+def test_a_batch_is_one_message(memory: Any, faced: Faced) -> None:
+    faced.put(USER, "old", {"n": 0})
+    transport = put_between(memory, Between)
+    faced.batch([GetOp(USER, "old"), SearchOp(("user",)), *(PutOp(USER, f"{n}", {"n": n}) for n in range(100))])
+
+    assert len(transport.sent) == 1
+    faced.get(USER, "old")
+    faced.search(USER, filter={"n": 7})
+    faced.list_namespaces()
+    assert len(transport.sent) == 4
+
+
+def test_an_empty_batch_sends_nothing(memory: Any, faced: Faced) -> None:
+    transport = put_between(memory, Between)
+    assert faced.batch([]) == []
+    assert faced.search(USER, limit=0) == []
+    assert transport.sent == []
+
+
+def test_batches_and_pages_may_be_longer_than_a_transaction(faced: Faced) -> None:
+    faced.batch([PutOp(("n", f"{n:04}"), "k", {"n": n}) for n in range(1_203)])
+
+    assert len(faced.search(("n",), limit=5_000)) == 1_203
+    assert len(faced.search((), limit=1_100, offset=150)) == 1_053
+    assert faced.list_namespaces(limit=2_000, offset=1_100) == [("n", f"{n:04}") for n in range(1_100, 1_203)]
+    found = faced.batch([GetOp(("n", f"{n:04}"), "k") for n in range(1_203)])
+    assert [item.value["n"] for item in found] == list(range(1_203))
+
+
+# -- search ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_prefix_matches_whole_labels(faced: Faced) -> None:
+    for namespace in (("a",), ("a", "b"), ("ab",), ("a b",), ("A",), ("a%",), ("a", "bc")):
+        faced.put(namespace, "k", {"in": "/".join(namespace)})
+
+    assert {item.value["in"] for item in faced.search(("a",))} == {"a", "a/b", "a/bc"}
+    assert {item.value["in"] for item in faced.search(("a", "b"))} == {"a/b"}
+    assert {item.value["in"] for item in faced.search(("a%",))} == {"a%"}
+    assert len(faced.search(())) == 7
+
+
+def test_the_newest_change_comes_first_and_pages_fit_together(faced: Faced) -> None:
+    for number in range(25):
+        faced.put(USER, f"{number:02}", {"n": number})
+    faced.put(USER, "07", {"n": 7})
+
+    expected = ["07", *(f"{n:02}" for n in reversed(range(25)) if n != 7)]
+    assert [key for offset in range(0, 25, 4) for key in keys(faced.search(USER, limit=4, offset=offset))] == expected
+
+
+@pytest.mark.parametrize(
+    ("filter", "expected"),
+    [
+        ({"n": 1}, "a"),
+        ({"n": 1.0}, "a"),
+        ({"n": {"$gt": 9}}, "bd"),
+        ({"n": {"$gte": 10, "$lt": 100}}, "b"),
+        ({"n": {"$ne": 1}}, "bcd"),
+        ({"n": {"$in": [1, 10]}}, "ab"),
+        ({"flag": True}, "a"),
+        ({"flag": 1}, ""),
+        ({"nested": {"deep": {"x": 1}}}, "b"),
+        ({"nested.deep.x": 1}, "b"),
+        ({"nested": {"deep": {"x": {"$gt": 0}}}}, ""),
+        ({"dotted.key": "literal"}, "c"),
+        ({"tags": ["x", "y"]}, "a"),
+        ({"none": None}, "c"),
+        ({"missing": None}, ""),
+        ({"missing": {"$ne": 1}}, ""),
+        ({"$or": [{"n": 1}, {"n": 10}]}, "ab"),
+        ({"$and": [{"n": {"$gt": 1}}, {"n": {"$lt": 50}}]}, "b"),
+        ({"text": 'it\'s "quoted" \\ 漢字'}, "d"),
+        ({'"; DROP TABLE entry; --': 1}, ""),
+        ({"x' OR '1'='1": "x' OR '1'='1"}, ""),
+        ({"n') = 1 OR ('1": 1}, ""),
+        ({"$.n": 1}, None),
+        ({"n": {"$where": "1"}}, None),
+        ({"n": {"$gt": 1, "x": 2}}, None),
+        ({"$nor": []}, None),
+    ],
+    ids=str,
+)
+def test_filters(faced: Faced, filter: dict[str, Any], expected: str | None) -> None:
+    faced.put(USER, "a", {"n": 1, "flag": True, "tags": ["x", "y"]})
+    faced.put(USER, "b", {"n": 10, "nested": {"deep": {"x": 1, "y": 2}}})
+    faced.put(USER, "c", {"n": "1", "dotted.key": "literal", "none": None})
+    faced.put(USER, "d", {"n": 100, "text": 'it\'s "quoted" \\ 漢字'})
+
+    if expected is None:
+        with pytest.raises(ValueError, match=r"."):
+            faced.search(USER, filter=filter)
+    else:
+        assert sorted(keys(faced.search(USER, filter=filter))) == list(expected)
+
+
+def test_values_that_look_like_binary_json_are_filtered_too(faced: Faced) -> None:
+    # The first byte of an object, {, would be a header of SQLite's binary JSON for exactly eight bytes.
+    faced.put(USER, "k", {"a": 12})
+    assert keys(faced.search(USER, filter={"a": 12})) == ["k"]
+
+
+def test_a_row_that_is_no_json_fails_no_search(faced: Faced, store: Store) -> None:
+    from agent_memory.ids import uuid7
+    from agent_memory.messages import JSON, CommitWrite, Scope
+
+    scope = Scope(faced.memory.namespace, faced.memory.application)
+    for number, data in enumerate([b'{"n": ', b'{"n": NaN}', b"{]"]):
+        store.send(faced.memory, CommitWrite(scope, f"user/123/bad-{number}", uuid7(), data, None, JSON))
+    faced.put(USER, "good", {"n": 1})
+
+    assert keys(faced.search(USER)) == ["good"]
+    assert keys(faced.search(USER, filter={"n": 1})) == ["good"]
+
+
+# -- namespaces ------------------------------------------------------------------------------------------------------
+
+
+def test_namespaces_are_listed_by_prefix_suffix_and_depth(faced: Faced) -> None:
+    spaces = [("a", "b", "c"), ("a", "b", "d", "e"), ("a", "b", "d", "i"), ("a", "bc"), ("users", "1"), ("x", "b")]
+    for namespace in spaces:
+        faced.put(namespace, "k", {"a": 1})
+
+    assert faced.list_namespaces() == spaces
+    assert faced.list_namespaces(prefix=("a", "b")) == spaces[:3]
+    assert faced.list_namespaces(prefix=("a", "*", "d")) == spaces[1:3]
+    assert faced.list_namespaces(suffix=("b",)) == [("x", "b")]
+    assert faced.list_namespaces(suffix=("d", "*")) == spaces[1:3]
+    assert faced.list_namespaces(prefix=("a",), suffix=("i",)) == [("a", "b", "d", "i")]
+    assert faced.list_namespaces(max_depth=2) == [("a", "b"), ("a", "bc"), ("users", "1"), ("x", "b")]
+    assert faced.list_namespaces(prefix=("a", "b"), max_depth=3, limit=1, offset=1) == [("a", "b", "d")]
+    assert faced.list_namespaces(limit=2, offset=4) == spaces[4:]
+    assert faced.list_namespaces(limit=0) == []
+
+
+def test_a_namespace_without_items_is_gone(faced: Faced) -> None:
+    faced.put(("a", "b"), "k", {"a": 1})
+    faced.put(("a", "b", "c"), "k", {"a": 1})
+    faced.delete(("a", "b"), "k")
+    assert faced.list_namespaces() == [("a", "b", "c")]
+
+
+# -- time to live ----------------------------------------------------------------------------------------------------
+
+
+def test_time_to_live_is_in_minutes_and_reads_restart_it(timed: TimedStore) -> None:
+    faced = Faced(timed.open(), timed, ttl={"default_ttl": 10})
+    faced.put(USER, "short", {"n": 1}, ttl=0.4)
+    faced.put(USER, "default", {"n": 1})
+    faced.put(USER, "never", {"n": 1}, ttl=None)
+    faced.put(("brief",), "k", {"n": 1}, ttl=0.4)
+
+    timed.clock.advance(seconds=23)
+    assert faced.get(USER, "short") is not None
+    timed.clock.advance(seconds=23)
+    assert keys(faced.search(USER, filter={"n": 1})) == ["default", "never", "short"]
+    assert faced.list_namespaces() == [USER]
+    timed.clock.advance(seconds=23)
+    assert faced.get(USER, "short", refresh_ttl=False) is not None
+    timed.clock.advance(seconds=2)
+    assert faced.get(USER, "short") is None
+    timed.clock.advance(seconds=600)
+    assert keys(faced.search(USER)) == ["never"]
+
+
+def test_reads_restart_nothing_if_the_configuration_says_so(timed: TimedStore) -> None:
+    faced = Faced(timed.open(), timed, ttl={"default_ttl": 1, "refresh_on_read": False})
+    faced.put(USER, "k", {"n": 1})
+    timed.clock.advance(seconds=40)
+    assert faced.get(USER, "k") is not None
+    assert faced.search(USER)
+    timed.clock.advance(seconds=40)
+    assert faced.get(USER, "k") is None
+
+
+def test_a_put_without_time_to_live_takes_it_away(timed: TimedStore) -> None:
+    faced = Faced(timed.open(), timed)
+    faced.put(USER, "k", {"n": 1}, ttl=1)
+    faced.put(USER, "k", {"n": 2})
+    timed.clock.advance(seconds=100)
+    assert faced.get(USER, "k").value == {"n": 2}
+
+
+def test_the_sweeper_sweeps_until_it_is_stopped(tmp_path: Any) -> None:
+    with AgentMemory(tmp_path / "memory.db", application="test") as memory:
+        store = AgentMemoryStore(memory, ttl={"sweep_interval_minutes": 1})
+        assert AgentMemoryStore(memory).start_ttl_sweeper().done()
+        store.put(USER, "k", {"n": 1}, ttl=0.0001)
+        future = store.start_ttl_sweeper(sweep_interval_minutes=0.0001)
+        assert store.stop_ttl_sweeper(5)
+        assert future.done()
+        assert store.stop_ttl_sweeper()
+        assert store.start_ttl_sweeper().cancel()
+        assert store.stop_ttl_sweeper(5)
+        assert store.sweep_ttl() in (0, 1)
+
+
+# -- schemas ---------------------------------------------------------------------------------------------------------
+
+
+class Settings(BaseModel):
+    units: str = "metric"
+    heart_rate: int = Field(alias="heartRate")
+
+
+SCHEMAS = {("user", "*"): {"profile": Profile}, ("user", "*", "settings"): {"*": Settings}}
+
+
+def test_a_put_that_is_not_its_model_is_refused_without_naming_values(open_store: Callable[..., Faced]) -> None:
+    faced = open_store(schemas=SCHEMAS)
+    with pytest.raises(SerializationError) as caught:
+        faced.put(USER, "profile", {"name": ["secret"], "weight_kg": "heavy secret"})
+
+    assert "name: string_type" in str(caught.value)
+    assert "weight_kg: float_parsing" in str(caught.value)
+    assert "secret" not in repr(caught.value)
+    assert caught.value.__context__ is caught.value.__cause__ is None
+    with pytest.raises(SerializationError):
+        faced.put(("user", "1", "settings"), "any", {})
+    assert faced.search(()) == []
+    faced.put(("user", "1", "other"), "profile", {"name": 1})
+    faced.put(("users", "1"), "profile", {"name": 1})
+
+
+def test_a_put_with_a_schema_stores_what_the_typed_document_would(open_store: Callable[..., Faced]) -> None:
+    faced = open_store(schemas=SCHEMAS)
+    profile = faced.memory.entity("user", "123").document(Profile)
+    profile.set(Profile(name="Ada", weight_kg=61))
+    typed = profile.raw()
+    faced.put(USER, "profile", {"weight_kg": 61, "name": "Ada"})
+    stored = profile.raw()
+
+    assert stored.value == typed.value
+    assert stored.entry.schema_name == typed.entry.schema_name == "profile"
+    faced.put(("user", "1", "settings"), "watch", {"heartRate": 60})
+    assert faced.get(("user", "1", "settings"), "watch").value == {"units": "metric", "heartRate": 60}
+
+
+def test_an_old_item_that_is_no_longer_its_model_is_returned_and_reported(
+    open_store: Callable[..., Faced], caplog: pytest.LogCaptureFixture
+) -> None:
+    open_store().put(USER, "profile", {"weight_kg": "secret"})
+    open_store().put(USER, "fine", {"a": 1})
+    faced = open_store(schemas=SCHEMAS)
+
+    with caplog.at_level(logging.WARNING, "agent_memory_langchain"):
+        assert {item.key: item.value for item in faced.search(USER)} == {
+            "profile": {"weight_kg": "secret"},
+            "fine": {"a": 1},
+        }
+        assert faced.get(USER, "profile").value == {"weight_kg": "secret"}
+    assert [record.getMessage() for record in caplog.records] == [
+        "item 'profile' of ('user', '123') is not a Profile: weight_kg: float_parsing"
+    ] * 2
