@@ -236,6 +236,8 @@ def _import_langgraph(options: argparse.Namespace) -> int:
         print(f"refused: {problem}", file=sys.stderr)
     counts = ("copied", "unchanged", "kept", "expired", "refused")
     print(", ".join(f"{name}: {getattr(report, name)}" for name in counts))
+    if report.copied and not report.times_kept:
+        print("the server keeps its own times; import beside its database to carry them over", file=sys.stderr)
     return 1 if report.refused else 0
 
 

@@ -74,7 +74,17 @@ def call(message: Message) -> Flow[Any]:
 
 # Repeating these soon would not help: the caller has to act.
 _FINAL: Final = frozenset(
-    {"closed", "disk_full", "disk_failed", "newer_schema", "timeout", "url_expired", "blobs_refused", "forked", "schema_missing"}
+    {
+        "closed",
+        "disk_full",
+        "disk_failed",
+        "newer_schema",
+        "timeout",
+        "url_expired",
+        "blobs_refused",
+        "forked",
+        "schema_missing",
+    }
 )
 
 

@@ -19,6 +19,7 @@ from tests.support.stores import (
     BACKENDS,
     BUCKET_URL,
     ONE_PER_CATALOG,
+    SOAK_BACKENDS,
     Bucket,
     Folder,
     Store,
@@ -123,7 +124,11 @@ def cluster_s3(
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Give a test every backend; one of many examples, whose keys only a catalog can spoil, one of each catalog."""
-    backends = ONE_PER_CATALOG if hasattr(metafunc.function, "hypothesis") else BACKENDS
+    backends = BACKENDS
+    if hasattr(metafunc.function, "hypothesis"):
+        backends = ONE_PER_CATALOG
+    elif metafunc.config.getoption("--soak"):
+        backends += SOAK_BACKENDS
     chosen = [name for mark in metafunc.definition.iter_markers("parametrize") for name in mark.args[:1]]
     for fixture in ("store", "timed"):
         if fixture in metafunc.fixturenames and fixture not in chosen:

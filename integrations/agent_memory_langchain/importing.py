@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import struct
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from itertools import islice
@@ -18,7 +18,14 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from langgraph.store.base import BaseStore
 
-from agent_memory import AgentMemory, AgentMemoryError, ConflictError, InvalidKeyError, InvalidRequestError
+from agent_memory import (
+    AgentMemory,
+    AgentMemoryError,
+    ConflictError,
+    InvalidKeyError,
+    InvalidRequestError,
+    PermissionDeniedError,
+)
 from agent_memory.operations import Get, Set
 
 from .indexing import Index
@@ -34,6 +41,8 @@ class ImportReport(NamedTuple):
 
     copied: written. unchanged: there already, with the same value. kept: there already with another value, which was
     left alone. expired: past their time to live. refused: cannot be stored; ``problems`` says why, without values.
+    ``times_kept`` is False where the memory is a server's, which keeps its own times: the source's then stand in the
+    provenance alone.
     """
 
     copied: int = 0
@@ -42,6 +51,7 @@ class ImportReport(NamedTuple):
     expired: int = 0
     refused: int = 0
     problems: tuple[str, ...] = ()
+    times_kept: bool = True
 
     @property
     def seen(self) -> int:
@@ -99,6 +109,7 @@ Items: TypeAlias = Generator[SourceItem, None, None]
 
 class _Importer:
     def __init__(self, memory: AgentMemory, index: Index | None, overwrite: bool) -> None:
+        self._memory = memory
         self._state = memory.app_state
         self._index = index
         self._overwrite = overwrite
@@ -131,14 +142,27 @@ class _Importer:
         """Return the items to write, each with what stands in its place."""
         there = self._state.batch([Get(key) for key in items])
         wanted: dict[str, tuple[SourceItem, Any]] = {}
+        untimed: dict[str, SourceItem] = {}
         for (key, item), snapshot in zip(items.items(), there, strict=True):
             if snapshot is not None and snapshot.value == item.value:
                 self._count(unchanged=1)
+                if (snapshot.entry.created_at, snapshot.entry.updated_at) != (item.created_at, item.updated_at):
+                    untimed[key] = item
             elif snapshot is not None and not self._overwrite:
                 self._count(kept=1)
             else:
                 wanted[key] = (item, snapshot)
+        # An import that was cut short between an item and its times goes on here.
+        self._set_times(untimed)
         return wanted
+
+    def _set_times(self, items: Mapping[str, SourceItem]) -> None:
+        """Give items their times; a server keeps its own, for only whoever runs it may set them."""
+        if items and self.report.times_kept:
+            try:
+                self._memory.set_times({key: (item.created_at, item.updated_at) for key, item in items.items()})
+            except PermissionDeniedError:
+                self.report = self.report._replace(times_kept=False)
 
     def _write(self, wanted: dict[str, tuple[SourceItem, Any]], now: datetime) -> dict[str, SourceItem]:
         """Write items all or none; return those to look at again, because somebody else wrote one of them meanwhile."""
@@ -165,6 +189,7 @@ class _Importer:
                 again |= self._write({key: one}, now)
             return again
         self._count(copied=len(sets))
+        self._set_times({key: item for key, (item, _) in wanted.items()})
         return {}
 
     def _vectors(self, items: Sequence[SourceItem]) -> list[Sequence[Sequence[float]]]:
@@ -192,7 +217,7 @@ _NOT_THE_ITEMS: Final = frozenset(
 
 def _set(key: str, item: SourceItem, snapshot: Any, vectors: Sequence[Sequence[float]], now: datetime) -> Set:
     ttl = None if item.expires_at is None else (item.expires_at - now).total_seconds()
-    # A state key's times are those of its own writes, so the source's stand in the reason.
+    # The source's times stand here too, for a server does not take them over.
     reason = f"imported from LangGraph, created {_text(item.created_at)}, updated {_text(item.updated_at)}"
     return Set(key, item.value, _JSON_OBJECT, expected=snapshot, ttl=ttl, reason=reason, vectors=vectors)
 

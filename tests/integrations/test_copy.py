@@ -94,9 +94,7 @@ def test_a_condition_that_held_before_the_move_holds_after_it(tmp_path: Path) ->
         memory.app_state.key("k", int).replace(2, expected=entry)
 
 
-def test_a_copy_that_was_interrupted_goes_on_where_it_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_copy_that_was_interrupted_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     filled(tmp_path / "first.db")
     source, target = open_service(str(tmp_path / "first.db")), open_service(str(tmp_path / "second.db"))
     monkeypatch.setattr("agent_memory.copying._PAGE", 2)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sqlite3
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -100,6 +102,31 @@ def test_the_order_of_changes_is_kept_and_their_times_noted(source: Path, memory
     assert snapshot.entry.provenance == {
         "reason": "imported from LangGraph, created 2023-01-02T03:04:05+00:00, updated 2025-01-01T00:00:00+00:00"
     }
+
+
+def test_the_times_of_items_come_along_and_are_mended_by_the_next_run(source: Path, memory: AgentMemory) -> None:
+    execute(source, "UPDATE store SET updated_at = '2024-05-06 07:08:09', created_at = '2023-01-02 03:04:05'")
+    created, updated = datetime(2023, 1, 2, 3, 4, 5, tzinfo=UTC), datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
+    assert import_langgraph(source, memory).times_kept
+    item = AgentMemoryStore(memory).get(("user", "0"), "item 42")
+    assert item is not None
+    assert (item.created_at, item.updated_at) == (created, updated)
+
+    memory.set_times({"user/0/item 42": (updated, updated)})
+    assert import_langgraph(source, memory).unchanged == 250
+    item = AgentMemoryStore(memory).get(("user", "0"), "item 42")
+    assert item is not None
+    assert item.created_at == created
+
+
+def test_the_command_imports_and_counts(source: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "agent_memory.cli", "import-langgraph", str(source), "--application", "app"]
+    for expected in ("copied: 250, unchanged: 0", "copied: 0, unchanged: 250"):
+        done = subprocess.run(
+            [*command, "--to", str(tmp_path / "to.db")], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(expected)
 
 
 def test_what_cannot_be_stored_is_reported_and_the_rest_copied(source: Path, memory: AgentMemory) -> None:
