@@ -14,16 +14,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from .checks import check_limit, check_scope, check_search, check_write, checked_list
 from .errors import AgentMemoryError, ConflictError, InvalidRequestError, LimitExceededError, ProtocolError
-from .filters import parse
 from .ids import uuid7
-from .keys import check_key, check_prefix, check_request_id
+from .keys import check_key, check_prefix
 from .maintenance import CheckReport, backup, check
 from .messages import (
     BATCH_INLINE_LIMIT,
     BATCH_OPERATIONS,
     INLINE_LIMIT,
-    PAGE_LIMIT,
     Backup,
     Batch,
     Blob,
@@ -58,10 +57,6 @@ MAX_VALUE_BYTES: Final = 5 * 1024**3
 
 MIN_CHUNK_BYTES: Final = 64 * 1024
 MAX_CHUNKS: Final = 10_000
-MAX_PROVENANCE_BYTES: Final = 4_096
-MAX_DIMENSIONS: Final = 8_192
-MAX_VECTORS: Final = 256
-MAX_TTL_SECONDS: Final = 100 * 366 * 86_400.0
 
 DEAD_SECONDS: Final = 86_400
 RECEIPT_SECONDS: Final = 3_600
@@ -160,10 +155,10 @@ class StateService:
         return True, Found(row.entry, row.data, None)
 
     def list(self, request: List) -> Page:
-        return self._page(request, self.catalog.list(_one_more(_checked_list(request))))
+        return self._page(request, self.catalog.list(_one_more(checked_list(request))))
 
     def list_segments(self, request: ListSegments) -> SegmentPage:
-        _check_limit(request.limit)
+        check_limit(request.limit)
         check_prefix(request.prefix)
         names = self.catalog.list_segments(request.scope, request.prefix, after=request.cursor, limit=request.limit + 1)
         return _segment_page(names, request.limit)
@@ -212,7 +207,7 @@ class StateService:
 
     def prepare_write(self, request: PrepareWrite) -> Blob:
         check_key(request.key)
-        _check_scope(request.scope.request_id)
+        check_scope(request.scope.request_id)
         size, chunk_size = request.size, request.chunk_size
         if size < 0 or (chunk_size is not None and chunk_size < MIN_CHUNK_BYTES):
             raise InvalidRequestError(f"size must be 0 or more bytes, chunk_size at least {MIN_CHUNK_BYTES}")
@@ -332,20 +327,20 @@ class StateService:
                 return request
             case CommitWrite():
                 check_key(request.key)
-                _check_write(request)
+                check_write(request)
                 return self._ready_blob(request) if request.data is None else self._ready_inline(request, request.data)
             case Delete():
                 check_key(request.key)
-                _check_write(request)
+                check_write(request)
                 return request
             case List():
-                return _one_more(_checked_list(request))
+                return _one_more(checked_list(request))
             case ListParents():
-                _check_limit(request.limit)
+                check_limit(request.limit)
                 check_prefix(request.prefix)
                 return request._replace(limit=request.limit + 1)
             case Search():
-                _check_search(request)
+                check_search(request)
                 return request
 
     def _ready_inline(self, request: CommitWrite, data: bytes) -> CommitWrite:
@@ -479,14 +474,6 @@ def _one_more(request: List) -> List:
     return request._replace(limit=request.limit + 1)
 
 
-def _checked_list(request: List) -> List:
-    _check_limit(request.limit)
-    check_prefix(request.prefix)
-    if request.cursor is not None and not check_key(request.cursor).startswith(request.prefix):
-        raise InvalidRequestError("this cursor belongs to another listing")
-    return request
-
-
 def _segment_page(names: list[str], limit: int) -> SegmentPage:
     """Return a page from one name more than it holds, which only says that there are more."""
     return SegmentPage(names[:limit], names[limit - 1] if len(names) > limit else None)
@@ -495,60 +482,3 @@ def _segment_page(names: list[str], limit: int) -> SegmentPage:
 def _check_version(request: PrepareRead, row: Row) -> None:
     if request.version is not None and row.entry.version != request.version:
         raise ConflictError("that version is no longer there", code="version_gone")
-
-
-def _check_search(request: Search) -> None:
-    _check_limit(request.limit)
-    check_prefix(request.prefix)
-    if request.offset < 0:
-        raise InvalidRequestError("offset must not be negative")
-    if request.vector is not None:
-        _check_vector(request.vector)
-    parse(request.filter)
-
-
-def _check_vector(vector: bytes) -> None:
-    if not 0 < len(vector) <= 4 * MAX_DIMENSIONS or len(vector) % 4:
-        raise InvalidRequestError(f"a vector is 1 to {MAX_DIMENSIONS} little-endian 32-bit floats")
-
-
-def _check_limit(limit: int) -> None:
-    if not 0 < limit <= PAGE_LIMIT:
-        raise InvalidRequestError(f"limit must be 1 to {PAGE_LIMIT}")
-
-
-def _check_scope(request_id: str | None) -> None:
-    if request_id is not None:
-        check_request_id(request_id)
-
-
-def _check_provenance(provenance: Mapping[str, str]) -> None:
-    try:
-        size = len("".join([*provenance, *provenance.values()]).encode())
-    except UnicodeEncodeError:
-        size = -1
-    if size < 0:
-        raise InvalidRequestError("provenance must be valid Unicode; it has a lone surrogate")
-    if size > MAX_PROVENANCE_BYTES:
-        raise LimitExceededError(f"provenance may have at most {MAX_PROVENANCE_BYTES} bytes")
-
-
-def _check_write(request: CommitWrite | Delete) -> None:
-    if not request.write_id or len(request.write_id) > 128:
-        raise InvalidRequestError("a write id has 1 to 128 characters")
-    if request.if_match is not None and not request.if_match.strip():
-        raise InvalidRequestError("if_match is blank; leave it out to write without a condition")
-    if request.provenance is not None:
-        _check_provenance(request.provenance)
-    _check_scope(request.scope.request_id)
-    if isinstance(request, CommitWrite):
-        for vector in request.vectors:
-            _check_vector(vector)
-        if len(request.vectors) > MAX_VECTORS:
-            raise LimitExceededError(f"a value may have at most {MAX_VECTORS} vectors")
-        if request.if_match is not None and request.if_none_match:
-            raise InvalidRequestError("if_match and if_none_match exclude each other")
-        if request.ttl_seconds is not None and not 0 < request.ttl_seconds <= MAX_TTL_SECONDS:
-            raise InvalidRequestError("ttl_seconds must be above 0 and below a hundred years")
-        if not request.content_type or len(request.content_type) > 255:
-            raise InvalidRequestError("content_type has 1 to 255 characters")

@@ -187,12 +187,17 @@ def balancer(thread_server: ThreadServer, second_server: ThreadServer) -> Iterat
         yield balancer
 
 
+@pytest.fixture(scope="session")
+def timed_database(postgres: PostgresServer) -> str:
+    """A database for one test after the other."""
+    return postgres.database()
+
+
 @pytest.fixture
-def own_database(postgres: PostgresServer) -> Iterator[str]:
-    """A database in PostgreSQL of the test's own."""
-    address = postgres.database()
-    yield address
-    postgres.drop(address)
+def own_database(postgres: PostgresServer, timed_database: str) -> Iterator[str]:
+    """An empty database that no other test uses at the time: a sweep takes what all applications have left."""
+    yield timed_database
+    postgres.clear(timed_database)
 
 
 @pytest.fixture

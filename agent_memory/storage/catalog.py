@@ -133,10 +133,6 @@ class Catalog(Protocol):
         """Restart the time to live of those keys that have one and are not expired."""
         ...
 
-    def receipt(self, write: Write) -> Entry | None:
-        """Return the first result of a write that was carried out before, if that is still known."""
-        ...
-
     def stage(self, blob: BlobRow) -> None:
         """Remember a blob before anybody may upload to it."""
         ...

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 import psycopg
 
 from ..errors import UnavailableError
-from ..messages import Entry, List, Scope, Write
+from ..messages import List, Scope
 from . import postgres_copy
 from . import postgres_sweep as sweep
 from .catalog import (
@@ -28,10 +28,9 @@ from .catalog import (
     StoredRow,
     StoredValue,
     Times,
-    replay,
 )
 from .migrations.postgres import VECTOR_SCHEMA, check_schema, migrate
-from .postgres_apply import Context, apply, receipt
+from .postgres_apply import Context, apply
 from .postgres_connections import Pool, Session, Settings
 from .postgres_rows import COLUMNS, DATABASE_TIME, NOW, live, to_row
 from .postgres_search import list_keys, list_segments
@@ -121,10 +120,6 @@ class PostgresCatalog:
         return self._pool.run(
             lambda session: list_segments(session, scope, prefix, after=after, limit=limit, now=self._now())
         )
-
-    def receipt(self, write: Write) -> Entry | None:
-        known = self._pool.run(lambda session: receipt(session, write))
-        return replay(write, known) if known else None
 
     def blob(self, blob_id: str) -> BlobRow | None:
         rows = self._rows(f"SELECT {BLOB_COLUMNS} FROM agent_memory.blob WHERE id = %(id)s", {"id": blob_id})

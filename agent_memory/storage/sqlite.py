@@ -21,13 +21,11 @@ from ..messages import (
     BATCH_INLINE_LIMIT,
     CommitWrite,
     Delete,
-    Entry,
     List,
     ListParents,
     PrepareRead,
     Scope,
     Search,
-    Write,
 )
 from . import sqlite_copy, sqlite_sweep
 from .catalog import (
@@ -44,7 +42,7 @@ from .catalog import (
 from .sqlite_connections import Connections, translate
 from .sqlite_rows import COLUMNS, IS_LIVE, all_rows, key_range, live_row, to_row
 from .sqlite_search import list_parents, search
-from .sqlite_writes import known_result, write
+from .sqlite_writes import write
 
 _PAGE: Final = 500
 _WRITES: Final = frozenset({CommitWrite, Delete})
@@ -139,10 +137,6 @@ class SqliteCatalog:
                 # "0" follows "/" in every encoding of text: the smallest key that no longer starts with "name/".
                 start = f"{prefix}{name}0"
         return found
-
-    def receipt(self, write: Write) -> Entry | None:
-        with self._reading() as connection:
-            return known_result(connection, write, self._clock())
 
     def blob(self, blob_id: str) -> BlobRow | None:
         with self._reading() as connection:

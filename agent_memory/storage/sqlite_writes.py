@@ -89,14 +89,6 @@ def write(connection: apsw.Connection, run: Run, request: Write, now: int) -> En
     return entry
 
 
-def known_result(connection: apsw.Connection, request: Write, now: int) -> Entry | None:
-    """Return the first result of a write that was carried out before, if that is still known."""
-    hour, digest = now // HOUR_US, write_digest(request)
-    name = _receipt_name(request, digest)
-    rows = all_rows(connection, f"{_SELECT_RECEIPT} UNION ALL {_SELECT_RECEIPT}", (hour, name, hour - 1, name))
-    return replay(request, _receipt_of(rows[0], digest)) if rows else None
-
-
 def _receipt_name(request: Write, digest: bytes) -> bytes:
     """Return what a receipt is found by. A uuid7's first 13 characters are its time: new receipts lie side by side."""
     return request.write_id[:13].encode("utf-8", "surrogatepass") + digest

@@ -298,6 +298,16 @@ def test_no_etag_matches_in_a_request_that_was_swept(timed: Any, memory: Any) ->
             context.state.delete("key", expected=old)
 
 
+def test_no_version_is_used_again_in_a_request_that_was_swept(timed: Any, memory: Any) -> None:
+    with memory.request("req-1") as context:
+        context.state.set("key", 1)
+        old = context.state.set("key", 2)
+        timed.clock.advance(days=8)
+        timed.sweep()
+
+        assert context.state.set("key", 3).version > old.version
+
+
 def test_application_state_is_never_swept(timed: Any, memory: Any) -> None:
     with memory.request("req-1") as context:
         context.app_state.set("key", 1)

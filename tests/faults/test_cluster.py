@@ -102,9 +102,9 @@ def in_threads(*works: Callable[[], Any]) -> list[Any]:
 
 
 def test_thirty_two_writers_through_two_servers_lose_no_increment(
-    cluster_s3: Cluster, open_memory: Callable[..., AgentMemory], soak: bool
+    cluster_s3: Cluster, open_memory: Callable[..., AgentMemory]
 ) -> None:
-    times = 100 if soak else 25
+    times = 100
     counters = [open_memory(server.url, timeout=100).app_state.key("counter", Counter) for server in cluster_s3.servers]
 
     def increment(number: int) -> list[tuple[int, int]]:

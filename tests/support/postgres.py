@@ -54,6 +54,11 @@ class PostgresServer:
             self._migrated = True
         return self._create(_TEMPLATE)
 
+    def clear(self, address: str) -> None:
+        """Delete all that is in a database with tables: 50 times as fast as another database."""
+        tables = ("vector", "entry", "receipt", "blob", "scope", "secret")
+        self.execute("; ".join(f"DELETE FROM agent_memory.{table}" for table in tables), name_of(address))
+
     def drop(self, address: str) -> None:
         self.execute(f'DROP DATABASE IF EXISTS "{name_of(address)}" WITH (FORCE)')
 

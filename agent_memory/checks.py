@@ -1,0 +1,81 @@
+"""What a request to a store must be like; everything here raises before anything is read or written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from .errors import InvalidRequestError, LimitExceededError
+from .filters import parse
+from .keys import check_key, check_prefix, check_request_id
+from .messages import PAGE_LIMIT, CommitWrite, Delete, List, Search
+
+MAX_PROVENANCE_BYTES: Final = 4_096
+MAX_DIMENSIONS: Final = 8_192
+MAX_VECTORS: Final = 256
+MAX_TTL_SECONDS: Final = 100 * 366 * 86_400.0
+
+
+def checked_list(request: List) -> List:
+    check_limit(request.limit)
+    check_prefix(request.prefix)
+    if request.cursor is not None and not check_key(request.cursor).startswith(request.prefix):
+        raise InvalidRequestError("this cursor belongs to another listing")
+    return request
+
+
+def check_search(request: Search) -> None:
+    check_limit(request.limit)
+    check_prefix(request.prefix)
+    if request.offset < 0:
+        raise InvalidRequestError("offset must not be negative")
+    if request.vector is not None:
+        check_vector(request.vector)
+    parse(request.filter)
+
+
+def check_vector(vector: bytes) -> None:
+    if not 0 < len(vector) <= 4 * MAX_DIMENSIONS or len(vector) % 4:
+        raise InvalidRequestError(f"a vector is 1 to {MAX_DIMENSIONS} little-endian 32-bit floats")
+
+
+def check_limit(limit: int) -> None:
+    if not 0 < limit <= PAGE_LIMIT:
+        raise InvalidRequestError(f"limit must be 1 to {PAGE_LIMIT}")
+
+
+def check_scope(request_id: str | None) -> None:
+    if request_id is not None:
+        check_request_id(request_id)
+
+
+def check_provenance(provenance: Mapping[str, str]) -> None:
+    try:
+        size = len("".join([*provenance, *provenance.values()]).encode())
+    except UnicodeEncodeError:
+        size = -1
+    if size < 0:
+        raise InvalidRequestError("provenance must be valid Unicode; it has a lone surrogate")
+    if size > MAX_PROVENANCE_BYTES:
+        raise LimitExceededError(f"provenance may have at most {MAX_PROVENANCE_BYTES} bytes")
+
+
+def check_write(request: CommitWrite | Delete) -> None:
+    if not request.write_id or len(request.write_id) > 128:
+        raise InvalidRequestError("a write id has 1 to 128 characters")
+    if request.if_match is not None and not request.if_match.strip():
+        raise InvalidRequestError("if_match is blank; leave it out to write without a condition")
+    if request.provenance is not None:
+        check_provenance(request.provenance)
+    check_scope(request.scope.request_id)
+    if isinstance(request, CommitWrite):
+        for vector in request.vectors:
+            check_vector(vector)
+        if len(request.vectors) > MAX_VECTORS:
+            raise LimitExceededError(f"a value may have at most {MAX_VECTORS} vectors")
+        if request.if_match is not None and request.if_none_match:
+            raise InvalidRequestError("if_match and if_none_match exclude each other")
+        if request.ttl_seconds is not None and not 0 < request.ttl_seconds <= MAX_TTL_SECONDS:
+            raise InvalidRequestError("ttl_seconds must be above 0 and below a hundred years")
+        if not request.content_type or len(request.content_type) > 255:
+            raise InvalidRequestError("content_type has 1 to 255 characters")
