@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 ARGS ?=
+# The tests wait for disks and servers more than they compute: more processes than cores.
+JOBS ?= 3
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -35,7 +37,7 @@ demo: $(READY)
 
 test: $(READY)
 	@echo "make test: running the test suite"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 soak: $(READY)
 	@echo "make soak: running the tests with the long fault runs"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from .catalog import DEAD, GARBAGE, STAGED, BlobRow
+from .catalog import DEAD, GARBAGE, STAGED, BlobRow, swept_requests
 from .postgres_connections import Session
 from .postgres_rows import NOW
 
@@ -17,6 +17,13 @@ _RETIRE: Final = (
 _FORGET: Final = (
     "DELETE FROM agent_memory.vector AS vector USING {source} "
     "WHERE vector.scope = {source}.scope AND vector.key = {source}.key"
+)
+
+_RAISE: Final = (
+    "INSERT INTO agent_memory.scope AS scope (scope, version_floor) SELECT %(swept)s::text, max(old.version)"
+)
+_KEEP_HIGHER: Final = (
+    "ON CONFLICT (scope) DO UPDATE SET version_floor = greatest(scope.version_floor, excluded.version_floor)"
 )
 
 
@@ -103,17 +110,22 @@ def drop_requests(session: Session, *, before: int, limit: int, now: int | None,
             keys = _count(
                 session,
                 f"""WITH old AS MATERIALIZED (
-                    SELECT scope, key, blob_id FROM agent_memory.entry WHERE scope = %(scope)s
+                    SELECT scope, key, blob_id, version FROM agent_memory.entry WHERE scope = %(scope)s
                     LIMIT %(limit)s FOR UPDATE SKIP LOCKED),
+                raised AS ({_RAISE} FROM old HAVING count(*) > 0 {_KEEP_HIGHER}),
                 retired AS ({_RETIRE.format(source="old", now=NOW)}),
                 {f"forgotten AS ({_FORGET.format(source='old')})," if vectors else ""}
                 gone AS (DELETE FROM agent_memory.entry AS entry USING old
                     WHERE entry.scope = old.scope AND entry.key = old.key RETURNING 1)
                 SELECT count(*) FROM gone""",
-                {"scope": scope, "limit": room, "now": now},
+                {"scope": scope, "swept": swept_requests(scope), "limit": room, "now": now},
             )
             if keys < room:
-                session.rows("DELETE FROM agent_memory.scope WHERE scope = %(scope)s", {"scope": scope})
+                session.rows(
+                    "WITH old AS (DELETE FROM agent_memory.scope WHERE scope = %(scope)s "
+                    f"RETURNING version_floor AS version) {_RAISE} FROM old HAVING max(old.version) > 0 {_KEEP_HIGHER}",
+                    {"scope": scope, "swept": swept_requests(scope)},
+                )
             handled += keys + 1
     return handled
 

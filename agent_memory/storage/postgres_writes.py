@@ -4,8 +4,9 @@ Under READ COMMITTED a write waits for the row's lock and then tests its conditi
 one of its snapshot: ``ON CONFLICT … DO UPDATE … WHERE`` and ``UPDATE … WHERE`` both do. So conditions are linearizable
 per key without a lock of our own. What a snapshot decides is only what cannot change behind it:
 
-- The version of a key without a row is above the scope's floor and above the version that the snapshot still sees. A
-  sweep drops a tombstone and raises the floor in one transaction, so every snapshot has at least one of the two.
+- The version of a key without a row is above the floor, its scope's and the one of all swept requests, and above the
+  version that the snapshot still sees. A sweep drops a row and raises a floor in one transaction, so every snapshot
+  has at least one of the two.
 - A receipt that is missing in the snapshot but there by now violates the receipts' key: nothing is written.
 
 A statement that cannot write every row it was given writes none, and says nothing about why. Only then the
@@ -23,7 +24,7 @@ from typing import Any, Final, NamedTuple
 import pydantic_core
 
 from ..messages import JSON, CommitWrite, Entry, Write
-from .catalog import entry_of, fingerprint
+from .catalog import entry_of, fingerprint, swept_requests
 from .postgres_connections import Cursor
 from .postgres_rows import LIVE, NOW
 
@@ -63,7 +64,7 @@ def start(cursor: Cursor, kind: Kind, writes: Sequence[Write], *, now: int | Non
     """Execute the statement that carries out writes of one kind to different keys; ``plain`` projects no JSON."""
     many = len(writes) > 1
     inputs = [_input(write, plain) for write in writes]
-    values: dict[str, Any] = {"scope": kind.scope, "now": now}
+    values: dict[str, Any] = {"scope": kind.scope, "swept": swept_requests(kind.scope), "now": now}
     if many:
         inputs.sort(key=lambda one: one[0].encode())
         values.update(zip(_FIELDS, map(list, zip(*inputs, strict=True)), strict=True))
@@ -184,8 +185,14 @@ _PROJECTION: Final = "CASE WHEN input.projectable THEN convert_from(<data>, 'UTF
 _CHUNK_SIZE: Final = "(SELECT blob.chunk_size FROM agent_memory.blob AS blob WHERE blob.id = input.blob_id)"
 
 
+_FLOOR: Final = "(SELECT scope.version_floor FROM agent_memory.scope AS scope WHERE scope.scope = {})"
+
+
 def _put(kind: Kind) -> str:
     kept = f"CASE WHEN {LIVE} THEN entry.{{0}} ELSE excluded.{{0}} END" if kind.keep_ttl else "excluded.{0}"
+    floor = _FLOOR.format("%(scope)s")
+    if kind.in_request:
+        floor += ", " + _FLOOR.format("%(swept)s")
     return f"""
         INSERT INTO agent_memory.entry AS entry (scope, key, version, etag, size, sha256, content_type, signature,
             schema_name, schema_version, created_us, updated_us, expires_us, ttl_us, provenance, deleted, searchable,
@@ -197,8 +204,7 @@ def _put(kind: Kind) -> str:
         FROM clock, {_IN_ORDER}, LATERAL (SELECT greatest(0,
             (SELECT seen.version FROM agent_memory.entry AS seen
                 WHERE seen.scope = %(scope)s AND seen.key = input.key),
-            (SELECT scope.version_floor FROM agent_memory.scope AS scope WHERE scope.scope = %(scope)s)
-            ) AS version OFFSET 0) AS last
+            {floor}) AS version OFFSET 0) AS last
         WHERE {_UNKNOWN}
         ON CONFLICT (scope, key) DO UPDATE SET version = entry.version + 1,
             etag = (entry.version + 1) || '-' || split_part(excluded.etag, '-', 2), size = excluded.size,
