@@ -236,7 +236,7 @@ def test_of_several_puts_the_last_applies(faced: Faced) -> None:
         PutOp(USER, "k", {"a": 1}, ttl=0),
         "no operation",
     ],
-    ids=str,
+    ids=["label", "operator", "limit", "offset", "match", "value", "key", "ttl", "type"],
 )
 def test_a_batch_with_something_wrong_changes_nothing(faced: Faced, bad: Any) -> None:
     with pytest.raises((ValueError, SerializationError)):
