@@ -19,7 +19,8 @@ def run_workers(count: int, work: Callable[[bool], None]) -> None:
     """Run ``work`` in so many forked processes until SIGTERM or SIGINT, and start again the ones that die.
 
     ``work`` is told whether it is the first to run at all, the one that says where it listens. Must be called before
-    this process has threads or open databases. Ends with exit code 2 if a process ends with it: it could not start.
+    this process has threads or open databases. Ends with exit code 2 if the first process does: it could not start, and
+    said why; what keeps others from starting may pass.
     """
     stopping = False
 
@@ -33,8 +34,10 @@ def run_workers(count: int, work: Callable[[bool], None]) -> None:
     workers: dict[int, float] = {}
     handlers = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
-        for number in range(count):
-            workers[_start(work, announce=number == 0)] = time.monotonic()
+        first = _start(work, announce=True)
+        workers[first] = time.monotonic()
+        for _ in range(count - 1):
+            workers[_start(work, announce=False)] = time.monotonic()
         while workers:
             try:
                 worker, status = os.wait()
@@ -43,8 +46,7 @@ def run_workers(count: int, work: Callable[[bool], None]) -> None:
             started = workers.pop(worker, None)
             if started is None or stopping:
                 continue
-            if os.waitstatus_to_exitcode(status) == 2:
-                # It could not start, and said why: neither could the next one.
+            if worker == first and os.waitstatus_to_exitcode(status) == 2:
                 stop(signal.SIGTERM, None)
                 _wait_for(workers)
                 sys.exit(2)
