@@ -94,6 +94,8 @@ def bucket(object_store: StrictS3, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     """That object store, empty, with an environment that leads to it."""
     for name, text in object_store.environment().items():
         monkeypatch.setenv(name, text)
+    # Clusters that outlive a test write here too.
+    object_store.objects.clear()
     yield object_store
     object_store.objects.clear()
     object_store.seen.clear()
