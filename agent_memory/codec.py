@@ -118,13 +118,6 @@ class TypedCodec(Generic[T]):
             f"the stored value is not a {self.type_name}: {_join(decoded.problems)}", problems=decoded.problems
         )
 
-    def validate(self, value: Any) -> T:
-        """Return ``value`` as this type; raise SerializationError if it is not."""
-        found = _validated(self._adapter.validate_python, value)
-        if isinstance(found, _Invalid):
-            raise SerializationError(f"the value is not a {self.type_name}: {_join(found.problems)}")
-        return found
-
     def _dump(self, value: T) -> bytes:
         try:
             return self._to_json(value, by_alias=True, round_trip=True, warnings="error")

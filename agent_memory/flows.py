@@ -292,17 +292,6 @@ def alone(operation: PrepareRead | CommitWrite | Delete | List | Search | ListPa
     return (yield from call(operation))
 
 
-def pages(request: List) -> Flow[list[Found]]:
-    """Return everything that a listing finds, page by page."""
-    found: list[Found] = []
-    while True:
-        page = yield from call(request)
-        found += page.found
-        if page.cursor is None:
-            return found
-        request = request._replace(cursor=page.cursor)
-
-
 def delete_all(scope: Scope, prefix: str, page_limit: int) -> Flow[int]:
     """Delete every key under a prefix, a page at a time; return how many there were."""
     count = 0
