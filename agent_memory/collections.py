@@ -40,7 +40,7 @@ class _CollectionFlows(Generic[T]):
         name = uuid7() if item_id is None else item_id
         values = self._values(name)
         try:
-            yield from values.create(value, ttl=ttl, reason=reason)
+            yield from values.write(value, None, ttl, reason)
         except ConflictError as error:
             if not _same_bytes(error, values.encode(value)[0].data):
                 raise

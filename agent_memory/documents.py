@@ -59,18 +59,18 @@ class Document(_DocumentFlows[T]):
 
     def set(self, value: T, *, ttl: float | None = None, reason: str | None = None) -> Entry:
         """Write the value, whatever stands there. It expires after ``ttl`` seconds."""
-        return self._values.client.run(self._values.set(value, ttl=ttl, reason=reason))
+        return self._values.client.run(self._values.write(value, MISSING, ttl, reason))
 
     def create(self, value: T, *, ttl: float | None = None, reason: str | None = None) -> Entry:
         """Write the value if there is none; raise ConflictError if there is."""
-        return self._values.client.run(self._values.create(value, ttl=ttl, reason=reason))
+        return self._values.client.run(self._values.write(value, None, ttl, reason))
 
     def replace(
         self, value: T, *, expected: Snapshot[T] | Entry | str | None, ttl: float | None = None,
         reason: str | None = None,
     ) -> Entry:  # fmt: skip
         """Write the value if what stands there is still ``expected`` (None: nothing); raise ConflictError otherwise."""
-        return self._values.client.run(self._values.replace(value, expected, ttl=ttl, reason=reason))
+        return self._values.client.run(self._values.write(value, expected, ttl, reason))
 
     def update(
         self, change: Callable[[T], T | None] | None = None, /, *, default: T | Callable[[], T] | Missing = MISSING,
@@ -126,18 +126,18 @@ class AsyncDocument(_DocumentFlows[T]):
 
     async def set(self, value: T, *, ttl: float | None = None, reason: str | None = None) -> Entry:
         """See ``Document.set``."""
-        return await self._values.client.arun(self._values.set(value, ttl=ttl, reason=reason))
+        return await self._values.client.arun(self._values.write(value, MISSING, ttl, reason))
 
     async def create(self, value: T, *, ttl: float | None = None, reason: str | None = None) -> Entry:
         """See ``Document.create``."""
-        return await self._values.client.arun(self._values.create(value, ttl=ttl, reason=reason))
+        return await self._values.client.arun(self._values.write(value, None, ttl, reason))
 
     async def replace(
         self, value: T, *, expected: Snapshot[T] | Entry | str | None, ttl: float | None = None,
         reason: str | None = None,
     ) -> Entry:  # fmt: skip
         """See ``Document.replace``."""
-        return await self._values.client.arun(self._values.replace(value, expected, ttl=ttl, reason=reason))
+        return await self._values.client.arun(self._values.write(value, expected, ttl, reason))
 
     async def update(
         self, change: Callable[[T], T | Awaitable[T | None] | None] | None = None, /, *,

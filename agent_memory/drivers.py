@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import anyio
 
@@ -57,16 +57,12 @@ def run(flow: Flow[T], transport: Transport, deadline: float) -> T:
     value: Any = None
     while True:
         try:
-            request: object = step(value)
+            request: Message = step(value)
         except StopIteration as end:
             return end.value
         try:
             effect = _EFFECTS.get(type(request))
-            value = (
-                transport.send(cast(Message, request), deadline)
-                if effect is None
-                else effect(request, transport, deadline)
-            )
+            value = transport.send(request, deadline) if effect is None else effect(request, transport, deadline)
             step = flow.send
         except Exception as error:
             step, value = flow.throw, error
@@ -79,13 +75,13 @@ async def run_async(flow: Flow[T], transport: Transport, deadline: float) -> T:
     try:
         while True:
             try:
-                request: object = step(value)
+                request: Message = step(value)
             except StopIteration as end:
                 return end.value
             try:
                 effect = _ASYNC_EFFECTS.get(type(request))
                 if effect is None:
-                    value = await transport.asend(cast(Message, request), deadline)
+                    value = await transport.asend(request, deadline)
                 else:
                     value = await effect(request, transport, deadline)
                 step = flow.send

@@ -38,7 +38,7 @@ def uuid7() -> str:
         # 12 bits split a millisecond into steps of a quarter of a microsecond.
         _last = max(time.time_ns() * 4096 // 1_000_000, _last + 1)
         moment = _last
-    return _text(moment, int.from_bytes(os.urandom(8), "big"))
+    return _text(moment, os.urandom(8))
 
 
 def item_id(at: datetime, name: str) -> str:
@@ -53,11 +53,11 @@ def item_id(at: datetime, name: str) -> str:
     if microseconds < 0:
         raise InvalidRequestError("the time of an item must be after 1970")
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
-    return _text(microseconds * 4096 // 1000, int.from_bytes(digest[:8], "big"))
+    return _text(microseconds * 4096 // 1000, digest[:8])
 
 
-def _text(moment: int, random: int) -> str:
-    """Return the UUIDv7 of a moment in 4,096ths of a millisecond, with the low 62 bits of ``random``."""
-    low = random & (2**62 - 1)
-    digits = f"{(moment >> 12) << 80 | 0x7 << 76 | (moment & 0xFFF) << 64 | 0b10 << 62 | low:032x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+def _text(moment: int, random: bytes) -> str:
+    """Return the UUIDv7 of a moment in 4,096ths of a millisecond, with the low 62 bits of 8 random bytes."""
+    when, low = f"{moment:015x}", random.hex()
+    # The variant takes the place of the random bytes' highest two bits.
+    return f"{when[:8]}-{when[8:12]}-7{when[12:]}-{'89ab'[random[0] >> 4 & 3]}{low[1:4]}-{low[4:]}"

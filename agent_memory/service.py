@@ -112,8 +112,8 @@ class StateService:
         self._methods: Mapping[type, Callable[[Any], Any]] = {
             PrepareRead: self.prepare_read,
             PrepareWrite: self.prepare_write,
-            CommitWrite: self.commit_write,
-            Delete: self.delete,
+            CommitWrite: self.write,
+            Delete: self.write,
             List: self.list,
             ListParents: self.list_parents,
             Search: self.search,
@@ -232,13 +232,8 @@ class StateService:
         if not self.catalog.renew(known.id):
             raise ConflictError("the prepared write has expired; prepare it again", code="blob_gone")
 
-    def commit_write(self, request: CommitWrite) -> Entry:
-        return self._write(request)
-
-    def delete(self, request: Delete) -> Entry | None:
-        return self._write(request)
-
-    def _write(self, request: CommitWrite | Delete) -> Any:
+    def write(self, request: CommitWrite | Delete) -> Any:
+        """Commit a write -> Entry, or carry out a deletion -> Entry | None."""
         try:
             result = self.catalog.apply([self._ready(request)], self._load)[0]
         except ConflictError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar, cast, overload
+from typing import Any, TypeAlias, TypeVar, overload
 
 from . import messages
 from .client import Client
@@ -73,7 +73,7 @@ class _StateFlows:
                 return PrepareRead(self._scope, check_key(key), INLINE_LIMIT, None, refresh_ttl)
             case Set(key, value, value_type, expected, ttl, reason, vectors):
                 values = self._values(key, value_type)
-                etag = MISSING if expected is MISSING else etag_of(cast(Any, expected))
+                etag = MISSING if expected is MISSING else etag_of(expected)
                 commit = values.commit(values.encode(value)[0], expected=etag, ttl=ttl, reason=reason)
                 return commit._replace(vectors=tuple(pack_vector(vector) for vector in vectors))
             case Delete(key, expected, reason):
@@ -174,7 +174,7 @@ class State(_StateFlows):
         ``as_type`` always as that type. It expires after ``ttl`` seconds. Raises SerializationError for a value that
         could not be read back.
         """
-        return self._client.run(self._values(key, as_type).set(value, ttl=ttl, reason=reason))
+        return self._client.run(self._values(key, as_type).write(value, MISSING, ttl, reason))
 
     def delete(
         self, key: str, *, expected: Snapshot[Any] | Entry | str | Missing = MISSING, reason: str | None = None
@@ -232,7 +232,7 @@ class AsyncState(_StateFlows):
         self, key: str, value: Any, *, as_type: Any = None, ttl: float | None = None, reason: str | None = None
     ) -> Entry:
         """See ``State.set``."""
-        return await self._client.arun(self._values(key, as_type).set(value, ttl=ttl, reason=reason))
+        return await self._client.arun(self._values(key, as_type).write(value, MISSING, ttl, reason))
 
     async def delete(
         self, key: str, *, expected: Snapshot[Any] | Entry | str | Missing = MISSING, reason: str | None = None

@@ -137,22 +137,12 @@ class Values(Generic[T]):
 
     # -- writes ------------------------------------------------------------------------------------------------------
 
-    def set(self, value: T, *, ttl: float | None = None, reason: str | None = None) -> Flow[Entry]:
-        return self._write(self.encode(value)[0], MISSING, ttl, reason)
-
-    def create(self, value: T, *, ttl: float | None = None, reason: str | None = None) -> Flow[Entry]:
-        return self._write(self.encode(value)[0], None, ttl, reason)
-
-    def replace(
-        self, value: T, expected: Snapshot[Any] | Entry | str | None, *, ttl: float | None = None,
-        reason: str | None = None,
-    ) -> Flow[Entry]:  # fmt: skip
-        return self._write(self.encode(value)[0], etag_of(expected), ttl, reason)
-
-    def _write(
-        self, encoded: Encoded, expected: str | Missing | None, ttl: float | None, reason: str | None
+    def write(
+        self, value: T, expected: Snapshot[Any] | Entry | str | Missing | None, ttl: float | None, reason: str | None
     ) -> Flow[Entry]:
-        commit = self.commit(encoded, expected=expected, ttl=ttl, reason=reason)
+        """Write a value: over whatever stands there, or if that is still what is ``expected`` (None: nothing)."""
+        etag = MISSING if expected is MISSING else etag_of(expected)
+        commit = self.commit(self.encode(value)[0], expected=etag, ttl=ttl, reason=reason)
         try:
             return (yield from write(commit, self.client.config.transfer))
         except ConflictError as error:
@@ -161,7 +151,7 @@ class Values(Generic[T]):
 
     def deletion(self, expected: Snapshot[Any] | Entry | str | Missing, reason: str | None) -> Delete:
         """Return the message that deletes the key."""
-        if_match = None if expected is MISSING else etag_of(cast(Any, expected))
+        if_match = None if expected is MISSING else etag_of(expected)
         return Delete(self.scope, self.key, uuid7(), if_match, provenance(self.bound, reason), INLINE_LIMIT)
 
     def delete(self, expected: Snapshot[Any] | Entry | str | Missing, reason: str | None) -> Flow[Entry | None]:

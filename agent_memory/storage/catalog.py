@@ -250,9 +250,9 @@ def fingerprint(write: Write) -> str:
     return hashlib.blake2b(repr(intent).encode(), digest_size=16).hexdigest()
 
 
-def write_digest(write: Write) -> bytes:
+def write_digest(scope: str, write_id: str) -> bytes:
     """Return 16 bytes that stand for a write id in its scope, whatever its length."""
-    name = f"{write.scope.path}\0{write.write_id}"
+    name = f"{scope}\0{write_id}"
     return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
@@ -288,21 +288,22 @@ def conditions_hold(write: Write, current: Current | None) -> bool:
 
 
 def next_entry(
-    write: Write, current: Current | None, floor: int, now_us: int, digest: bytes | None = None
+    write: Write, digest: bytes, current: Current | None, floor: int, now_us: int
 ) -> tuple[Entry, int | None]:
     """Return the entry of the version that this write makes, and its time to live in microseconds.
 
-    ``digest`` is ``write_digest(write)``, if it is known already.
+    ``digest`` is the ``write_digest`` of the write; ``floor`` the version above which a key without a row starts.
     """
     version = (current.version if current else floor) + 1
-    etag = etag_of(write_digest(write) if digest is None else digest, version)
+    etag = etag_of(digest, version)
     live = current if current and current.live else None
     expires_us = ttl_us = None
-    if isinstance(write, CommitWrite) and write.ttl_seconds is not None:
-        ttl_us = round(write.ttl_seconds * 1_000_000)
-        expires_us = now_us + ttl_us
-    elif isinstance(write, CommitWrite) and write.keep_ttl and live:
-        expires_us, ttl_us = live.expires_us, live.ttl_us
+    if isinstance(write, CommitWrite):
+        if write.ttl_seconds is not None:
+            ttl_us = round(write.ttl_seconds * 1_000_000)
+            expires_us = now_us + ttl_us
+        elif write.keep_ttl and live:
+            expires_us, ttl_us = live.expires_us, live.ttl_us
     return entry_of(write, version, etag, live.created_us if live else now_us, now_us, expires_us), ttl_us
 
 

@@ -238,7 +238,7 @@ def list_parents(connection: apsw.Connection, request: ListParents, now: int) ->
 
 def keep_vectors(connection: apsw.Connection, write: CommitWrite) -> None:
     """Remember the vectors that stand for a value."""
-    if write.vectors and write.content_type != JSON:
+    if write.content_type != JSON:
         raise InvalidRequestError("only a JSON value can have vectors")
     for number, embedding in enumerate(write.vectors):
         all_rows(connection, "INSERT INTO vector VALUES (?, ?, ?, ?)", (write.scope.path, write.key, number, embedding))

@@ -58,8 +58,9 @@ _INSERT_RECEIPT: Final = "INSERT INTO receipt VALUES (?, ?, ?, ?, ?, ?, ?)"
 def write(connection: apsw.Connection, run: Run, request: Write, now: int) -> Entry | None:
     """Carry out a write, or give the first result of one that is repeated; ``run`` is ``Writing.run``."""
     scope, key = request.scope.path, request.key
-    digest = write_digest(request)
-    hour, name = now // HOUR_US, _receipt_name(request, digest)
+    digest = write_digest(scope, request.write_id)
+    # A uuid7's first 13 characters are its time: new receipts lie side by side.
+    hour, name = now // HOUR_US, request.write_id[:13].encode("utf-8", "surrogatepass") + digest
     rows = run(_SELECT_STANDING, (hour, name, hour - 1, name, now, scope, key)).fetchall()
     found = rows[0] if rows else None
     rowid = found and found[8]
@@ -73,8 +74,8 @@ def write(connection: apsw.Connection, run: Run, request: Write, now: int) -> En
         )
     entry = None
     if isinstance(request, CommitWrite) or (current is not None and current.live):
-        entry, ttl_us = next_entry(request, current, 0 if current else floor_of(connection, scope), now, digest)
-        if found:
+        entry, ttl_us = next_entry(request, digest, current, 0 if current else floor_of(connection, scope), now)
+        if found and (found[6] is not None or found[7]):
             retire(connection, scope, key, found[6], found[7], now)
         _put(connection, run, request, entry, ttl_us, rowid)
     intent = bytes.fromhex(fingerprint(request))
@@ -87,11 +88,6 @@ def write(connection: apsw.Connection, run: Run, request: Write, now: int) -> En
             (scope, now),
         )
     return entry
-
-
-def _receipt_name(request: Write, digest: bytes) -> bytes:
-    """Return what a receipt is found by. A uuid7's first 13 characters are its time: new receipts lie side by side."""
-    return request.write_id[:13].encode("utf-8", "surrogatepass") + digest
 
 
 def _receipt_of(row: Any, digest: bytes) -> Receipt:
@@ -110,7 +106,8 @@ def _put(
     vectors = 0
     if isinstance(request, CommitWrite):
         data, vectors = request.data, len(request.vectors)
-        keep_vectors(connection, request)
+        if vectors:
+            keep_vectors(connection, request)
         if request.blob is not None:
             blob_id = request.blob.id
             chunk_size = _claim(connection, request, blob_id, entry.updated_us)

@@ -77,8 +77,8 @@ def service(tmp_path: Path, clock: Time) -> Iterator[StateService]:
 def put(service: StateService, key: str, data: bytes, *, scope: Scope = SCOPE, write_id: str | None = None) -> Entry:
     """Write a value in the phases that its size asks for."""
     if len(data) <= INLINE_LIMIT:
-        return service.commit_write(CommitWrite(scope, key, write_id or uuid7(), data, None))
-    return service.commit_write(uploaded(service, key, data, scope=scope))
+        return service.write(CommitWrite(scope, key, write_id or uuid7(), data, None))
+    return service.write(uploaded(service, key, data, scope=scope))
 
 
 def uploaded(service: StateService, key: str, data: bytes, *, scope: Scope = SCOPE) -> CommitWrite:
@@ -147,7 +147,7 @@ def test_a_write_in_its_grace_is_left_alone(service: StateService, clock: Time) 
     commit = uploaded(service, "k", value(1, LARGE))
     clock.go_on(GRACE_SECONDS - 1)
     assert service.sweep() == SweepReport()
-    service.commit_write(commit)
+    service.write(commit)
     assert get(service, "k") is not None
 
 
@@ -157,7 +157,7 @@ def test_renewing_a_prepared_write_restarts_its_life(service: StateService, cloc
     service.prepare_write(PrepareWrite(SCOPE, "k", LARGE, None, commit.write_id))
     clock.go_on(GRACE_SECONDS - 1)
     service.sweep()
-    service.commit_write(commit)
+    service.write(commit)
     found = get(service, "k")
     assert found is not None
     assert found.blob is not None
@@ -170,7 +170,7 @@ def test_a_commit_after_the_sweep_is_refused_and_changes_nothing(service: StateS
     clock.go_on(GRACE_SECONDS + 1)
     service.sweep()
     with pytest.raises(ConflictError) as caught:
-        service.commit_write(commit)
+        service.write(commit)
     assert caught.value.code == "blob_gone"
     found = get(service, "k")
     assert found is not None
@@ -188,7 +188,7 @@ def test_a_late_upload_into_a_dead_blob_is_deleted_again(service: StateService, 
     service.put_chunk(PutChunk(commit.blob.chunks[0], memoryview(data)))
     assert files(service) == {commit.write_id}
     with pytest.raises(ConflictError):
-        service.commit_write(commit)
+        service.write(commit)
     clock.go_on(DEAD_SECONDS - 10)
     service.sweep()
     assert [blob.state for blob in service.catalog.blobs()] == ["dead"], "it is remembered for a day"
@@ -247,9 +247,9 @@ def test_the_grace_starts_when_a_value_is_overwritten_not_when_it_was_written(
 @pytest.mark.parametrize("end", ["deleted", "overwritten with a small value", "expired"])
 def test_the_file_of_a_value_that_is_gone_goes_too(service: StateService, clock: Time, end: str) -> None:
     commit = uploaded(service, "k", value(1, LARGE))
-    service.commit_write(commit._replace(ttl_seconds=60.0) if end == "expired" else commit)
+    service.write(commit._replace(ttl_seconds=60.0) if end == "expired" else commit)
     if end == "deleted":
-        service.delete(Delete(SCOPE, "k", uuid7()))
+        service.write(Delete(SCOPE, "k", uuid7()))
     elif end == "expired":
         clock.go_on(61)
         assert get(service, "k") is None
@@ -301,7 +301,7 @@ def test_a_key_that_comes_back_after_its_tombstone_went_has_a_higher_version(
 ) -> None:
     etags = {put(service, "k", b"1").etag, put(service, "k", b"2").etag}
     put(service, "other", b"1")
-    deleted = service.delete(Delete(SCOPE, "k", uuid7()))
+    deleted = service.write(Delete(SCOPE, "k", uuid7()))
     assert deleted is not None
     assert deleted.version == 3
     clock.go_on(TOMBSTONE_SECONDS - 1)
@@ -316,7 +316,7 @@ def test_a_key_that_comes_back_after_its_tombstone_went_has_a_higher_version(
     assert put(service, "other", b"2").version == 2, "a key with a row goes on as before"
     for etag in (*etags, deleted.etag):
         with pytest.raises(ConflictError):
-            service.commit_write(CommitWrite(SCOPE, "k", uuid7(), b"x", None, if_match=etag))
+            service.write(CommitWrite(SCOPE, "k", uuid7(), b"x", None, if_match=etag))
 
 
 def test_the_floor_never_falls(service: StateService, clock: Time) -> None:
@@ -324,7 +324,7 @@ def test_the_floor_never_falls(service: StateService, clock: Time) -> None:
     for _ in range(5):
         put(service, "long", b"x")
     for key in ("long", "short"):
-        service.delete(Delete(SCOPE, key, uuid7()))
+        service.write(Delete(SCOPE, key, uuid7()))
         clock.go_on(TOMBSTONE_SECONDS + 1)
         assert service.sweep().tombstones == 1
     assert put(service, "long", b"x").version > 6
@@ -333,7 +333,7 @@ def test_the_floor_never_falls(service: StateService, clock: Time) -> None:
 def test_the_floor_of_one_scope_is_not_another_s(service: StateService, clock: Time) -> None:
     other = Scope("default", "other")
     put(service, "k", b"x")
-    service.delete(Delete(SCOPE, "k", uuid7()))
+    service.write(Delete(SCOPE, "k", uuid7()))
     clock.go_on(TOMBSTONE_SECONDS + 1)
     service.sweep()
     assert put(service, "k", b"x", scope=other).version == 1
@@ -347,7 +347,7 @@ def test_an_etag_of_a_request_s_state_does_not_match_after_that_was_swept(servic
     again = put(service, "k", b"1", scope=scope)
     assert again.etag != first.etag
     with pytest.raises(ConflictError):
-        service.commit_write(CommitWrite(scope, "k", uuid7(), b"x", None, if_match=first.etag))
+        service.write(CommitWrite(scope, "k", uuid7(), b"x", None, if_match=first.etag))
 
 
 def test_a_receipt_answers_a_repeated_write_for_an_hour(service: StateService, clock: Time) -> None:
@@ -367,12 +367,12 @@ def test_a_receipt_answers_a_repeated_write_for_an_hour(service: StateService, c
 
 def test_a_receipt_outlives_the_value_that_its_write_made(service: StateService, clock: Time) -> None:
     write = CommitWrite(SCOPE, "k", uuid7(), b"1", None, ttl_seconds=60.0)
-    first = service.commit_write(write)
+    first = service.write(write)
     clock.go_on(61)
     assert service.sweep().expired == 1
     clock.go_on(RECEIPT_SECONDS - 100)
     service.sweep()
-    assert service.commit_write(write) == first
+    assert service.write(write) == first
     assert get(service, "k") is None
 
 
@@ -444,7 +444,7 @@ def test_a_commit_that_races_a_sweep_either_wins_with_its_bytes_or_loses(service
         # Each has a head start half of the time, so that each wins some.
         time.sleep((counter + 1) % 2 * dice.uniform(0, 0.004))
         try:
-            entry = service.commit_write(commit)
+            entry = service.write(commit)
         except ConflictError as error:
             outcomes.add(error.code)
             entry = None
@@ -476,7 +476,7 @@ def test_a_sweep_between_the_check_of_the_bytes_and_the_commit_makes_the_commit_
 
     monkeypatch.setattr(service.blobs, "digest", then_sweep)
     with pytest.raises(ConflictError) as caught:
-        service.commit_write(commit)
+        service.write(commit)
     assert caught.value.code == "blob_gone"
     assert get(service, "k") is None
 
@@ -489,7 +489,7 @@ def test_a_sweep_that_chose_a_blob_before_it_was_committed_does_not_delete_it(
     claim = service.catalog.claim_blobs
 
     def commit_first(**options: Any) -> Any:
-        service.commit_write(commit)
+        service.write(commit)
         return claim(**options)
 
     monkeypatch.setattr(service.catalog, "claim_blobs", commit_first)
