@@ -3,11 +3,13 @@
 ``{"field": value}`` compares for equality, ``{"field": {"$gt": 3}}`` with an operator; several of either must all hold,
 ``$and`` and ``$or`` combine whole filters. A field is first taken literally and then as a dotted path. Numbers compare
 as numbers, strings by code point; values of different types never compare, and a missing field matches nothing, not
-even ``$ne``. A value that is an object matches an object that has all its fields.
+even ``$ne``. A value that is an object matches an object that has all its fields. What a field is compared with is
+JSON: no NaN, no infinity, no object of another type.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
@@ -88,7 +90,7 @@ def _comparisons(field: str, operand: Any, budget: _Budget) -> list[Comparison]:
     operators = [name for name in given if isinstance(name, str) and name.startswith("$")]
     if not operators:
         budget.spend()
-        return [Comparison(field, "$eq", operand)]
+        return [Comparison(field, "$eq", _json(operand))]
     if len(operators) != len(given):
         raise InvalidRequestError("a comparison holds either operators or fields, not both")
     found: list[Comparison] = []
@@ -96,8 +98,27 @@ def _comparisons(field: str, operand: Any, budget: _Budget) -> list[Comparison]:
         if name not in OPERATORS:
             raise InvalidRequestError(f"{name[:40]!r} is no operator; there are {', '.join(sorted(OPERATORS))}")
         budget.spend()
-        found.append(Comparison(field, name, list(_sequence(given[name], name)) if name == "$in" else given[name]))
+        one = _json(given[name])
+        found.append(Comparison(field, name, list(_sequence(one, name)) if name == "$in" else one))
     return found
+
+
+def _json(operand: Any) -> Any:
+    """Return an operand that JSON can hold. On its way to a server another one would be refused, or change its type."""
+    if not _is_json(operand):
+        raise InvalidRequestError("a filter compares with JSON: no NaN or infinity, no dates or other objects")
+    return operand
+
+
+def _is_json(operand: Any) -> bool:
+    if isinstance(operand, float):
+        return math.isfinite(operand)
+    if isinstance(operand, list | tuple):
+        return all(map(_is_json, cast("Sequence[Any]", operand)))
+    if isinstance(operand, Mapping):
+        parts = cast("Mapping[Any, Any]", operand)
+        return all(isinstance(name, str) for name in parts) and all(map(_is_json, parts.values()))
+    return operand is None or isinstance(operand, str | bool | int)
 
 
 def _sequence(operand: Any, name: str) -> Sequence[Any]:

@@ -11,6 +11,7 @@ from .codec import decode_untyped, typed_codec
 from .documents import AsyncDocument, Document
 from .drivers import Flow
 from .errors import ConflictError, DeserializationError
+from .filters import parse
 from .flows import alone, batch, call, check_bytes, delete_all, fetch
 from .keys import check_key, check_prefix
 from .messages import INLINE_LIMIT, PAGE_LIMIT, Entry, Found, List, Page, PrepareRead, Scope
@@ -79,6 +80,7 @@ class _StateFlows:
             case Delete(key, expected, reason):
                 return self._values(key, None).deletion(expected, reason)
             case Search(prefix, condition, limit, offset, vector, refresh_ttl):
+                parse(condition)  # what JSON would change on its way to a server is refused here
                 packed = None if vector is None else pack_vector(vector)
                 return messages.Search(
                     self._scope, check_prefix(prefix), condition, limit, offset, packed, INLINE_LIMIT, refresh_ttl

@@ -325,6 +325,12 @@ def test_the_newest_change_comes_first_and_pages_fit_together(faced: Faced) -> N
         ({"n": {"$where": "1"}}, None),
         ({"n": {"$gt": 1, "x": 2}}, None),
         ({"$nor": []}, None),
+        ({"n": float("nan")}, None),
+        ({"n": {"$lt": float("inf")}}, None),
+        ({"n": {"$in": [1, float("-inf")]}}, None),
+        ({"nested": {"deep": [float("nan")]}}, None),
+        ({"when": datetime(2026, 1, 2, tzinfo=UTC)}, None),
+        ({"nested": {1: 2}}, None),
     ],
     ids=str,
 )
