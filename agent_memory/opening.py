@@ -16,6 +16,7 @@ from .signing import Keyring
 from .storage.blobs import BlobStore, FileBlobs
 from .storage.catalog import Catalog
 from .storage.sqlite import SqliteCatalog
+from .storage.sqlite_connections import BUSY_SECONDS
 from .transports.local import LocalTransport
 
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -38,7 +39,12 @@ def scheme_of(address: str) -> str | None:
 
 
 def open_service(
-    address: str, blobs: str | None = None, *, sweep_after_writes: bool = False, durable: bool = True
+    address: str,
+    blobs: str | None = None,
+    *,
+    sweep_after_writes: bool = False,
+    durable: bool = True,
+    busy_seconds: float = BUSY_SECONDS,
 ) -> StateService:
     """Open a store in this process.
 
@@ -47,12 +53,13 @@ def open_service(
         blobs: where large values lie: a folder, or ``s3://``, ``gs://`` or ``az://``; by default beside the file.
         sweep_after_writes: sweep a little after a write, at most once a minute.
         durable: False for a store that goes with its process.
+        busy_seconds: how long one attempt to write to a file waits for another write.
     """
     path = None if scheme_of(address) in POSTGRES_SCHEMES else Path(address).absolute()
     store = _open_blobs(path, blobs, durable)
     try:
         return StateService(
-            _open_catalog(address, path, durable),
+            _open_catalog(address, path, durable, busy_seconds),
             store,
             key_file=path and signing_key_file(path),
             sweep_after_writes=sweep_after_writes,
@@ -62,9 +69,9 @@ def open_service(
         raise
 
 
-def _open_catalog(address: str, path: Path | None, durable: bool) -> Catalog:
+def _open_catalog(address: str, path: Path | None, durable: bool, busy_seconds: float) -> Catalog:
     if path is not None:
-        return SqliteCatalog(path, durable=durable)
+        return SqliteCatalog(path, durable=durable, busy_seconds=busy_seconds)
     from .storage.postgres import PostgresCatalog
 
     return PostgresCatalog(address)
@@ -92,7 +99,14 @@ def open_config(config: Config) -> Opened:
         )
         return Opened(transport, Keyring(config.signing_keys))
     volatile = config.volatile_owner is not None
-    service = open_service(config.url, config.blobs, sweep_after_writes=True, durable=not volatile)
+    service = open_service(
+        config.url,
+        config.blobs,
+        sweep_after_writes=True,
+        durable=not volatile,
+        # A call ends soon after its deadline, however short that is.
+        busy_seconds=min(BUSY_SECONDS, config.timeout / 4),
+    )
     key_file = None if scheme_of(config.url) else signing_key_file(Path(config.url))
 
     def remove() -> None:

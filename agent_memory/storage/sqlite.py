@@ -39,7 +39,7 @@ from .catalog import (
     StoredValue,
     Times,
 )
-from .sqlite_connections import Connections, translate
+from .sqlite_connections import BUSY_SECONDS, Connections, translate
 from .sqlite_rows import COLUMNS, IS_LIVE, all_rows, key_range, live_row, to_row
 from .sqlite_search import list_parents, search
 from .sqlite_writes import write
@@ -62,16 +62,19 @@ class SqliteCatalog:
     Args:
         path: the database file; it is made, readable by its owner alone, if it is not there.
         durable: whether a commit reaches the disk before it is acknowledged; False only for volatile stores.
+        busy_seconds: how long one attempt to write waits for another write.
         clock: microseconds since 1970.
 
     Raises:
-        UnavailableError: the file cannot be opened or is locked for longer than a second.
+        UnavailableError: the file cannot be opened or is locked for longer than that.
         IntegrityError: the file is no SQLite database, or a damaged one.
     """
 
-    def __init__(self, path: Path, *, durable: bool = True, clock: Clock = system_clock) -> None:
+    def __init__(
+        self, path: Path, *, durable: bool = True, busy_seconds: float = BUSY_SECONDS, clock: Clock = system_clock
+    ) -> None:
         self._clock = clock
-        self._connections = Connections(path, durable=durable, clock=clock)
+        self._connections = Connections(path, durable=durable, busy_seconds=busy_seconds, clock=clock)
         self._writing = self._connections.writing
         self._reading = self._connections.reading
 

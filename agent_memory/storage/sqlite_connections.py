@@ -24,7 +24,7 @@ from .migrations.sqlite import MIGRATIONS
 from .sqlite_rows import all_rows
 
 BUSY_SECONDS: Final = 1.0
-"""How long one attempt waits for another process's write; the flow tries again until the call's deadline."""
+"""How long one attempt waits for another write, at most; the flow tries again until the call's deadline."""
 
 _IDLE_READERS: Final = 16
 _FORK_SECONDS: Final = 10.0
@@ -39,15 +39,16 @@ class Writing:
     Not a generator with ``contextmanager``: every write passes here, with the caches cold from the write before.
     """
 
-    def __init__(self, connection: apsw.Connection) -> None:
+    def __init__(self, connection: apsw.Connection, busy_seconds: float) -> None:
         self.connection = connection
+        self.busy_seconds = busy_seconds
         self.lock = threading.Lock()
         self.closed = False
         # One cursor for all statements whose rows nobody reads step by step.
         self.run: Callable[..., Any] = cast(Any, connection.cursor()).execute
 
     def __enter__(self) -> apsw.Connection:
-        if not self.lock.acquire(timeout=BUSY_SECONDS):
+        if not self.lock.acquire(timeout=self.busy_seconds):
             raise UnavailableError("the database is busy with other writes of this process")
         try:
             if self.closed:
@@ -88,9 +89,10 @@ class Writing:
 class Connections:
     """All connections of this process to one file; see ``SqliteCatalog`` for the arguments and what is raised."""
 
-    def __init__(self, path: Path, *, durable: bool, clock: Clock) -> None:
+    def __init__(self, path: Path, *, durable: bool, busy_seconds: float, clock: Clock) -> None:
         self._path = path
         self._durable = durable
+        self._busy_seconds = busy_seconds
         self._clock = clock
         self._readers: deque[apsw.Connection] = deque()
         self._opening_reader = threading.Lock()
@@ -98,7 +100,7 @@ class Connections:
         self._reader_count = 0
         self._closed = False
         with translated():
-            self.writing = Writing(self._open())
+            self.writing = Writing(self._open(), busy_seconds)
             _retry_busy(self._prepare_file)
         _open_files.add(self)
 
@@ -111,7 +113,7 @@ class Connections:
         except OSError as error:
             raise UnavailableError(f"cannot open the database {self._path.name!r}: {error.strerror}") from None
         connection = apsw.Connection(str(self._path))
-        connection.set_busy_timeout(round(BUSY_SECONDS * 1000))
+        connection.set_busy_timeout(round(self._busy_seconds * 1000))
         all_rows(connection, "PRAGMA trusted_schema = OFF")
         all_rows(connection, f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
         all_rows(connection, "PRAGMA fullfsync = ON")

@@ -168,3 +168,20 @@ def test_a_store_opens_while_another_process_holds_the_write_lock(database: Path
     with AgentMemory(database, application="faults") as memory:
         assert memory.app_state.get("k") == 1
     assert time.monotonic() - began < 1, "opening waited for the writer"
+
+
+def test_a_short_deadline_ends_a_write_that_has_to_wait(tmp_path: Path) -> None:
+    database = tmp_path / "memory.db"
+    with AgentMemory(database, application="faults", timeout=0.2) as memory:
+        memory.app_state.set("key", 1)
+        other = apsw.Connection(str(database))
+        other.execute("BEGIN IMMEDIATE").fetchall()
+        began = time.monotonic()
+        with pytest.raises(UnavailableError):
+            memory.app_state.set("key", 2)
+        took = time.monotonic() - began
+        other.execute("ROLLBACK").fetchall()
+        other.close()
+
+        assert 0.1 < took < 0.8
+        memory.app_state.set("key", 3)
