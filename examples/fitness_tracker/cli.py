@@ -16,7 +16,7 @@ from rich.console import Console
 from agent_memory import AgentMemory, AgentMemoryError
 
 from .importing import REQUIRED, UnreadableFileError, add_activities, read_activities
-from .models import UnknownModelError, Workout
+from .models import NotEmptyError, UnknownModelError, Workout
 
 SHOWN_LINES: Final = 20
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
-    except (AgentMemoryError, UnreadableFileError, UnknownModelError) as error:
+    except (AgentMemoryError, UnreadableFileError, UnknownModelError, NotEmptyError) as error:
         print(f"fitness_tracker: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -153,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     importing.set_defaults(run=_import)
 
     demo = commands.add_parser("demo", help="three users, three processes, two days: see that nothing is lost")
-    _add_store(demo, default=None)
+    _add_store(demo, data=None, application=None)
     _add_model(demo)
     demo.add_argument(
         "--output", type=Path, default=Path("demo-output"), metavar="FOLDER", help="(default: demo-output)"
@@ -162,16 +162,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_store(parser: argparse.ArgumentParser, default: str | None = "fitness.db") -> None:
+def _add_store(
+    parser: argparse.ArgumentParser, data: str | None = "fitness.db", application: str | None = "fitness"
+) -> None:
     place = parser.add_mutually_exclusive_group()
-    place.add_argument("--data", default=default, metavar="FILE", help=f"the store (default: {default or 'a new one'})")
+    place.add_argument("--data", default=data, metavar="FILE", help=f"the store (default: {data or 'a new one'})")
     place.add_argument("--url", help="a server instead: http://127.0.0.1:8420, from agent-memory serve")
     parser.add_argument(
         "--token",
         default=os.environ.get("AGENT_MEMORY_TOKEN"),
         help="what the server asks for (default: AGENT_MEMORY_TOKEN)",
     )
-    parser.add_argument("--application", default="fitness", help="(default: fitness)")
+    parser.add_argument("--application", default=application, help=f"(default: {application or 'a new one'})")
 
 
 def _add_user(parser: argparse.ArgumentParser) -> None:

@@ -30,7 +30,7 @@ from agent_memory import AgentMemory
 from .agent import Conversation, choose_model, club_of
 from .checking import Check, Expected, Fact, NoteAbout, Ran, verify
 from .importing import add_activities, read_activities
-from .models import Note, Preferences, Profile, Workout
+from .models import Note, NotEmptyError, Preferences, Profile, Workout
 
 EXPORTS: Final = Path(__file__).parent / "exports"
 DAY_ONE: Final = date(2026, 4, 18)
@@ -126,16 +126,17 @@ def run_demo(options: argparse.Namespace) -> int:
     name = f"demo-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     folder = options.output / name
     folder.mkdir(parents=True)
-    # A server's store may hold an earlier demo: every run has an application of its own there.
-    data, application = options.data or str(folder / "fitness.db"), options.application
-    if options.url or options.data:
-        application = name
+    data = options.data or str(folder / "fitness.db")
+    # A store that is not new may hold an earlier demo: unless told otherwise, every run has an application of its own.
+    application = options.application or (name if options.url or options.data else "fitness")
     coach = options.model or "a stand-in that works by rules; --model takes a real one"
     console.print("[bold]Fitness tracker: three users, three processes, one store[/]")
     _say(console, "Store", options.url or data)
     _say(console, "Coach", coach)
     console.print()
     with AgentMemory(options.url or data, application=application, token=options.token) as memory:
+        if next(memory.app_state.keys(), None) is not None:
+            raise NotEmptyError(f"the demo needs an application that holds nothing yet; {application!r} is not empty")
         for title, day in (("Day one", DAY_ONE), ("Day two", DAY_TWO)):
             diaries = _live(memory, day, options.model)
             _print_day(console, title, day, diaries)

@@ -71,3 +71,7 @@ class Club(BaseModel):
 
 class UnknownModelError(Exception):
     """There is no chat model of that name, or it cannot be loaded here."""
+
+
+class NotEmptyError(Exception):
+    """The demo cannot tell what it wrote from what was there before."""

@@ -135,6 +135,17 @@ def test_the_demo_runs_against_a_server_in_an_application_of_its_own(tmp_path: P
     assert re.search(rf"--url {server.url} --application demo-[\w-]+$", done.stdout, re.M)
 
 
+def test_the_demo_runs_in_an_application_that_is_named_and_empty(tmp_path: Path, server: ServerProcess) -> None:
+    arguments = ("demo", "--output", tmp_path, "--url", server.url, "--application", "shop")
+    done = run(*arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--application shop" in done.stdout
+
+    again = run(*arguments)
+    assert again.returncode == 2
+    assert "'shop' is not empty" in again.stderr
+
+
 # -- the other commands ----------------------------------------------------------------------------------------------
 
 
