@@ -13,6 +13,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
+from .buffers import zeroed
 from .drivers import Flow, Gather, Sleep
 from .errors import ConflictError, IntegrityError, UnavailableError
 from .ids import uuid7
@@ -113,8 +114,7 @@ def fetch(found: Found, request: PrepareRead, transfer: Transfer) -> Flow[tuple[
         blob = found.blob
         if blob is None or blob.size != found.entry.size:
             raise IntegrityError("the store offered chunks that do not add up to the value's size")
-        # The system zeroes these pages when they are written to, which the parts do side by side.
-        buffer = io.BytesIO(bytes(blob.size))
+        buffer = zeroed(blob.size)
         try:
             if (yield from _download(blob, buffer, transfer)) != found.entry.sha256:
                 raise IntegrityError(_DAMAGED)
