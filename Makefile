@@ -64,7 +64,7 @@ hooks: $(READY)
 
 pins: $(READY)
 	@echo "make pins: resolving requirements/dev.in and pyproject.toml into $(PINS)"
-	@$(BIN)/uv pip compile --quiet --all-extras pyproject.toml requirements/dev.in --python-version 3.11 \
+	@$(BIN)/uv pip compile --quiet --all-extras pyproject.toml requirements/dev.in --universal --python-version 3.11 \
 		--no-emit-index-url --no-emit-find-links --no-annotate --no-header $(ARGS) --output-file $(PINS)
 
 clean:

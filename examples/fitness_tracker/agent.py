@@ -25,7 +25,7 @@ from agent_memory_langchain import MemoryMiddleware
 
 from .coach import OfflineCoach
 from .models import Club, Note, Preferences, Profile, UnknownModelError, Workout
-from .notes import HashingEmbedding, keep_note, recall_notes
+from .notes import keep_note, note_embedding, recall_notes
 from .summary import in_short, read_training
 
 INSTRUCTIONS: Final = (
@@ -95,7 +95,6 @@ def build_agent(memory: AgentMemory, model: BaseChatModel) -> Any:
         entity=("user", "user"),  # a user whose id is the run's context.user
         tools=GENERATED_TOOLS,
     )
-    embeddings = HashingEmbedding()
 
     @tool
     def training_summary(runtime: ToolRuntime[Run]) -> str:
@@ -108,12 +107,12 @@ def build_agent(memory: AgentMemory, model: BaseChatModel) -> Any:
         """Keep something the user said, in their own words."""
         run = runtime.context
         when = datetime.combine(run.today, datetime.now(UTC).time(), UTC)
-        return f"Added. item_id: {keep_note(memory, run.user, Note(text=text, when=when), embeddings)}"
+        return f"Added. item_id: {keep_note(memory, run.user, Note(text=text, when=when), note_embedding())}"
 
     @tool("recall_notes")
     def recall(about: str, runtime: ToolRuntime[Run]) -> str:
         """Find what the user said about something: the most similar notes, the best first."""
-        found = recall_notes(memory, runtime.context.user, about, embeddings)
+        found = recall_notes(memory, runtime.context.user, about, note_embedding())
         return "\n".join(note.model_dump_json() for note in found) or "There are no such notes."
 
     middleware = [_instructions, remembers, ClubTotal(memory)]

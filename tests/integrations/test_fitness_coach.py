@@ -1,5 +1,7 @@
 """Conversations with the coach, through the real agent and into a real store."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime
 from typing import Any
@@ -12,7 +14,7 @@ from agent_memory_langchain import AgentMemoryStore
 from examples.fitness_tracker.agent import Conversation, Run, build_agent, choose_model, club_of
 from examples.fitness_tracker.coach import OfflineCoach
 from examples.fitness_tracker.models import Club, Note, Preferences, Profile, UnknownModelError, Workout
-from examples.fitness_tracker.notes import SIMILAR, HashingEmbedding, keep_note, recall_notes
+from examples.fitness_tracker.notes import HashingEmbedding, WordEmbedding, keep_note, note_embedding, recall_notes
 
 TODAY = date(2026, 4, 18)
 Talk = Callable[..., Conversation]
@@ -158,6 +160,29 @@ def test_recall_finds_the_notes_of_the_one_who_asks_and_of_nobody_else(memory: A
                 assert "hurts" not in asking.say(f"What did I say about {topic}?").answer
 
 
+def test_a_note_is_found_by_what_it_means(memory: AgentMemory) -> None:
+    embeddings = WordEmbedding()
+    for text in ("My left knee hurts after long runs", "The new shoes rub at the heel", "I bought a road bike"):
+        keep_note(memory, "ada", Note(text=text, when=datetime.now(UTC)), embeddings)
+
+    def found(about: str) -> list[str]:
+        return [note.text for note in recall_notes(memory, "ada", about, embeddings)]
+
+    assert found("leg pain") == found("KNEES") == ["My left knee hurts after long runs"]
+    assert found("footwear") == ["The new shoes rub at the heel"]
+    assert found("cycling") == ["I bought a road bike"]
+    assert found("taxes") == found("?") == found("") == []
+    assert recall_notes(memory, "bob", "knee", embeddings) == []
+
+
+def test_loading_the_embedding_leaves_the_log_alone() -> None:
+    code = (
+        "from examples.fitness_tracker.notes import WordEmbedding; WordEmbedding(); import logging; print(logging.root)"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("<RootLogger root (WARNING)>\n", "")
+
+
 def test_a_note_is_found_by_the_words_that_it_shares(memory: AgentMemory) -> None:
     embeddings = HashingEmbedding()
     for text in ("My left knee hurts after long runs", "The new shoes rub at the heel", "Coffee before a race: never"):
@@ -177,17 +202,17 @@ def test_a_forgotten_note_is_not_recalled(memory: AgentMemory, talk: Talk) -> No
     talk().say("My knee hurts.")
     notes = memory.entity("user", "ada").collection(Note)
     notes.delete(notes.list()[0].id)
-    assert recall_notes(memory, "ada", "knee", HashingEmbedding()) == []
+    assert recall_notes(memory, "ada", "knee", note_embedding()) == []
 
 
 def test_langgraphs_store_finds_the_same_notes(memory: AgentMemory, talk: Talk) -> None:
     talk("ada").say("My knee hurts.")
     talk("bob").say("My knee is fine, it feels good. My knee is better.")
-    index: Any = {"dims": 1024, "embed": HashingEmbedding(), "fields": ["text"]}
+    index: Any = {"dims": 256, "embed": note_embedding(), "fields": ["text"]}
     found = AgentMemoryStore(memory, index=index).search(("user", "ada", "note"), query="knee")
     assert [item.value["text"] for item in found] == ["My knee hurts"]
     assert found[0].score is not None
-    assert found[0].score > SIMILAR
+    assert found[0].score > note_embedding().similar
 
 
 def test_a_text_has_the_same_vector_in_every_process() -> None:
