@@ -237,7 +237,8 @@ def upload(commit: CommitWrite, transfer: Transfer, *, inline_limit: int = INLIN
         start += chunk.size
     etags: list[str] = yield Gather(parts, transfer.parallelism)
     chunks = tuple(Chunk(chunk.uri, chunk.size, etag) for chunk, etag in zip(blob.chunks, etags, strict=True))
-    return commit._replace(write_id=blob.id, data=None, blob=Blob(blob.id, chunks))
+    sha256 = commit.sha256 or hashlib.sha256(data).hexdigest()
+    return commit._replace(write_id=blob.id, data=None, blob=Blob(blob.id, chunks), sha256=sha256)
 
 
 def _put(index: int, places: dict[int, Chunk], data: memoryview, renew: PrepareWrite) -> Flow[str]:

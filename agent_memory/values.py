@@ -108,9 +108,9 @@ class Values(Generic[T]):
         keep_ttl: bool = False,
     ) -> CommitWrite:  # fmt: skip
         """Return the message that writes these bytes; ``expected`` is an etag, or None for "must not be there"."""
-        sha256 = hashlib.sha256(encoded.data).hexdigest()
-        signature = None
+        sha256 = signature = None
         if encoded.content_type == PICKLE:
+            sha256 = hashlib.sha256(encoded.data).hexdigest()
             signature = self.client.keyring.sign(self.scope, self.key, PICKLE, sha256)
         return CommitWrite(
             self.scope, self.key, uuid7(), encoded.data, None, encoded.content_type, sha256, signature,

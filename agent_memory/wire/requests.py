@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -86,7 +87,8 @@ def _encode_commit(message: CommitWrite) -> dict[str, Any]:
         body["max_inline_size"] = message.max_inline_size
     _add(
         body,
-        sha256=message.sha256,
+        # Bytes that leave the process say what they were.
+        sha256=message.sha256 or (None if message.data is None else hashlib.sha256(message.data).hexdigest()),
         signature=message.signature,
         schema_name=message.schema_name,
         schema_version=message.schema_version,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 from typing import Any
@@ -119,7 +120,16 @@ def test_a_request_arrives_as_it_was_sent(message: Any) -> None:
     verb, body = encode_request(message)
     state = "app_state" if message.scope.request_id is None else "request_state"
 
-    assert decode_request(verb, "acme", "shop", state, body) == message
+    assert decode_request(verb, "acme", "shop", state, body) == hashed(message)
+
+
+def hashed(message: Any) -> Any:
+    """Return a message with the hashes of the bytes that it carries, which the wire adds."""
+    if isinstance(message, Batch):
+        return message._replace(operations=tuple(map(hashed, message.operations)))
+    if isinstance(message, CommitWrite) and message.data is not None and message.sha256 is None:
+        return message._replace(sha256=hashlib.sha256(message.data).hexdigest())
+    return message
 
 
 entries = st.builds(
