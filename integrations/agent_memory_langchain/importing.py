@@ -25,6 +25,7 @@ from agent_memory import (
     InvalidKeyError,
     InvalidRequestError,
     PermissionDeniedError,
+    UnavailableError,
 )
 from agent_memory.operations import Get, Set
 
@@ -93,6 +94,7 @@ def import_langgraph(
     Raises:
         FileNotFoundError: there is no such file.
         InvalidRequestError: the file or database holds no LangGraph store.
+        UnavailableError: the database cannot be reached or read.
         ImportError: a PostgresStore needs psycopg.
     """
     importer = _Importer(memory, None if index is None else Index(index), overwrite)
@@ -254,8 +256,12 @@ def _items_of_store(store: BaseStore) -> Items:
                 yield SourceItem(tuple(item.namespace), item.key, item.value, created, updated)
 
 
-_COLUMNS: Final = "prefix, key, value, created_at, updated_at, expires_at"
+_COLUMNS: Final = "prefix, key, value, created_at, updated_at"
 _ORDER: Final = "ORDER BY updated_at, prefix, key"
+_VECTORS: Final = (
+    "(SELECT array_agg(embedding::text ORDER BY field_name) FROM store_vectors AS vector "
+    "WHERE vector.prefix = store.prefix AND vector.key = store.key AND embedding IS NOT NULL)"
+)
 
 
 def _items_of_sqlite(path: Path) -> Items:
@@ -268,7 +274,7 @@ def _items_of_sqlite(path: Path) -> Items:
         if "store" not in tables:
             raise InvalidRequestError(f"{path.name!r} holds no LangGraph store")
         # Stores of older releases have no time to live.
-        shown = _COLUMNS if "expires_at" in columns else _COLUMNS.replace("expires_at", "NULL")
+        shown = f"{_COLUMNS}, {'expires_at' if 'expires_at' in columns else 'NULL'}"
         for prefix, key, value, created, updated, expires in connection.execute(f"SELECT {shown} FROM store {_ORDER}"):
             vectors: list[tuple[float, ...]] = []
             if "store_vectors" in tables:
@@ -290,25 +296,28 @@ def _items_of_postgres(dsn: str) -> Items:
         raise ImportError(
             "importing from a PostgresStore needs psycopg: pip install 'agent-memory[postgres]'"
         ) from None
-    with psycopg.connect(dsn) as connection, connection.cursor() as tables:
-        names = [tables.execute("SELECT to_regclass(%s)", (n,)).fetchone() for n in ("store", "store_vectors")]
-        has_store, has_vectors = (row is not None and row[0] is not None for row in names)
-        if not has_store:
-            raise InvalidRequestError("the database holds no LangGraph store")
-        # A cursor on the server's side: the rows come in portions, all of one snapshot.
-        with connection.cursor("agent_memory_import") as rows:
-            for prefix, key, value, created, updated, expires in rows.execute(f"SELECT {_COLUMNS} FROM store {_ORDER}"):
-                vectors: list[list[float]] = []
-                if has_vectors:
-                    texts = tables.execute(
-                        "SELECT embedding::text FROM store_vectors WHERE prefix = %s AND key = %s ORDER BY field_name",
-                        (prefix, key),
-                    )
-                    vectors = [json.loads(text) for (text,) in texts if text]
-                yield SourceItem(
-                    tuple(prefix.split(".")), key, value, _aware(created), _aware(updated),
-                    None if expires is None else _aware(expires), vectors,
-                )  # fmt: skip
+    try:
+        with psycopg.connect(dsn) as connection:
+            connection.read_only = True
+            names = [connection.execute("SELECT to_regclass(%s)", (n,)).fetchone() for n in ("store", "store_vectors")]
+            has_store, has_vectors = (row is not None and row[0] is not None for row in names)
+            if not has_store:
+                raise InvalidRequestError("the database holds no LangGraph store")
+            # Stores of older releases have no time to live.
+            columns = connection.execute("SELECT * FROM store LIMIT 0").description or ()
+            expires = "expires_at" if any(column.name == "expires_at" for column in columns) else "NULL"
+            vectors = _VECTORS if has_vectors else "NULL"
+            # A cursor on the server's side: the rows come in portions, with their vectors, all of one snapshot.
+            with connection.cursor("agent_memory_import") as rows:
+                found = rows.execute(f"SELECT {_COLUMNS}, {expires}, {vectors} FROM store {_ORDER}")  # pyright: ignore[reportArgumentType]
+                for prefix, key, value, created, updated, expires_at, texts in found:
+                    yield SourceItem(
+                        tuple(prefix.split(".")), key, value, _aware(created), _aware(updated),
+                        None if expires_at is None else _aware(expires_at), list(map(json.loads, texts or ())),
+                    )  # fmt: skip
+    except psycopg.Error as error:
+        # Its own text may repeat the address.
+        raise UnavailableError(f"the database to import from cannot be read: {type(error).__name__}") from None
 
 
 def _json(text: Any) -> Any:

@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 from langgraph.store.base import BaseStore, PutOp
 from langgraph.store.memory import InMemoryStore
+from langgraph.store.postgres import PostgresStore
 from langgraph.store.sqlite import SqliteStore
 
 from agent_memory import AgentMemory, InvalidRequestError, UnavailableError
 from agent_memory_langchain import AgentMemoryStore, ImportReport, import_langgraph
 from tests.support.faults import Lossy, put_between
 from tests.support.langgraph import DIMENSIONS, INDEX, embed
+from tests.support.postgres import PostgresServer, name_of
 
 
 @pytest.fixture
@@ -194,3 +196,92 @@ def test_a_source_that_is_none_is_an_error(tmp_path: Path, memory: AgentMemory) 
     execute(tmp_path / "other.db", "CREATE TABLE t (a)")
     with pytest.raises(InvalidRequestError, match="no LangGraph store"):
         import_langgraph(tmp_path / "other.db", memory)
+
+
+# -- from a PostgresStore --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def database(postgres: PostgresServer) -> Iterator[str]:
+    """A PostgresStore's database: 250 items of three users, every second one embedded, some with a time to live."""
+    address = postgres.empty_database()
+    index: Any = INDEX
+    with PostgresStore.from_conn_string(address, index=index, ttl={"default_ttl": None}) as store:
+        store.setup()
+        store.batch(
+            PutOp(
+                ("user", f"{n % 3}"), f"item {n}", {"n": n, "text": "swim" if n == 6 else "tëxt"},
+                index=None if n % 2 == 0 else False, ttl=60 if n % 10 == 0 else None,
+            )
+            for n in range(250)
+        )  # fmt: skip
+    yield address
+    postgres.drop(address)
+
+
+def test_a_postgres_store_is_imported_with_times_ttl_and_vectors(
+    database: str, postgres: PostgresServer, memory: AgentMemory
+) -> None:
+    times = "created_at = '2023-01-02 03:04:05+02', updated_at = '2024-05-06 07:08:09.123456+02'"
+    postgres.execute(f"UPDATE store SET {times} WHERE key = 'item 42'", name_of(database))
+    postgres.execute("UPDATE store SET expires_at = '2020-01-01' WHERE key = 'item 20'", name_of(database))
+    before = postgres.execute("SELECT * FROM store ORDER BY prefix, key", name_of(database))
+
+    assert import_langgraph(database, memory) == ImportReport(copied=249, expired=1)
+    assert postgres.execute("SELECT * FROM store ORDER BY prefix, key", name_of(database)) == before
+
+    index: Any = INDEX
+    store = AgentMemoryStore(memory, index=index)
+    item = store.get(("user", "0"), "item 42")
+    assert item is not None
+    assert item.value == {"n": 42, "text": "tëxt"}
+    assert item.created_at == datetime(2023, 1, 2, 1, 4, 5, tzinfo=UTC)
+    assert item.updated_at == datetime(2024, 5, 6, 5, 8, 9, 123456, tzinfo=UTC)
+
+    expiry = dict(postgres.execute("SELECT key, expires_at FROM store WHERE key LIKE 'item 1%'", name_of(database)))
+    limited, unlimited = memory.app_state.snapshot("user/1/item 10"), memory.app_state.snapshot("user/2/item 11")
+    assert limited is not None
+    assert limited.entry.expires_at is not None
+    assert abs(limited.entry.expires_at - expiry["item 10"]) < timedelta(seconds=5)
+    assert unlimited is not None
+    assert unlimited.entry.expires_at is None
+
+    found = store.search(("user",), query="swim", limit=300)
+    assert found[0].key == "item 6"
+    assert found[0].score == pytest.approx(1, abs=1e-5)
+    assert sum(item.score is not None for item in found) == 124  # of 125 with vectors one has expired
+
+
+def test_an_interrupted_import_from_a_postgres_store_is_resumed_and_counted(database: str, tmp_path: Path) -> None:
+    def interrupt(report: ImportReport) -> None:
+        if report.seen == 100:
+            raise KeyboardInterrupt
+
+    with AgentMemory(tmp_path / "to.db", application="app") as memory, pytest.raises(KeyboardInterrupt):
+        import_langgraph(database, memory, progress=interrupt)
+    command = [sys.executable, "-m", "agent_memory.cli", "import-langgraph", database, "--application", "app"]
+    for expected in ("copied: 150, unchanged: 100, kept: 0, expired: 0", "copied: 0, unchanged: 250"):
+        done = subprocess.run(
+            [*command, "--to", str(tmp_path / "to.db")], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(expected)
+
+
+def test_a_postgres_store_of_an_older_release_is_imported(
+    database: str, postgres: PostgresServer, memory: AgentMemory
+) -> None:
+    older = "ALTER TABLE store DROP COLUMN expires_at, DROP COLUMN ttl_minutes; DROP TABLE store_vectors"
+    postgres.execute(older, name_of(database))
+    assert import_langgraph(database, memory) == ImportReport(copied=250)
+
+
+def test_a_database_that_is_no_source_is_an_error_without_its_address(
+    postgres: PostgresServer, memory: AgentMemory, shared_database: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match="no LangGraph store"):
+        import_langgraph(shared_database, memory)
+    with pytest.raises(UnavailableError) as failed:
+        import_langgraph("postgresql://someone:secret@127.0.0.1:1/none", memory)
+    assert "secret" not in str(failed.value)
+    assert "someone" not in str(failed.value)
