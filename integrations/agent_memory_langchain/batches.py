@@ -202,8 +202,6 @@ class _SearchRead:
 
 
 class _Listing:
-    paged = True
-
     def __init__(self, op: ListNamespacesOp) -> None:
         if op.offset < 0 or op.limit < 0 or (op.max_depth is not None and op.max_depth < 1):
             raise InvalidRequestError("limit and offset must not be negative, max_depth must be at least 1")
@@ -213,7 +211,16 @@ class _Listing:
         self._depth, self._skip, self._limit = op.max_depth, op.offset, op.limit
         self._last: tuple[str, ...] | None = None
         self.result: list[tuple[str, ...]] = []
-        self.next: Parents | None = Parents(to_prefix(fixed_part(self._conditions)), None, PAGE) if op.limit else None
+        fixed = fixed_part(self._conditions)
+        # Where every namespace below these labels is one of the result, as many are enough as it is to have.
+        every = op.max_depth is None and all(
+            condition.match_type == "prefix" and matches(condition, fixed) for condition in self._conditions
+        )
+        wanted = op.offset + op.limit
+        self.paged = not every or wanted > PAGE
+        self.next: Parents | None = None
+        if op.limit:
+            self.next = Parents(to_prefix(fixed), None, PAGE if self.paged else wanted)
 
     def take(self, reply: list[str]) -> None:
         asked, self.next = self.next, None

@@ -257,6 +257,37 @@ def test_a_batch_is_one_message(memory: Any, faced: Faced) -> None:
     assert len(transport.sent) == 4
 
 
+@pytest.mark.parametrize(
+    ("listing", "expected"),
+    [
+        (ListNamespacesOp(), [USER]),
+        (ListNamespacesOp(match_conditions=(MatchCondition("prefix", ("user",)),), limit=1_000), [USER]),
+        (ListNamespacesOp(match_conditions=(MatchCondition("prefix", USER), MatchCondition("prefix", ("*",)))), [USER]),
+        (ListNamespacesOp(limit=3, offset=1), []),
+    ],
+    ids=["all", "prefix", "two conditions", "offset"],
+)
+def test_a_batch_of_puts_and_a_listing_is_one_message_too(
+    memory: Any, faced: Faced, listing: ListNamespacesOp, expected: list[Any]
+) -> None:
+    faced.put(USER, "old", {"n": 0})
+    transport = put_between(memory, Between)
+    results = faced.batch([PutOp((*USER, "new"), "k", {"n": 1}), PutOp(USER, "old", None), listing])
+
+    assert results == [None, None, expected]
+    assert len(transport.sent) == 1
+    assert faced.list_namespaces() == [(*USER, "new")]
+
+
+@pytest.mark.parametrize("listing", [ListNamespacesOp(max_depth=1, limit=2_000), ListNamespacesOp(limit=1_002)])
+def test_no_page_of_a_listing_sees_a_put_of_its_batch(faced: Faced, listing: ListNamespacesOp) -> None:
+    names = [f"{n:04}" for n in range(1_001)]
+    faced.batch([PutOp((name,), "k", {"n": 1}) for name in names])
+    *_, listed = faced.batch([PutOp(("x",), "k", {"n": 1}), PutOp(("1000",), "k", None), listing])
+
+    assert listed == [(name,) for name in names]
+
+
 def test_an_empty_batch_sends_nothing(memory: Any, faced: Faced) -> None:
     transport = put_between(memory, Between)
     assert faced.batch([]) == []
