@@ -101,8 +101,9 @@ async def refuse(scope: Scope, send: Send, error: AgentMemoryError, *, status: i
     headers: list[tuple[bytes, bytes]] = []
     if isinstance(error, AuthenticationError):
         headers.append((b"www-authenticate", b"Bearer"))
-    if status in (429, 503):
-        pause = getattr(error, "retry_after", None) or 1
+    # A client's own pauses begin short and grow: only where there is too much to do does the server know better.
+    pause = getattr(error, "retry_after", None) or (1 if status == 429 or error.code == "overloaded" else None)
+    if pause is not None:
         headers.append((b"retry-after", str(math.ceil(pause)).encode()))
     if status == 408 or (declared_size_or(scope) > _DISCARDED):
         # The rest of the body would be read only to be thrown away.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import re
@@ -18,6 +19,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent_memory import UnavailableError
+from agent_memory.server.asgi import refuse
 from tests.support.api import Api, inline, part_files, problem, raw, wait_for
 from tests.support.server import ServerProcess
 
@@ -548,6 +551,30 @@ def test_more_requests_than_fit_are_told_to_come_back(tmp_path: Path, http: http
             for connection in waiting:
                 connection.close()
         wait_for(lambda: api.post("list", {"prefix": ""}).status_code == 200)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (UnavailableError("PostgreSQL closed the connection"), None),
+        (UnavailableError("cannot connect to PostgreSQL", code="unreachable"), None),
+        (UnavailableError("PostgreSQL has no connection left", code="overloaded"), "1"),
+        (UnavailableError("all connections are in use", code="overloaded", retry_after=1.5), "2"),
+    ],
+)
+def test_only_where_there_is_too_much_to_do_a_client_is_told_when_to_come_back(
+    error: UnavailableError, expected: str | None
+) -> None:
+    async def fails(scope: Any, receive: Any, send: Any) -> None:
+        await refuse(scope, send, error)
+
+    async def answered() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(fails), base_url="http://server") as http:
+            return await http.post("/")
+
+    answer = asyncio.run(answered())
+    assert problem(answer) == (503, error.code)
+    assert answer.headers.get("retry-after") == expected
 
 
 def test_many_clients_at_once_are_all_served(api: Api) -> None:
