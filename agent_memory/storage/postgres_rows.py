@@ -26,6 +26,19 @@ def live(table: str = "entry", parameter: str = "%(now)s") -> str:
     return f"NOT {table}.deleted AND ({table}.expires_us IS NULL OR {table}.expires_us > {now(parameter)})"
 
 
+def retire(source: str, scope: str, blob_id: str, at: str) -> str:
+    """Return the statement that makes garbage of the blobs that the rows of ``source`` have let go of.
+
+    A blob that was staged and committed while the statement waited for its row is not in the statement's snapshot: an
+    UPDATE would not find it, but an INSERT meets it.
+    """
+    return (
+        "INSERT INTO agent_memory.blob AS blob (id, scope, key, size, state, at_us) "
+        f"SELECT {blob_id}, {scope}, key, 0, 'garbage', {at} FROM {source} WHERE {blob_id} IS NOT NULL "
+        "ON CONFLICT (id) DO UPDATE SET state = excluded.state, at_us = excluded.at_us"
+    )
+
+
 NOW: Final = now()
 LIVE: Final = live()
 

@@ -6,14 +6,11 @@ from typing import Any, Final
 
 from .catalog import DEAD, GARBAGE, STAGED, BlobRow, swept_requests
 from .postgres_connections import Session
-from .postgres_rows import NOW
+from .postgres_rows import NOW, retire
 
 BLOB_COLUMNS: Final = "id, scope, key, size, chunk_size, state, at_us"
 
-_RETIRE: Final = (
-    "UPDATE agent_memory.blob AS blob SET state = 'garbage', at_us = {now} FROM {source} "
-    "WHERE blob.id = {source}.blob_id"
-)
+_RETIRE: Final = retire("old", "old.scope", "old.blob_id", NOW)
 _FORGET: Final = (
     "DELETE FROM agent_memory.vector AS vector USING {source} "
     "WHERE vector.scope = {source}.scope AND vector.key = {source}.key"
@@ -50,7 +47,7 @@ def expire(session: Session, *, limit: int, now: int | None, vectors: bool) -> i
         f"""WITH old AS MATERIALIZED (
             SELECT scope, key, blob_id FROM agent_memory.entry
             WHERE expires_us IS NOT NULL AND expires_us <= {NOW} LIMIT %(limit)s FOR UPDATE SKIP LOCKED),
-        retired AS ({_RETIRE.format(source="old", now=NOW)}),
+        retired AS ({_RETIRE}),
         {f"forgotten AS ({_FORGET.format(source='old')})," if vectors else ""}
         gone AS (UPDATE agent_memory.entry AS entry SET deleted = true, searchable = false, updated_us = {NOW},
             size = 0, expires_us = NULL, ttl_us = NULL, signature = NULL, provenance = NULL, blob_id = NULL,
@@ -113,7 +110,7 @@ def drop_requests(session: Session, *, before: int, limit: int, now: int | None,
                     SELECT scope, key, blob_id, version FROM agent_memory.entry WHERE scope = %(scope)s
                     LIMIT %(limit)s FOR UPDATE SKIP LOCKED),
                 raised AS ({_RAISE} FROM old HAVING count(*) > 0 {_KEEP_HIGHER}),
-                retired AS ({_RETIRE.format(source="old", now=NOW)}),
+                retired AS ({_RETIRE}),
                 {f"forgotten AS ({_FORGET.format(source='old')})," if vectors else ""}
                 gone AS (DELETE FROM agent_memory.entry AS entry USING old
                     WHERE entry.scope = old.scope AND entry.key = old.key RETURNING 1)

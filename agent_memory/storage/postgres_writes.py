@@ -26,7 +26,7 @@ import pydantic_core
 from ..messages import JSON, CommitWrite, Entry, Write
 from .catalog import entry_of, fingerprint, swept_requests
 from .postgres_connections import Cursor
-from .postgres_rows import LIVE, NOW
+from .postgres_rows import LIVE, NOW, retire
 
 _FIELDS: Final = {
     "key": "text", "write_id": "text", "fingerprint": "text", "token": "text", "if_match": "text", "size": "bigint",
@@ -139,8 +139,7 @@ def _statement(kind: Kind, many: bool, vectors: bool) -> str:
         "entry.updated_us, entry.expires_us, entry.replaced_blob_id)",
         f"done AS ({_DONE_DELETE if kind.verb == 'delete' else _DONE})",
         f"recorded AS ({_RECORD_MANY if many else _RECORD})",
-        "retired AS (UPDATE agent_memory.blob AS blob SET state = 'garbage', at_us = clock.us FROM put, clock "
-        "WHERE blob.id = put.replaced_blob_id)",
+        f"retired AS ({retire('put, clock', '%(scope)s', 'put.replaced_blob_id', 'clock.us')})",
     ]
     if vectors:
         parts.append(

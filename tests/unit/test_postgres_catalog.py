@@ -8,7 +8,7 @@ import threading
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from agent_memory.ids import uuid7
 from agent_memory.messages import JSON, CommitWrite, Delete, Entry, List, ListParents, PrepareRead, Scope, Search
 from agent_memory.storage.catalog import DEAD, GARBAGE, LIVE, STAGED, BlobRow
 from agent_memory.storage.postgres import PostgresCatalog, migrate
+from agent_memory.storage.postgres_apply import Context
+from agent_memory.storage.postgres_apply import apply as apply_in
+from agent_memory.storage.postgres_connections import Session
 from agent_memory.vectors import pack_vector
 from tests.support.models import Counter
 from tests.support.postgres import PostgresServer, name_of
@@ -289,6 +292,34 @@ def test_a_blob_is_live_from_its_commit_to_its_replacement(catalog: PostgresCata
     assert (state(catalog, first), state(catalog, second)) == (GARBAGE, LIVE)
     apply(catalog, Delete(SCOPE, "k", uuid7()))
     assert state(catalog, second) == GARBAGE
+
+
+@pytest.mark.parametrize(
+    "older", [lambda: commit(SCOPE, "k"), lambda: Delete(SCOPE, "k", uuid7())], ids=["put", "delete"]
+)
+def test_a_blob_is_retired_by_an_older_write_that_had_to_wait_for_it(
+    catalog: PostgresCatalog, server: PostgresServer, address: str, older: Callable[[], Any]
+) -> None:
+    put(catalog, SCOPE, "k")
+    waits = f"SELECT 1 FROM pg_stat_activity WHERE datname = '{name_of(address)}' AND wait_event_type = 'Lock'"
+    with ThreadPoolExecutor(1) as pool:
+
+        def commit_before_it(session: Session) -> tuple[CommitWrite, Future[Any]]:
+            with session.connection.transaction():
+                session.rows("SELECT 1 FROM agent_memory.entry WHERE key = 'k' FOR UPDATE")
+                waiting = pool.submit(apply, catalog, older())
+                while not server.execute(waits):
+                    assert not waiting.done()
+                # The waiting write has begun: what is staged now is not in its snapshot.
+                write = staged(catalog)
+                apply_in(session, [write], Context(None, None, lambda _: b""))
+            return write, waiting
+
+        write, waiting = catalog._pool.run(commit_before_it)
+        [entry] = waiting.result()
+
+    assert entry.version == 3
+    assert state(catalog, write) == GARBAGE
 
 
 def test_a_blob_that_was_swept_or_whose_condition_fails_is_not_committed(catalog: PostgresCatalog) -> None:
