@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -121,3 +123,20 @@ def test_an_async_read_does_not_wait_for_the_write_lock(database: Path, start: S
     times = asyncio.run(run())
     assert at(0.95, times) < 0.005
     assert max(times) < HELD_SECONDS / 2
+
+
+def test_the_threads_of_an_event_loop_end_with_it(tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+
+    async def write_and_read(memory: AsyncAgentMemory) -> Any:
+        await asyncio.gather(*[memory.app_state.set(f"key {number}", number) for number in range(20)])
+        return await memory.app_state.get("key 7")
+
+    memory = AsyncAgentMemory(tmp_path / "memory.db", application="test")
+    assert [asyncio.run(write_and_read(memory)) for _ in range(3)] == [7, 7, 7]
+    memory.sync.close()
+    deadline = time.monotonic() + 10
+    while set(threading.enumerate()) - before:
+        assert time.monotonic() < deadline, "threads are left behind"
+        gc.collect()
+        time.sleep(0.01)
