@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Final
+from typing import Final, NamedTuple
 
 _PAUSE_SECONDS: Final = 1.0
 _STOP_SECONDS: Final = 10.0
@@ -21,6 +21,8 @@ def run_workers(count: int, work: Callable[[bool], None]) -> None:
     ``work`` is told whether it is the first to run at all, the one that says where it listens. Must be called before
     this process has threads or open databases. Ends with exit code 2 if the first process does: it could not start, and
     said why; what keeps others from starting may pass.
+
+    Where there is a worker for every core, each stays on one.
     """
     stopping = False
 
@@ -31,39 +33,60 @@ def run_workers(count: int, work: Callable[[bool], None]) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGTERM)
 
-    workers: dict[int, float] = {}
+    workers: dict[int, _Worker] = {}
     handlers = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
-        first = _start(work, announce=True)
-        workers[first] = time.monotonic()
-        for _ in range(count - 1):
-            workers[_start(work, announce=False)] = time.monotonic()
+        cores = _cores(count)
+        first = _start(work, cores[0], announce=True)
+        workers[first] = _Worker(cores[0], time.monotonic())
+        for core in cores[1:]:
+            workers[_start(work, core, announce=False)] = _Worker(core, time.monotonic())
         while workers:
             try:
                 worker, status = os.wait()
             except ChildProcessError:
                 break
-            started = workers.pop(worker, None)
-            if started is None or stopping:
+            ended = workers.pop(worker, None)
+            if ended is None or stopping:
                 continue
             if worker == first and os.waitstatus_to_exitcode(status) == 2:
                 stop(signal.SIGTERM, None)
                 _wait_for(workers)
                 sys.exit(2)
-            time.sleep(max(0.0, _PAUSE_SECONDS - (time.monotonic() - started)))
+            time.sleep(max(0.0, _PAUSE_SECONDS - (time.monotonic() - ended.started)))
             if not stopping:
-                workers[_start(work, announce=False)] = time.monotonic()
+                workers[_start(work, ended.core, announce=False)] = _Worker(ended.core, time.monotonic())
     finally:
         for one, handler in handlers.items():
             signal.signal(one, handler)
 
 
-def _start(work: Callable[[bool], None], *, announce: bool) -> int:
+class _Worker(NamedTuple):
+    core: int | None
+    started: float
+
+
+def _cores(count: int) -> list[int | None]:
+    """Return the core that each worker stays on, None if it may move.
+
+    The threads of a worker take turns, one running at a time: on several cores they only pull its data to and fro.
+    With fewer workers than cores another program's could be the same ones, so there they move.
+    """
+    if sys.platform != "linux":
+        return [None] * count
+    cores = sorted(os.sched_getaffinity(0))
+    return [cores[worker % len(cores)] if count >= len(cores) else None for worker in range(count)]
+
+
+def _start(work: Callable[[bool], None], core: int | None, *, announce: bool) -> int:
     worker = os.fork()
     if worker:
         return worker
     code = 1
     try:
+        if sys.platform == "linux" and core is not None:
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(0, {core})
         for one in (signal.SIGINT, signal.SIGTERM):
             signal.signal(one, signal.SIG_DFL)
         work(announce)
@@ -76,7 +99,7 @@ def _start(work: Callable[[bool], None], *, announce: bool) -> int:
         os._exit(code)
 
 
-def _wait_for(workers: dict[int, float]) -> None:
+def _wait_for(workers: dict[int, _Worker]) -> None:
     deadline = time.monotonic() + _STOP_SECONDS
     while workers and time.monotonic() < deadline:
         try:

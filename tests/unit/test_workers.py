@@ -1,0 +1,53 @@
+"""Several server processes behind one socket, and the cores that they stay on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from agent_memory.server.workers import _cores
+from tests.support.api import wait_for
+from tests.support.server import ServerProcess
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no process says which cores it may use")
+
+
+@pytest.fixture
+def two_cores() -> Iterator[list[int]]:
+    """Two of this machine's cores, or the only one; what is started meanwhile may use no others."""
+    allowed = os.sched_getaffinity(0)
+    cores = sorted(allowed)[:2]
+    os.sched_setaffinity(0, cores)
+    yield cores
+    os.sched_setaffinity(0, allowed)
+
+
+def test_where_there_is_a_worker_for_every_core_each_stays_on_one_and_so_does_its_successor(
+    tmp_path: Path, two_cores: list[int]
+) -> None:
+    with ServerProcess(tmp_path, "--workers", "2") as server:
+        parent = psutil.Process(server.process.pid)
+
+        def places() -> list[list[int]]:
+            try:
+                return sorted(worker.cpu_affinity() for worker in parent.children())
+            except psutil.NoSuchProcess:
+                return []
+
+        expected = sorted([core] for core in (two_cores * 2)[:2])
+        wait_for(lambda: places() == expected)
+        killed = parent.children()[0].pid
+        os.kill(killed, signal.SIGKILL)
+        wait_for(lambda: killed not in {worker.pid for worker in parent.children()} and places() == expected)
+
+
+def test_with_fewer_workers_than_cores_none_is_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 5})
+    assert _cores(3) == [None, None, None]
+    assert _cores(5) == [0, 1, 2, 5, 0]
