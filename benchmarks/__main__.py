@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import Final
 
-_ALL: Final = ("embedded", "http", "langgraph_store", "postgres_store", "object_store")
+_ALL: Final = ("embedded", "http", "langgraph_store", "postgres_store", "workers", "object_store")
 
 
 def main() -> None:

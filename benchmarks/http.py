@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 
@@ -20,8 +20,15 @@ from benchmarks.embedded import Profile, profile
 from benchmarks.harness import Row, at_most, table, times_us
 
 
+class Served(NamedTuple):
+    """A server that runs."""
+
+    url: str
+    pid: int
+
+
 @contextmanager
-def served(arguments: list[str]) -> Iterator[str]:
+def served(arguments: list[str]) -> Iterator[Served]:
     """Run a server that says where it listens, and stop it by its process id."""
     process = subprocess.Popen(
         [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -29,7 +36,7 @@ def served(arguments: list[str]) -> Iterator[str]:
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        yield line.strip().rpartition(" ")[2]
+        yield Served(line.strip().rpartition(" ")[2], process.pid)
     finally:
         os.kill(process.pid, signal.SIGTERM)
         process.wait(timeout=15)
@@ -62,10 +69,10 @@ def compare() -> tuple[list[Row], list[str]]:
         ours = ["-m", "agent_memory.cli", "serve", "--data", str(data), "--port", "0"]
         peer = ["-m", "benchmarks.bare_server", str(Path(name) / "bare.db")]
         with (
-            served(ours) as url,
-            served(peer) as bare_url,
-            AgentMemory(url, application="bench") as memory,
-            httpx.Client(base_url=bare_url) as client,
+            served(ours) as server,
+            served(peer) as bare,
+            AgentMemory(server.url, application="bench") as memory,
+            httpx.Client(base_url=bare.url) as client,
         ):
             document = memory.entity("user", "1").document(Profile)
             document.set(profile(0))
