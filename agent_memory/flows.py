@@ -275,10 +275,11 @@ def batch(
         ready.append(operation)
     replies: list[Any] = yield from call(Batch(scope, tuple(ready)))
     for index, (operation, reply) in enumerate(zip(operations, replies, strict=True)):
-        if not isinstance(operation, PrepareRead) or reply is None:
+        if reply is None or not isinstance(operation, PrepareRead):
             continue
-        if reply.data is not None:
-            replies[index] = (check_bytes(reply.data, reply.entry), reply.entry)
+        entry, data, _ = reply
+        if data is not None:
+            replies[index] = (check_bytes(data, entry), entry)
         else:
             replies[index] = yield from fetch(reply, operation, transfer)
     return replies

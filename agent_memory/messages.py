@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeAlias
 
 JSON: Final = "application/json"
@@ -80,9 +81,13 @@ class Entry(NamedTuple):
         return None if self.expires_us is None else from_us(self.expires_us)
 
 
+@lru_cache(1_024)
 def from_us(us: int) -> datetime:
-    """Return the UTC time of so many microseconds since 1970, exactly."""
-    return _EPOCH + timedelta(microseconds=us)
+    """Return the UTC time of so many microseconds since 1970, exactly.
+
+    Values that are in use are read again and again, and those of one batch were written at one time.
+    """
+    return _EPOCH + timedelta(0, 0, us)
 
 
 def to_us(time: datetime) -> int:

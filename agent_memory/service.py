@@ -49,7 +49,7 @@ from .messages import (
     Sweep,
 )
 from .storage.blobs import GRACE_SECONDS, BlobStore, FileBlobs, chunk_sizes
-from .storage.catalog import GARBAGE, STAGED, BlobRow, Catalog, Operation, Row, Times
+from .storage.catalog import GARBAGE, STAGED, BlobRow, Catalog, Operation, Row, Times, has_writes
 from .storage.sqlite import SqliteCatalog
 
 MAX_VALUE_BYTES: Final = 5 * 1024**3
@@ -261,7 +261,7 @@ class StateService:
             replies.append(reply)
         if refreshed:
             self._refresh(requests[0].scope, refreshed)
-        if any(isinstance(operation, CommitWrite | Delete) for operation in operations):
+        if has_writes(requests):
             self._sweep_after_write()
         return replies
 
@@ -274,14 +274,14 @@ class StateService:
             case PrepareRead():
                 if result is None:
                     return None, 0
-                if request.refresh_ttl:
-                    refreshed.append(result.entry)
+                entry, data, _, _ = result
+                if request.refresh_ttl and entry.expires_us is not None:
+                    refreshed.append(entry)
                 if request.version is not None:
                     _check_version(request, result)
-                data, limit = result.data, min(request.max_inline_size, room)
-                if data is not None and len(data) <= limit:
-                    return Found(result.entry, data, None), len(data)
-                found = self._found(request, result, limit)
+                if data is not None and len(data) <= room and len(data) <= request.max_inline_size:
+                    return Found(entry, data, None), len(data)
+                found = self._found(request, result, min(request.max_inline_size, room))
                 return found, len(found.data or b"")
             case List():
                 page = self._page(request, result)

@@ -7,14 +7,14 @@ from typing import Any, TypeAlias, TypeVar, overload
 
 from . import messages
 from .client import Client
-from .codec import decode_untyped, typed_codec
+from .codec import decode_json, decode_untyped, typed_codec
 from .documents import AsyncDocument, Document
 from .drivers import Flow
 from .errors import ConflictError, DeserializationError
 from .filters import parse
 from .flows import alone, batch, call, check_bytes, delete_all, fetch
 from .keys import check_key, check_prefix
-from .messages import INLINE_LIMIT, PAGE_LIMIT, Entry, Found, List, Page, PrepareRead, Scope
+from .messages import INLINE_LIMIT, JSON, PAGE_LIMIT, Entry, Found, List, Page, PrepareRead, Scope
 from .operations import Delete, Get, Hit, Parents, Search, Set
 from .values import MISSING, Missing, Snapshot, Untyped, Values, etag_of
 from .vectors import pack_vector
@@ -56,10 +56,11 @@ class _StateFlows:
         except ConflictError as error:
             raise self._explained(error) from None
         for index, (operation, reply) in enumerate(zip(operations, replies, strict=True)):
+            if reply is None:
+                continue
             if isinstance(operation, Get):
-                if reply is not None:
-                    data, entry = reply
-                    replies[index] = Snapshot(self._decoded(operation.as_type, data, entry), entry)
+                data, entry = reply
+                replies[index] = Snapshot(self._decoded(operation.as_type, data, entry), entry)
             elif isinstance(operation, Search):
                 replies[index] = yield from self._hits(reply)
             elif isinstance(operation, Parents):
@@ -67,11 +68,12 @@ class _StateFlows:
         return replies
 
     def _message(self, operation: Operation) -> Any:
+        if isinstance(operation, Get):
+            key, value_type, refresh_ttl = operation
+            if value_type is not None:
+                typed_codec(value_type)  # a type that cannot be stored is refused before anything is sent
+            return PrepareRead(self._scope, check_key(key), INLINE_LIMIT, None, refresh_ttl)
         match operation:
-            case Get(key, value_type, refresh_ttl):
-                if value_type is not None:
-                    typed_codec(value_type)  # a type that cannot be stored is refused before anything is sent
-                return PrepareRead(self._scope, check_key(key), INLINE_LIMIT, None, refresh_ttl)
             case Set(key, value, value_type, expected, ttl, reason, vectors):
                 values = self._values(key, value_type)
                 etag = MISSING if expected is MISSING else etag_of(expected)
@@ -106,6 +108,8 @@ class _StateFlows:
 
     def _decoded(self, value_type: Any, data: bytes, entry: Entry) -> Any:
         if value_type is None:
+            if entry.content_type == JSON:
+                return decode_json(data)
             return decode_untyped(data, entry.content_type, lambda: self._client.keyring.load(data, self._scope, entry))
         return self._values(entry.key, value_type).decode(data, entry)
 

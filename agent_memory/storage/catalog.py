@@ -96,6 +96,13 @@ Operation: TypeAlias = PrepareRead | CommitWrite | Delete | List | Search | List
 LoadBlob: TypeAlias = Callable[[Row], bytes]
 """Gives the bytes of a row whose value is a blob."""
 
+_WRITES: Final = frozenset({CommitWrite, Delete})
+
+
+def has_writes(operations: Sequence[Operation]) -> bool:
+    """Say whether some of the operations write."""
+    return not _WRITES.isdisjoint(map(type, operations))
+
 
 class Catalog(Protocol):
     """Thread-safe. Raises UnavailableError when a call may be repeated, IntegrityError when the database is damaged."""

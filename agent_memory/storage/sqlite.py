@@ -38,6 +38,7 @@ from .catalog import (
     StoredRow,
     StoredValue,
     Times,
+    has_writes,
 )
 from .sqlite_connections import BUSY_SECONDS, Connections, translate
 from .sqlite_rows import COLUMNS, IS_LIVE, all_rows, key_range, live_row, to_row
@@ -45,10 +46,11 @@ from .sqlite_search import list_parents, search
 from .sqlite_writes import write
 
 _PAGE: Final = 500
-_WRITES: Final = frozenset({CommitWrite, Delete})
 
 _SELECT: Final = f"SELECT {COLUMNS} FROM entry WHERE scope = ? AND key = ?"
-_SELECT_MANY: Final = f"SELECT {COLUMNS} FROM entry WHERE scope = ? AND key IN (SELECT value FROM json_each(?))"
+_SELECT_MANY: Final = (
+    f"SELECT {COLUMNS} FROM entry WHERE scope = ? AND key IN (SELECT value FROM json_each(?)) AND {IS_LIVE}"
+)
 
 
 def system_clock() -> int:
@@ -178,7 +180,7 @@ class SqliteCatalog:
     # -- writes --------------------------------------------------------------------------------------------------------
 
     def apply(self, operations: Sequence[Operation], load: LoadBlob) -> list[Any]:
-        if any(map(_WRITES.__contains__, map(type, operations))):
+        if has_writes(operations):
             with self._writing as connection:
                 return [self._apply(connection, operation, load) for operation in operations]
         with self._reading() as connection:
@@ -200,8 +202,8 @@ class SqliteCatalog:
         if not reads:
             return {}
         keys, now = json.dumps([read.key for read in reads]), self._clock()
-        rows = all_rows(connection, _SELECT_MANY, (reads[0].scope.path, keys))
-        return {row[0]: live_row(row, now) for row in rows}
+        rows = all_rows(connection, _SELECT_MANY, (reads[0].scope.path, keys, now))
+        return {row[0]: to_row(row) for row in rows}
 
     def _apply(self, connection: apsw.Connection, operation: Operation, load: LoadBlob) -> Any:
         match operation:

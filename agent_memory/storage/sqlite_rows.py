@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import apsw
 
@@ -16,6 +16,9 @@ COLUMNS: Final = (
     "key, version, etag, size, sha256, content_type, signature, schema_name, schema_version, "
     "created_us, updated_us, expires_us, provenance, deleted, blob_id, chunk_size, value"
 )
+_new: Final = cast(Any, tuple).__new__
+"""What the constructors of NamedTuples come down to: without their way there a row takes half the time."""
+
 IS_LIVE: Final = "NOT deleted AND (expires_us IS NULL OR expires_us > ?)"
 
 
@@ -28,8 +31,10 @@ def all_rows(connection: apsw.Connection, statement: str, bindings: Sequence[Any
 def to_row(row: Any) -> Row:
     """Return what a row of COLUMNS says."""
     provenance = row[12]
-    entry = Entry._make((*row[:12], json.loads(provenance) if provenance is not None else None, False))
-    return Row(entry, row[16], row[14], row[15])
+    if provenance is not None:
+        provenance = json.loads(provenance)
+    entry = _new(Entry, (*row[:12], provenance, False))
+    return _new(Row, (entry, row[16], row[14], row[15]))
 
 
 def live_row(row: Any, now: int) -> Row | None:

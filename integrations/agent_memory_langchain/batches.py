@@ -7,7 +7,6 @@ operations to send, and gets the vectors and results back. Nothing is sent befor
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from langgraph.store.base import (
@@ -51,15 +50,14 @@ Flow: TypeAlias = Generator[Embed | Send, Any, list[Result]]
 _Sending: TypeAlias = Generator[Send, Any, list[Any]]
 
 
-class _Read(Protocol):
-    """A read in the making. ``next`` is the operation to send, None once ``result`` is complete."""
+class _Reads(Protocol):
+    """Reads in the making. ``wanted`` is what to send next: nothing once they are complete."""
 
-    next: Any
-    result: Any
+    wanted: list[Any]
     paged: bool
-    """Whether one operation may not be enough."""
+    """Whether sending once may not be enough."""
 
-    def take(self, reply: Any) -> None: ...
+    def take(self, replies: list[Any]) -> None: ...
 
 
 def carry_out(ops: Iterable[Op], index: Index | None, rules: SchemaRules) -> Flow:
@@ -70,31 +68,40 @@ def carry_out(ops: Iterable[Op], index: Index | None, rules: SchemaRules) -> Flo
     several: the reads come first.
     """
     given = list(ops)
-    reads: dict[int, _Read] = {}
+    results: list[Result] = [None] * len(given)
+    gets = _Gets(results, rules)
+    reads: list[_Reads] = [gets]
     puts: dict[str, _Put] = {}
     for position, op in enumerate(given):
-        if isinstance(op, PutOp):
+        if isinstance(op, GetOp):
+            gets.add(position, op)
+        elif isinstance(op, PutOp):
             put = _Put(op, rules)
             # Taken out first: the order of the writes is the order of the operations that count.
             puts.pop(put.state_key, None)
             puts[put.state_key] = put
         else:
-            reads[position] = _read(op, rules)
-    yield from _embed(reads.values(), puts.values(), index)
+            read = _read(op, rules)
+            reads.append(read)
+            results[position] = read.result
+    yield from _embed(reads, puts.values(), index)
     writes = [put.write() for put in puts.values() if put.addresses_item]
-    pending = [read for read in reads.values() if read.next is not None]
+    pending = [read for read in reads if read.wanted]
     together = not any(read.paged for read in pending)
     while pending:
-        operations = [read.next for read in pending]
+        operations = [operation for read in pending for operation in read.wanted]
         replies = yield from _send(operations + writes if together else operations)
-        for read, reply in zip(pending, replies, strict=False):
-            read.take(reply)
-        pending = [read for read in pending if read.next is not None]
+        start = 0
+        for read in pending:
+            end = start + len(read.wanted)
+            read.take(replies[start:end])
+            start = end
+        pending = [read for read in pending if read.wanted]
         if together:
             writes = []
     if writes:
         yield from _send(writes)
-    return [reads[position].result if position in reads else None for position in range(len(given))]
+    return results
 
 
 def _send(operations: Send) -> _Sending:
@@ -104,7 +111,7 @@ def _send(operations: Send) -> _Sending:
     return replies
 
 
-def _embed(reads: Iterable[_Read], puts: Iterable[_Put], index: Index | None) -> Generator[Embed, Any, None]:
+def _embed(reads: Iterable[_Reads], puts: Iterable[_Put], index: Index | None) -> Generator[Embed, Any, None]:
     if index is None:
         return
     searches = [read for read in reads if isinstance(read, _SearchRead) and read.query]
@@ -121,9 +128,7 @@ def _embed(reads: Iterable[_Read], puts: Iterable[_Put], index: Index | None) ->
         read.look_for(asked[read.query or ""])
 
 
-def _read(op: Op, rules: SchemaRules) -> _Read:
-    if isinstance(op, GetOp):
-        return _GetRead(op, rules)
+def _read(op: Op, rules: SchemaRules) -> _SearchRead | _Listing:
     if isinstance(op, SearchOp):
         return _SearchRead(op, rules)
     if isinstance(op, ListNamespacesOp):
@@ -135,27 +140,34 @@ def _read(op: Op, rules: SchemaRules) -> _Read:
 # -- reads -----------------------------------------------------------------------------------------------------------
 
 
-class _GetRead:
+class _Gets:
+    """All gets of a batch; an object each would take as long as the rest of their way through here."""
+
     paged = False
 
-    def __init__(self, op: GetOp, rules: SchemaRules) -> None:
-        self._namespace, self._key, self._rules = checked(op.namespace), str(op.key), rules
-        self.result: Item | None = None
-        # Without a namespace it would be a state key of one segment, which is no item.
-        self.next: Get | None = None
-        if self._namespace:
-            self.next = Get(to_state_key(self._namespace, self._key), None, op.refresh_ttl)
+    def __init__(self, results: list[Result], rules: SchemaRules) -> None:
+        self.wanted: list[Get] = []
+        self._places: list[tuple[int, tuple[str, ...], str]] = []
+        self._results, self._rules = results, rules
 
-    def take(self, reply: Snapshot[Any] | None) -> None:
-        self.next = None
-        if reply is None or not _is_item(reply.value, reply.entry):
-            return
-        value, entry = reply
-        self._rules.report(self._namespace, self._key, value)
-        created, updated = _times(entry)
-        self.result = Item(
-            value=value, key=self._key, namespace=self._namespace, created_at=created, updated_at=updated
-        )
+    def add(self, position: int, op: GetOp) -> None:
+        """Take in the operation whose result stands at a position."""
+        namespace, key = checked(op.namespace), str(op.key)
+        # Without a namespace it would be a state key of one segment, which is no item.
+        if namespace:
+            self._places.append((position, namespace, key))
+            self.wanted.append(Get(to_state_key(namespace, key), None, op.refresh_ttl))
+
+    def take(self, replies: list[Snapshot[Any] | None]) -> None:
+        self.wanted = []
+        for (position, namespace, key), reply in zip(self._places, replies, strict=True):
+            if reply is None or not _is_item(*reply):
+                continue
+            value, entry = reply
+            self._rules.report(namespace, key, value)
+            self._results[position] = Item(
+                value=value, key=key, namespace=namespace, created_at=entry.created_at, updated_at=entry.updated_at
+            )
 
 
 class _SearchRead:
@@ -165,30 +177,31 @@ class _SearchRead:
         namespace = checked(op.namespace_prefix)
         self.query = op.query
         self.result: list[SearchItem] = []
-        self._rules, self._wanted = rules, op.limit
+        self._rules, self._limit = rules, op.limit
         # In the whole store a search also finds state keys of one segment, which are no items: it is skipped through
         # here, where they can be told apart. Below a namespace there are none, and the store does the skipping.
         self._skip = 0 if namespace else op.offset
         self.paged = self._left > PAGE or not namespace
-        self.next: Search | None = None
+        self.wanted: list[Search] = []
         if op.limit:
-            self.next = Search(
+            first = Search(
                 to_prefix(namespace), op.filter, min(self._left, PAGE), op.offset if namespace else 0, None,
                 bool(op.refresh_ttl),
             )  # fmt: skip
+            self.wanted = [first]
 
     @property
     def _left(self) -> int:
-        return self._wanted - len(self.result) + self._skip
+        return self._limit - len(self.result) + self._skip
 
     def look_for(self, vector: Sequence[float]) -> None:
         """Search by similarity."""
-        if self.next is not None:
-            self.next = self.next._replace(vector=vector)
+        self.wanted = [search._replace(vector=vector) for search in self.wanted]
 
-    def take(self, reply: list[Hit[Any]]) -> None:
-        asked, self.next = self.next, None
-        for value, entry, score in reply:
+    def take(self, replies: list[list[Hit[Any]]]) -> None:
+        (asked,), self.wanted = self.wanted, []
+        (hits,) = replies
+        for value, entry, score in hits:
             place = from_state_key(entry.key)
             if place is None or not _is_item(value, entry):
                 continue
@@ -196,9 +209,9 @@ class _SearchRead:
                 self._skip -= 1
                 continue
             self._rules.report(*place, value)
-            self.result.append(SearchItem(*place, value, *_times(entry), score))
-        if asked is not None and len(reply) == asked.limit and self._left:
-            self.next = asked._replace(offset=asked.offset + len(reply), limit=min(self._left, PAGE))
+            self.result.append(SearchItem(*place, value, entry.created_at, entry.updated_at, score))
+        if len(hits) == asked.limit and self._left:
+            self.wanted = [asked._replace(offset=asked.offset + len(hits), limit=min(self._left, PAGE))]
 
 
 class _Listing:
@@ -216,15 +229,14 @@ class _Listing:
         every = op.max_depth is None and all(
             condition.match_type == "prefix" and matches(condition, fixed) for condition in self._conditions
         )
-        wanted = op.offset + op.limit
-        self.paged = not every or wanted > PAGE
-        self.next: Parents | None = None
-        if op.limit:
-            self.next = Parents(to_prefix(fixed), None, PAGE if self.paged else wanted)
+        shown = op.offset + op.limit
+        self.paged = not every or shown > PAGE
+        self.wanted = [Parents(to_prefix(fixed), None, PAGE if self.paged else shown)] if op.limit else []
 
-    def take(self, reply: list[str]) -> None:
-        asked, self.next = self.next, None
-        for parent in reply:
+    def take(self, replies: list[list[str]]) -> None:
+        (asked,), self.wanted = self.wanted, []
+        (parents,) = replies
+        for parent in parents:
             namespace = from_parent(parent)
             if not all(matches(condition, namespace) for condition in self._conditions):
                 continue
@@ -239,13 +251,8 @@ class _Listing:
             self.result.append(shown)
             if len(self.result) == self._limit:
                 return
-        if asked is not None and len(reply) == asked.limit:
-            self.next = asked._replace(after=reply[-1])
-
-
-def _times(entry: Entry) -> tuple[datetime, datetime]:
-    created = entry.created_at
-    return created, created if entry.updated_us == entry.created_us else entry.updated_at
+        if len(parents) == asked.limit:
+            self.wanted = [asked._replace(after=parents[-1])]
 
 
 def _is_item(value: object, entry: Entry) -> bool:

@@ -53,20 +53,20 @@ def checked(labels: Sequence[str]) -> tuple[str, ...]:
 
     A bare string is not taken for its letters.
     """
-    if isinstance(labels, str):
-        raise InvalidNamespaceError("A namespace is a tuple of labels, not one string.")
-    namespace = tuple(labels)
     try:
-        _check(namespace)
+        return _checked(labels)
     except TypeError:
-        # A label that cannot be hashed; LangGraph says what is wrong with it.
-        validate_op_namespace(GetOp(namespace, ""))
-    return namespace
+        # A list, or a label that cannot be hashed.
+        return _checked.__wrapped__(labels)
 
 
 @lru_cache(4_096)
-def _check(namespace: tuple[str, ...]) -> None:
+def _checked(labels: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(labels, str):
+        raise InvalidNamespaceError("A namespace is a tuple of labels, not one string.")
+    namespace = tuple(labels)
     validate_op_namespace(GetOp(namespace, ""))
+    return namespace
 
 
 def matches(condition: MatchCondition, namespace: tuple[str, ...]) -> bool:

@@ -63,6 +63,35 @@ def test_a_batch_that_holds_what_cannot_be_stored_does_nothing(memory: Any) -> N
     assert memory.app_state.get("a") is None
 
 
+def test_a_key_may_be_written_several_times_in_a_batch(memory: Any) -> None:
+    memory.app_state.set("key", "old", ttl=3_600)
+    state = memory.app_state
+    first, gone, created, last = state.batch(
+        [Set("key", LARGE), Delete("key"), Set("key", LARGE + b"y"), Set("key", 2)]
+    )
+
+    assert [entry.version for entry in (first, gone, created, last)] == [2, 3, 4, 5]
+    assert (last.created_us, last.expires_us) == (created.created_us, None)
+    assert state.snapshot("key") == (2, last)
+
+
+def test_a_key_may_be_made_and_deleted_in_a_batch(memory: Any) -> None:
+    memory.app_state.batch([Set("key", 1), Delete("key"), Delete("nothing")])
+
+    assert memory.app_state.get("key") is None
+    assert list(memory.app_state.keys()) == []
+    assert memory.app_state.set("key", 2).version == 3
+
+
+def test_vectors_go_with_the_value_that_a_batch_leaves(memory: Any) -> None:
+    value = {"a": 1}
+    memory.app_state.batch([Set("x/1", value, vectors=[[1.0, 0.0]]), Set("x/2", value, vectors=[[1.0, 0.0]])])
+    memory.app_state.batch([Set("x/1", value), Set("x/2", value), Set("x/2", value, vectors=[[0.0, 1.0]]), Set("y", 1)])
+    scores = {hit.entry.key: hit.score for hit in memory.app_state.search("x/", vector=[0.0, 1.0])}
+
+    assert scores == {"x/1": None, "x/2": pytest.approx(1.0)}
+
+
 def test_an_empty_batch_does_nothing(memory: Any) -> None:
     assert memory.app_state.batch([]) == []
 

@@ -152,6 +152,37 @@ def test_a_repeated_batch_gives_the_first_results(memory: Any, store: Any, scope
     assert memory.app_state.get_many(["key", "gone"]) == {"key": 2, "gone": 3}
 
 
+def test_some_writes_of_a_batch_may_have_been_sent_before(memory: Any, store: Any, scope: Scope) -> None:
+    known = write(scope, b"A")
+    first = store.send(memory, known)
+    new = write(scope, b"B")._replace(key="other")
+    replies = store.send(memory, Batch(scope, (new, known, Delete(scope, "nothing", uuid7()))))
+
+    assert replies[1:] == [first, None]
+    assert memory.app_state.get_many(["key", "other"]) == {"key": b"A", "other": b"B"}
+    assert memory.app_state.snapshot("key").version == 1
+
+
+def test_a_write_that_stands_twice_in_a_batch_happens_once(memory: Any, store: Any, scope: Scope) -> None:
+    message = write(scope, b"A", if_none_match=True)
+    first, second = store.send(memory, Batch(scope, (message, message)))
+
+    assert first == second
+    assert memory.app_state.snapshot("key") == (b"A", first)
+
+
+@pytest.mark.parametrize("other", [{"key": "other"}, {"data": b"B", "sha256": hashlib.sha256(b"B").hexdigest()}])
+def test_two_writes_of_a_batch_do_not_share_a_write_id(
+    memory: Any, store: Any, scope: Scope, other: dict[str, Any]
+) -> None:
+    message = write(scope, b"A")
+    with pytest.raises(ConflictError) as caught:
+        store.send(memory, Batch(scope, (message, message._replace(**other))))
+
+    assert caught.value.code == "write_id_reused"
+    assert memory.app_state.get_many(["key", "other"]) == {}
+
+
 def test_write_ids_of_two_requests_do_not_meet(memory: Any, store: Any, scope: Scope) -> None:
     message = write(scope, b"A")
     store.send(memory, message)

@@ -327,6 +327,30 @@ def test_the_newest_change_comes_first_and_pages_fit_together(faced: Faced) -> N
     assert [key for offset in range(0, 25, 4) for key in keys(faced.search(USER, limit=4, offset=offset))] == expected
 
 
+def test_pages_of_a_large_namespace_are_its_newest_items_in_order(faced: Faced) -> None:
+    names = [f"{number * 7_919 % 1_200:04}" for number in range(1_200)]
+    for start in range(0, 1_200, 300):
+        faced.batch([PutOp(USER, name, {"a": 1}) for name in names[start : start + 300]])
+    faced.batch([PutOp(USER, name, None) for name in names[5:1_200:100]])
+    faced.batch([PutOp(USER, name, {"a": 2}) for name in names[8:400:40]])
+
+    items = [item for item in faced.batch([GetOp(USER, name) for name in names[:1_000]]) if item is not None]
+    items += [item for item in faced.batch([GetOp(USER, name) for name in names[1_000:]]) if item is not None]
+    expected = keys(sorted(items, key=lambda item: (-item.updated_at.timestamp(), item.key)))
+    assert len(expected) == 1_188
+    for offset, limit in ((0, 10), (7, 10), (190, 10), (195, 30), (900, 400)):
+        assert keys(faced.search(USER, limit=limit, offset=offset)) == expected[offset : offset + limit]
+
+
+def test_pages_skip_what_is_no_item_wherever_it_stands(faced: Faced) -> None:
+    for number in range(12):
+        faced.put(USER, f"{number:02}", {"n": number})
+        faced.memory.app_state.set(f"user/123/other {number}", [b"{}", [1], {"a": (1,)}][number % 3])
+
+    expected = [f"{number:02}" for number in reversed(range(12))]
+    assert [key for offset in range(0, 12, 5) for key in keys(faced.search(USER, limit=5, offset=offset))] == expected
+
+
 @pytest.mark.parametrize(
     ("filter", "expected"),
     [
