@@ -215,15 +215,12 @@ class _InOrder:
 def write(commit: CommitWrite, transfer: Transfer) -> Flow[Entry]:
     """Commit a value that stands in ``commit.data``: in one round trip if it is small, else in the three phases."""
     if commit.data is not None and len(commit.data) > INLINE_LIMIT:
-        commit = yield from upload(commit, transfer)
+        commit = yield from upload(commit, commit.data, transfer)
     return (yield from call(commit))
 
 
-def upload(commit: CommitWrite, transfer: Transfer, *, inline_limit: int = INLINE_LIMIT) -> Flow[CommitWrite]:
-    """Return the commit with its bytes uploaded, if they are too large to travel in the message."""
-    data = commit.data
-    if data is None or len(data) <= inline_limit:
-        return commit
+def upload(commit: CommitWrite, data: bytes, transfer: Transfer) -> Flow[CommitWrite]:
+    """Upload bytes that are too large to travel in the message, and return the commit that names their place."""
     size = len(data)
     chunk_size = transfer.chunk_size if size > transfer.chunk_size else None
     place = PrepareWrite(commit.scope, commit.key, size, chunk_size)
@@ -269,9 +266,11 @@ def batch(
     ready: list[Any] = []
     room = BATCH_INLINE_LIMIT
     for operation in operations:
-        if isinstance(operation, CommitWrite):
-            operation = yield from upload(operation, transfer, inline_limit=min(INLINE_LIMIT, room))
-            room -= len(operation.data or b"")
+        if isinstance(operation, CommitWrite) and operation.data is not None:
+            if len(operation.data) > min(INLINE_LIMIT, room):
+                operation = yield from upload(operation, operation.data, transfer)
+            else:
+                room -= len(operation.data)
         ready.append(operation)
     replies: list[Any] = yield from call(Batch(scope, tuple(ready)))
     for index, (operation, reply) in enumerate(zip(operations, replies, strict=True)):
