@@ -14,9 +14,9 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast
 import psycopg
 
 from ..errors import ConflictError, InvalidRequestError, UnavailableError
-from ..messages import JSON, CommitWrite, Delete, Entry, List, ListParents, PrepareRead, Search, Write
+from ..messages import JSON, CommitWrite, Delete, Entry, List, ListParents, PrepareRead, Scope, Search, Write
 from .catalog import Current, LoadBlob, Operation, Receipt, Row, conditions_hold, replay
-from .postgres_connections import Cursor, Session, Vector
+from .postgres_connections import Array, Cursor, Session, Vector
 from .postgres_rows import COLUMNS, LIVE, NOW, to_row
 from .postgres_search import list_keys, list_parents, search
 from .postgres_writes import Kind, finish, is_simple, kind_of, start
@@ -25,7 +25,7 @@ _ATTEMPTS: Final = 20
 _PIPELINE_BYTES: Final = 32 * 1024
 
 _READ_MANY: Final = (
-    f"SELECT {COLUMNS} FROM agent_memory.entry WHERE scope = %(scope)s AND key = ANY(%(keys)b) AND {LIVE}"
+    f"SELECT {COLUMNS} FROM agent_memory.entry WHERE scope = %(scope)s AND key = ANY(%(keys)s::text[]) AND {LIVE}"
 )
 _RECEIPT: Final = (
     "SELECT fingerprint, version, etag, created_us, updated_us, expires_us FROM agent_memory.receipt "
@@ -33,7 +33,8 @@ _RECEIPT: Final = (
 )
 _CURRENT: Final = f"SELECT {COLUMNS}, {LIVE}, ttl_us FROM agent_memory.entry WHERE scope = %(scope)s AND key = %(key)s"
 _LOCK: Final = (
-    "SELECT 1 FROM agent_memory.entry WHERE scope = %(scope)s AND key = ANY(%(keys)b) ORDER BY key FOR NO KEY UPDATE"
+    "SELECT 1 FROM agent_memory.entry WHERE scope = %(scope)s AND key = ANY(%(keys)s::text[]) "
+    "ORDER BY key FOR NO KEY UPDATE"
 )
 _CLAIM: Final = (
     f"UPDATE agent_memory.blob AS blob SET state = 'live', at_us = {NOW} "
@@ -170,7 +171,7 @@ class _Batch:
             for index, key in reads.items():
                 self.results[index] = found.get(key)
 
-        values = {"scope": scope, "keys": list(set(reads.values())), "now": self.context.now}
+        values = {"scope": scope, "keys": Array("text", list(set(reads.values()))), "now": self.context.now}
         self.execute(_READ_MANY, values, take)
 
     def write(self, kind: Kind, indexes: Sequence[int], plain: bool) -> None:
@@ -194,7 +195,7 @@ class _Batch:
             for index, write in writes.items():
                 self.results[index] = done[write.key]
 
-        cursor = self.session.connection.cursor(binary=True)
+        cursor = psycopg.RawCursor(self.session.connection)
         vectors = self.context.vectors is not None
         start(cursor, kind, list(writes.values()), now=now, vectors=vectors, plain=plain)
         self.pending.append((cursor, written))
@@ -241,8 +242,8 @@ def _read(session: Session, operations: Sequence[Operation], context: Context) -
 def _one(session: Session, operations: Sequence[Operation], context: Context, plain: bool) -> list[Any]:
     """Carry out a single, simple write."""
     write = cast(Write, operations[0])
-    start(session.cursor, kind_of(write), [write], now=context.now, vectors=context.vectors is not None, plain=plain)
-    done = finish([write], session.cursor.fetchall())
+    start(session.reader, kind_of(write), [write], now=context.now, vectors=context.vectors is not None, plain=plain)
+    done = finish([write], session.reader.fetchall())
     if not done:
         raise _Missed
     return [done[write.key]]
@@ -308,26 +309,21 @@ def _steps(operations: Sequence[Operation], first: int = 0) -> list[_Step]:
     """
     steps: list[_Step] = []
     base = 0
-    last: dict[tuple[str, str], tuple[int, bool]] = {}
-
-    def add(level: int, group: Kind | str | int, index: int) -> None:
+    last: dict[tuple[Scope, str], tuple[int, bool]] = {}
+    for index, operation in enumerate(operations, first):
+        if isinstance(operation, PrepareRead | CommitWrite | Delete):
+            place = operation.scope, operation.key
+            group = operation.scope.path if isinstance(operation, PrepareRead) else kind_of(operation)
+            writes = not isinstance(operation, PrepareRead)
+            level, written = last.get(place, (-1, False))
+            level = base if level < base else level + (writes or written)
+            last[place] = level, writes
+        else:
+            level, group = len(steps), index
+            base = level + 1
         while len(steps) <= level:
             steps.append({})
         steps[level].setdefault(group, []).append(index)
-
-    for index, operation in enumerate(operations, first):
-        if isinstance(operation, PrepareRead | CommitWrite | Delete):
-            place = operation.scope.path, operation.key
-            writes = not isinstance(operation, PrepareRead)
-            level, written = last.get(place, (base, False))
-            level = max(level, base)
-            if place in last and (writes or written) and last[place][0] >= base:
-                level += 1
-            last[place] = level, writes
-            add(level, kind_of(operation) if not isinstance(operation, PrepareRead) else operation.scope.path, index)
-        else:
-            add(len(steps), index, index)
-            base = len(steps)
     return steps
 
 
@@ -338,7 +334,7 @@ def _lock(batch: _Batch, steps: Sequence[_Step]) -> None:
         return
     keys = _by_scope((kind.scope, cast(Write, batch.operations[one]).key) for kind, many in groups for one in many)
     for scope in sorted(keys):
-        batch.execute(_LOCK, {"scope": scope, "keys": sorted(set(keys[scope]), key=str.encode)})
+        batch.execute(_LOCK, {"scope": scope, "keys": Array("text", list(set(keys[scope])))})
 
 
 def _carry_out(batch: _Batch, steps: Sequence[_Step], plain: bool) -> None:

@@ -7,12 +7,13 @@ failover has cut, so that the next attempt starts with a fresh one.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable
-from struct import pack
+from collections.abc import Callable, Sequence
+from struct import Struct, pack
 from typing import Any, Final, NamedTuple, NoReturn, TypeAlias, TypeVar
 
 from ..errors import (
@@ -62,6 +63,22 @@ _SESSION: Final = {
 }
 
 
+class Statement(NamedTuple):
+    """A statement with numbered parameters, and their names in that order."""
+
+    text: Any
+    names: list[str]
+
+
+def positional(text: str) -> Statement:
+    """Number the parameters of a statement. psycopg remembers no long ones, and would do it each time."""
+    names = list(dict.fromkeys(_PARAMETER.findall(text)))
+    return Statement(_PARAMETER.sub(lambda found: f"${names.index(found[1]) + 1}", text), names)
+
+
+_PARAMETER: Final = re.compile(r"%\((\w+)\)s")
+
+
 class Settings(NamedTuple):
     """How many connections there are, and how many seconds anything may take."""
 
@@ -90,11 +107,44 @@ class _VectorDumper(Dumper):
         return pack(">HH", len(floats), 0) + floats.tobytes()
 
 
+class Array(NamedTuple):
+    """Values to bind as an array of int8, text, boolean or bytea; psycopg's own takes three times as long."""
+
+    type: str
+    values: Sequence[Any]
+
+
+class _ArrayDumper(Dumper):
+    """https://github.com/postgres/postgres/blob/REL_18_STABLE/src/backend/utils/adt/arrayfuncs.c, array_recv."""
+
+    format = pq.Format.BINARY
+    oid = 0
+
+    def dump(self, obj: Array) -> bytes | None:
+        oid, encode = _ELEMENTS[obj.type]
+        parts = [pack(">5i", 1, 1, oid, len(obj.values), 1)]
+        for value in obj.values:
+            if value is None:
+                parts.append(b"\xff\xff\xff\xff")
+            else:
+                data = encode(value)
+                parts += _LENGTH(len(data)), data
+        return b"".join(parts)
+
+
+_LENGTH: Final = Struct(">i").pack
+_ELEMENTS: Final[dict[str, tuple[int, Callable[[Any], bytes]]]] = {
+    "bigint": (20, Struct(">q").pack), "text": (25, str.encode), "bytea": (17, bytes),
+    "boolean": (16, Struct("?").pack),
+}  # fmt: skip
+
+
 def _adapters() -> AdaptersMap:
     found = AdaptersMap(psycopg.adapters)
     # One type for integers of every size, so that a statement is prepared once.
     found.register_dumper(int, Int8BinaryDumper)
     found.register_dumper(Vector, _VectorDumper)
+    found.register_dumper(Array, _ArrayDumper)
     return found
 
 

@@ -19,20 +19,20 @@ import json
 import secrets
 from collections.abc import Sequence
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import pydantic_core
 
 from ..messages import JSON, CommitWrite, Entry, Write
 from .catalog import entry_of, fingerprint, swept_requests
-from .postgres_connections import Cursor
+from .postgres_connections import Array, Cursor, Statement, positional
 from .postgres_rows import LIVE, NOW, retire
 
 _FIELDS: Final = {
-    "key": "text", "write_id": "text", "fingerprint": "text", "token": "text", "if_match": "text", "size": "bigint",
-    "sha256": "text", "content_type": "text", "signature": "text", "schema_name": "text", "schema_version": "bigint",
-    "ttl_us": "bigint", "provenance": "text", "blob_id": "text", "searchable": "boolean", "projectable": "boolean",
-    "data": "bytea",
+    "key": "text", "write_id": "text", "fingerprint": "text", "if_match": "text", "size": "bigint", "sha256": "text",
+    "content_type": "text", "signature": "text", "schema_name": "text", "schema_version": "bigint", "ttl_us": "bigint",
+    "provenance": "text", "blob_id": "text", "searchable": "boolean", "projectable": "boolean", "data": "bytea",
 }  # fmt: skip
 
 
@@ -65,13 +65,17 @@ def start(cursor: Cursor, kind: Kind, writes: Sequence[Write], *, now: int | Non
     many = len(writes) > 1
     inputs = [_input(write, plain) for write in writes]
     values: dict[str, Any] = {"scope": kind.scope, "swept": swept_requests(kind.scope), "now": now}
+    values["token"] = secrets.token_hex(8)
     if many:
-        inputs.sort(key=lambda one: one[0].encode())
-        values.update(zip(_FIELDS, map(list, zip(*inputs, strict=True)), strict=True))
+        # Code points are in the same order as the bytes of their UTF-8.
+        inputs.sort(key=itemgetter(0))
+        for (name, of), column in zip(_FIELDS.items(), zip(*inputs, strict=True), strict=True):
+            # What no write has need not be sent.
+            values[name] = None if column.count(None) == len(column) else Array(of, column)
     else:
-        values.update(zip(_FIELDS, inputs[0], strict=True))
-    statement: Any = _statement(kind._replace(scope=""), many, vectors)
-    cursor.execute(statement, values, prepare=True)
+        values |= zip(_FIELDS, inputs[0], strict=True)
+    statement, names = _statement(kind._replace(scope=""), many, vectors)
+    cursor.execute(statement, [values[name] for name in names], prepare=True, binary=True)
 
 
 def finish(writes: Sequence[Write], rows: Sequence[Any]) -> dict[str, Entry | None]:
@@ -86,17 +90,18 @@ def finish(writes: Sequence[Write], rows: Sequence[Any]) -> dict[str, Entry | No
 def _input(write: Write, plain: bool) -> tuple[Any, ...]:
     """Return a write as the values of _FIELDS."""
     provenance = json.dumps(dict(write.provenance)) if write.provenance else None
-    head = (write.key, write.write_id, fingerprint(write), secrets.token_hex(8), write.if_match)
+    head = (write.key, write.write_id, fingerprint(write), write.if_match)
     if not isinstance(write, CommitWrite):
         return (*head, 0, "", "", None, None, None, None, provenance, None, False, False, None)
-    entry = entry_of(write, 0, "", 0, 0, None)
+    data, blob = write.data, write.blob
+    size = len(data) if data is not None else 0 if blob is None else blob.size
     # A large value may be an object: a search has to load it to see.
-    searchable = write.content_type == JSON and (write.data is None or write.data[:1] == b"{")
+    searchable = write.content_type == JSON and (data is None or data[:1] == b"{")
     return (
-        *head, entry.size, entry.sha256, entry.content_type, entry.signature, entry.schema_name, entry.schema_version,
-        None if write.ttl_seconds is None else round(write.ttl_seconds * 1_000_000), provenance,
-        None if write.blob is None else write.blob.id, searchable,
-        searchable and not plain and write.data is not None and projectable(write.data), write.data,
+        *head, size, write.sha256 or "", write.content_type, write.signature, write.schema_name,
+        write.schema_version, None if write.ttl_seconds is None else round(write.ttl_seconds * 1_000_000), provenance,
+        None if blob is None else blob.id, searchable,
+        searchable and not plain and data is not None and projectable(data), data,
     )  # fmt: skip
 
 
@@ -117,96 +122,100 @@ _SET: Final = """
     version = entry.version + 1, updated_us = clock.us, deleted = {deleted}, size = input.size, sha256 = input.sha256,
     content_type = input.content_type, signature = input.signature, schema_name = input.schema_name,
     schema_version = input.schema_version, provenance = input.provenance, searchable = input.searchable,
-    etag = (entry.version + 1) || '-' || input.token, replaced_blob_id = entry.blob_id, blob_id = input.blob_id"""
+    etag = (entry.version + 1) || input.mark, replaced_blob_id = entry.blob_id, blob_id = input.blob_id"""
 
 
 @lru_cache(maxsize=64)
-def _statement(kind: Kind, many: bool, vectors: bool) -> str:
-    # Values are taken from their array only where they are stored, so that no step in between carries them.
-    small = {name: of for name, of in _FIELDS.items() if name != "data"}
-    if many:
-        fields = ", ".join(f"%({name})b::{of}[]" for name, of in small.items())
-        source = f"SELECT * FROM unnest({fields}) WITH ORDINALITY AS one ({', '.join(small)}, n)"
-        data = "(%(data)b::bytea[])[input.n]"
-    else:
-        source = "SELECT " + ", ".join(f"%({name})s::{of} AS {name}" for name, of in small.items())
-        data = "%(data)s::bytea"
-    write = _DELETE if kind.verb == "delete" else (_put(kind) if kind.verb == "put" else _swap(kind))
+def _statement(kind: Kind, many: bool, vectors: bool) -> Statement:
+    write = _DELETE if kind.verb == "delete" else _put(kind) if kind.verb == "put" else _swap(kind)
     parts = [
-        f"WITH input AS ({source})",
+        f"WITH input AS ({_INPUT_MANY if many else _INPUT})",
         f"clock AS MATERIALIZED (SELECT {NOW} AS us)",
-        f"put AS ({write.replace('<data>', data)} RETURNING entry.key, entry.version, entry.etag, entry.created_us, "
-        "entry.updated_us, entry.expires_us, entry.replaced_blob_id)",
-        f"done AS ({_DONE_DELETE if kind.verb == 'delete' else _DONE})",
-        f"recorded AS ({_RECORD_MANY if many else _RECORD})",
-        f"retired AS ({retire('put, clock', '%(scope)s', 'put.replaced_blob_id', 'clock.us')})",
+        f"put AS ({write} RETURNING entry.key, entry.version, entry.etag, entry.created_us, entry.updated_us, "
+        "entry.expires_us, entry.replaced_blob_id)",
+        f"done AS (SELECT key, version, etag, created_us, updated_us, expires_us, <n> AS n FROM put "
+        f"{_NOTHING_TO_DELETE if kind.verb == 'delete' else ''})",
+        _RECORDED,
+        _RETIRED,
     ]
     if vectors:
-        parts.append(
-            "forgotten AS (DELETE FROM agent_memory.vector AS vector USING put WHERE vector.scope = %(scope)s "
-            "AND vector.key = put.key AND vector.version < put.version)"
-        )
+        parts.append(_FORGOTTEN)
     if kind.in_request:
-        parts.append(
-            "request AS (INSERT INTO agent_memory.scope AS scope (scope, last_write_us) SELECT %(scope)s, clock.us "
-            "FROM clock WHERE EXISTS (SELECT FROM done) ON CONFLICT (scope) DO UPDATE "
-            "SET last_write_us = greatest(scope.last_write_us, excluded.last_write_us))"
-        )
-    # All or none: dividing by zero undoes the statement.
-    all_done = "WHERE 1 / ((SELECT count(*) FROM done) = cardinality(%(key)b::text[]))::integer = 1"
-    return (
-        f"{', '.join(parts)} SELECT key, version, etag, created_us, updated_us, expires_us FROM done "
-        f"{all_done if many else ''}"
-    )
+        parts.append(_REQUEST)
+    text = f"{', '.join(parts)} SELECT key, version, etag, created_us, updated_us, expires_us FROM done"
+    if many:
+        # All or none: dividing by zero undoes the statement.
+        text += " WHERE 1 / ((SELECT count(*) FROM done) = cardinality(%(key)s::text[]))::integer = 1"
+    for name, one_or_many in _ONE_OR_MANY.items():
+        text = text.replace(f"<{name}>", one_or_many[many])
+    return positional(text)
 
 
-_RECORD: Final = """
-    INSERT INTO agent_memory.receipt (scope, write_id, fingerprint, at_us, version, etag, created_us, updated_us,
-        expires_us)
-    SELECT %(scope)s, %(write_id)s, %(fingerprint)s, clock.us, done.version, done.etag, done.created_us,
-        done.updated_us, done.expires_us FROM done, clock"""
-# Joining with what was given would compare each with each: such a plan knows nothing of how many there are.
-_RECORD_MANY: Final = (
-    _RECORD.replace("%(write_id)s", "(%(write_id)b::text[])[place.n]").replace(
-        "%(fingerprint)s", "(%(fingerprint)b::text[])[place.n]"
-    )
-    + """, LATERAL (SELECT array_position(%(key)b::text[], done.key COLLATE "C") AS n OFFSET 0) AS place"""
-)
-_DONE: Final = "SELECT key, version, etag, created_us, updated_us, expires_us FROM put"
+# Values are taken from where they were bound only when they are stored, so that no step in between carries them.
+_SMALL: Final = {name: of for name, of in _FIELDS.items() if name != "data"}
+_INPUT: Final = f"""
+    SELECT {", ".join(f"%({name})s::{of} AS {name}" for name, of in _SMALL.items())}, 1 AS n,
+        '-' || %(token)s::text AS mark"""
+_INPUT_MANY: Final = f"""
+    SELECT *, '-' || %(token)s::text || '-' || n AS mark
+    FROM unnest({", ".join(f"%({name})s::{of}[]" for name, of in _SMALL.items())})
+        WITH ORDINALITY AS one ({", ".join(_SMALL)}, n)"""
+# Given keys and ids are compared with each row, not joined: a plan that was made while there were few rows might read
+# all those of the scope. And what a written row was made from is known by its etag, so that nothing is looked for.
+_ONE_OR_MANY: Final = {
+    "key": ("%(key)s::text", "ANY(%(key)s::text[])"),
+    "write_id": ("%(write_id)s::text", "ANY(%(write_id)s::text[])"),
+    "n": ("1", "split_part(etag, '-', 3)::integer"),
+    "write_id of done": ("%(write_id)s::text", "(%(write_id)s::text[])[done.n]"),
+    "fingerprint of done": ("%(fingerprint)s::text", "(%(fingerprint)s::text[])[done.n]"),
+    "data": ("%(data)s::bytea", "(%(data)s::bytea[])[input.n]"),
+}
 _UNKNOWN: Final = (
-    "NOT EXISTS (SELECT FROM agent_memory.receipt AS receipt WHERE receipt.scope = %(scope)s "
-    "AND receipt.write_id = input.write_id)"
+    "NOT EXISTS (SELECT FROM agent_memory.receipt AS receipt WHERE receipt.scope = %(scope)s::text "
+    "AND receipt.write_id = <write_id>)"
 )
-_DONE_DELETE: Final = f"""{_DONE} UNION ALL SELECT input.key, NULL, '', 0, 0, NULL FROM input
-WHERE input.if_match IS NULL AND {_UNKNOWN} AND input.key NOT IN (SELECT put.key FROM put)"""
-_IN_ORDER: Final = '(SELECT * FROM input ORDER BY key COLLATE "C" OFFSET 0) AS input'
+_NOTHING_TO_DELETE: Final = f"""
+    UNION ALL SELECT input.key, NULL, '', 0, 0, NULL, input.n FROM input
+    WHERE input.if_match IS NULL AND {_UNKNOWN} AND input.key NOT IN (SELECT put.key FROM put)"""
+_RECORDED: Final = """
+    recorded AS (INSERT INTO agent_memory.receipt (scope, write_id, fingerprint, at_us, version, etag, created_us,
+        updated_us, expires_us)
+    SELECT %(scope)s::text, <write_id of done>, <fingerprint of done>, clock.us, done.version, done.etag,
+        done.created_us, done.updated_us, done.expires_us FROM done, clock)"""
+_RETIRED: Final = f"retired AS ({retire('put, clock', '%(scope)s::text', 'put.replaced_blob_id', 'clock.us')})"
+_FORGOTTEN: Final = """
+    forgotten AS (DELETE FROM agent_memory.vector AS vector WHERE vector.scope = %(scope)s::text
+    AND vector.key = <key> AND vector.version < (SELECT put.version FROM put WHERE put.key = vector.key))"""
+_REQUEST: Final = """
+    request AS (INSERT INTO agent_memory.scope AS scope (scope, last_write_us) SELECT %(scope)s::text, clock.us
+    FROM clock WHERE EXISTS (SELECT FROM done) ON CONFLICT (scope) DO UPDATE
+    SET last_write_us = greatest(scope.last_write_us, excluded.last_write_us))"""
+_IN_ORDER: Final = "(SELECT * FROM input ORDER BY n OFFSET 0) AS input"
 _PROJECTION: Final = "CASE WHEN input.projectable THEN convert_from(<data>, 'UTF8')::jsonb END"
 _CHUNK_SIZE: Final = "(SELECT blob.chunk_size FROM agent_memory.blob AS blob WHERE blob.id = input.blob_id)"
-
-
 _FLOOR: Final = "(SELECT scope.version_floor FROM agent_memory.scope AS scope WHERE scope.scope = {})"
 
 
 def _put(kind: Kind) -> str:
     kept = f"CASE WHEN {LIVE} THEN entry.{{0}} ELSE excluded.{{0}} END" if kind.keep_ttl else "excluded.{0}"
-    floor = _FLOOR.format("%(scope)s")
+    floor = _FLOOR.format("%(scope)s::text")
     if kind.in_request:
-        floor += ", " + _FLOOR.format("%(swept)s")
+        floor += ", " + _FLOOR.format("%(swept)s::text")
     return f"""
         INSERT INTO agent_memory.entry AS entry (scope, key, version, etag, size, sha256, content_type, signature,
             schema_name, schema_version, created_us, updated_us, expires_us, ttl_us, provenance, deleted, searchable,
             blob_id, chunk_size, projection, value)
-        SELECT %(scope)s, input.key, last.version + 1, (last.version + 1) || '-' || input.token, input.size,
+        SELECT %(scope)s::text, input.key, input.version, input.version || input.mark, input.size,
             input.sha256, input.content_type, input.signature, input.schema_name, input.schema_version, clock.us,
             clock.us, clock.us + input.ttl_us, input.ttl_us, input.provenance, false, input.searchable, input.blob_id,
             {_CHUNK_SIZE}, {_PROJECTION}, <data>
-        FROM clock, {_IN_ORDER}, LATERAL (SELECT greatest(0,
-            (SELECT seen.version FROM agent_memory.entry AS seen
-                WHERE seen.scope = %(scope)s AND seen.key = input.key),
-            {floor}) AS version OFFSET 0) AS last
+        FROM clock, (SELECT input.*, greatest(0, seen.version, {floor}) + 1 AS version FROM input
+            LEFT JOIN agent_memory.entry AS seen
+                ON seen.scope = %(scope)s::text AND seen.key = input.key AND seen.key = <key>
+            ORDER BY n OFFSET 0) AS input
         WHERE {_UNKNOWN}
         ON CONFLICT (scope, key) DO UPDATE SET version = entry.version + 1,
-            etag = (entry.version + 1) || '-' || split_part(excluded.etag, '-', 2), size = excluded.size,
+            etag = (entry.version + 1) || substr(excluded.etag, strpos(excluded.etag, '-')), size = excluded.size,
             sha256 = excluded.sha256, content_type = excluded.content_type, signature = excluded.signature,
             schema_name = excluded.schema_name, schema_version = excluded.schema_version,
             created_us = CASE WHEN {LIVE} THEN entry.created_us ELSE excluded.created_us END,
@@ -222,12 +231,12 @@ def _swap(kind: Kind) -> str:
     return f"""
         UPDATE agent_memory.entry AS entry SET {_SET.format(deleted="false")}, (expires_us, ttl_us) = ROW({kept}),
             chunk_size = {_CHUNK_SIZE}, projection = {_PROJECTION}, value = <data>
-        FROM {_IN_ORDER}, clock WHERE entry.scope = %(scope)s AND entry.key = input.key AND {LIVE}
-            AND entry.etag = input.if_match AND {_UNKNOWN}"""
+        FROM {_IN_ORDER}, clock WHERE entry.scope = %(scope)s::text AND entry.key = input.key AND entry.key = <key>
+            AND {LIVE} AND entry.etag = input.if_match AND {_UNKNOWN}"""
 
 
 _DELETE: Final = f"""
     UPDATE agent_memory.entry AS entry SET {_SET.format(deleted="true")}, expires_us = NULL, ttl_us = NULL,
         chunk_size = NULL, projection = NULL, value = NULL
-    FROM {_IN_ORDER}, clock WHERE entry.scope = %(scope)s AND entry.key = input.key AND {LIVE}
-        AND (input.if_match IS NULL OR entry.etag = input.if_match) AND {_UNKNOWN}"""
+    FROM {_IN_ORDER}, clock WHERE entry.scope = %(scope)s::text AND entry.key = input.key AND entry.key = <key>
+        AND {LIVE} AND (input.if_match IS NULL OR entry.etag = input.if_match) AND {_UNKNOWN}"""

@@ -193,6 +193,33 @@ def test_a_batch_with_one_failed_condition_changes_nothing(shared: PostgresCatal
         assert [row.entry.key for row in shared.list(List(scope, ""))] == ["there"]
 
 
+@pytest.mark.parametrize("kind", ["put", "swap", "delete"])
+def test_a_batch_planned_for_empty_tables_reads_no_more_rows_than_it_writes(
+    catalog: PostgresCatalog, address: str, kind: str
+) -> None:
+    def write(keys: list[str]) -> None:
+        entries = apply(catalog, *[commit(SCOPE, key) for key in keys])
+        if kind == "swap":
+            apply(catalog, *[commit(SCOPE, entry.key, if_match=entry.etag) for entry in entries])
+        if kind == "delete":
+            apply(catalog, *[Delete(SCOPE, key, uuid7()) for key in keys])
+
+    def rows_read() -> int:
+        # The only session: its plans are kept, and it counts when it is told to.
+        catalog._rows("SELECT pg_stat_force_next_flush()")  # pyright: ignore[reportPrivateUsage]
+        catalog.ping()
+        with psycopg.connect(address) as connection:
+            row = connection.execute("SELECT sum(idx_tup_read) FROM pg_stat_user_indexes").fetchone()
+            assert row is not None
+            return int(row[0])
+
+    for start in range(0, 3_000, 100):
+        write([f"k{n:04}" for n in range(start, start + 100)])
+    before = rows_read()
+    write([f"k{n:04}" for n in range(100)])
+    assert rows_read() - before < 2_000
+
+
 def test_operations_of_a_batch_on_one_key_are_carried_out_in_order(shared: PostgresCatalog, scope: Scope) -> None:
     first, read, gone, absent, again, page, hits = apply(
         shared,
