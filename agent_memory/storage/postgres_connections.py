@@ -7,6 +7,7 @@ failover has cut, so that the next attempt starts with a fresh one.
 
 from __future__ import annotations
 
+import random
 import re
 import threading
 import time
@@ -190,7 +191,7 @@ class Pool:
                 failure = self.failed(session, error)
                 if not failure.again or attempt == _ATTEMPTS or (failure.lost and attempt > 1):
                     raise failure.error from None
-                time.sleep(0.005 * attempt * (1 + hash(session) % 7 / 7) if not failure.lost else 0)
+                time.sleep(0.005 * attempt * random.uniform(1, 2) if not failure.lost else 0)
             except BaseException:
                 self.release(session)
                 raise
