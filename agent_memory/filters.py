@@ -4,12 +4,11 @@
 ``$and`` and ``$or`` combine whole filters. A field is first taken literally and then as a dotted path. Numbers compare
 as numbers, strings by code point; values of different types never compare, and a missing field matches nothing, not
 even ``$ne``. A value that is an object matches an object that has all its fields. What a field is compared with is
-JSON: no NaN, no infinity, no object of another type.
+JSON: no date, no object of another type. (NaN and infinity compare where no server is in between, which refuses them.)
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
@@ -104,21 +103,19 @@ def _comparisons(field: str, operand: Any, budget: _Budget) -> list[Comparison]:
 
 
 def _json(operand: Any) -> Any:
-    """Return an operand that JSON can hold. On its way to a server another one would be refused, or change its type."""
+    """Return an operand that is JSON: on its way to a server another one would change its type."""
     if not _is_json(operand):
-        raise InvalidRequestError("a filter compares with JSON: no NaN or infinity, no dates or other objects")
+        raise InvalidRequestError("a filter compares with JSON: no dates or other objects")
     return operand
 
 
 def _is_json(operand: Any) -> bool:
-    if isinstance(operand, float):
-        return math.isfinite(operand)
     if isinstance(operand, list | tuple):
         return all(map(_is_json, cast("Sequence[Any]", operand)))
     if isinstance(operand, Mapping):
         parts = cast("Mapping[Any, Any]", operand)
         return all(isinstance(name, str) for name in parts) and all(map(_is_json, parts.values()))
-    return operand is None or isinstance(operand, str | bool | int)
+    return operand is None or isinstance(operand, str | bool | int | float)
 
 
 def _sequence(operand: Any, name: str) -> Sequence[Any]:
