@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -170,6 +171,14 @@ def test_a_server_without_its_packages_says_which_extra_is_missing() -> None:
 
     assert done.returncode == 2
     assert "agent-memory[server]" in done.stderr
+
+
+def test_postgresql_without_its_driver_says_which_extra_is_missing(tmp_path: Path) -> None:
+    open_it = f"AgentMemory('postgresql://localhost/x', application='a', blobs={str(tmp_path)!r})"
+    done = run(f"{CORE_ONLY}from agent_memory import AgentMemory\n{open_it}")
+
+    assert done.returncode == 1
+    assert "agent-memory[postgres]" in done.stderr
 
 
 def test_importing_the_package_loads_no_http_client() -> None:
