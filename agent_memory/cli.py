@@ -29,6 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
+    except ImportError as error:
+        if error.name is not None:
+            raise
+        # One of ours, which says what to install.
+        print(f"agent-memory: {error}", file=sys.stderr)
+        return 2
     except AgentMemoryError as error:
         print(f"agent-memory: {error}", file=sys.stderr)
         return 2

@@ -72,10 +72,8 @@ def open_service(
 def _open_catalog(address: str, path: Path | None, durable: bool, busy_seconds: float) -> Catalog:
     if path is not None:
         return SqliteCatalog(path, durable=durable, busy_seconds=busy_seconds)
-    try:
-        from .storage.postgres import PostgresCatalog
-    except ModuleNotFoundError:
-        raise ImportError("PostgreSQL needs psycopg: pip install 'agent-memory[postgres]'") from None
+    from .storage.postgres import PostgresCatalog
+
     return PostgresCatalog(address)
 
 

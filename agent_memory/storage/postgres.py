@@ -10,8 +10,6 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
-import psycopg
-
 from ..errors import UnavailableError
 from ..messages import List, Scope
 from . import postgres_copy
@@ -31,7 +29,7 @@ from .catalog import (
 )
 from .migrations.postgres import VECTOR_SCHEMA, check_schema, migrate
 from .postgres_apply import Context, apply
-from .postgres_connections import Pool, Session, Settings
+from .postgres_connections import Pool, Session, Settings, psycopg
 from .postgres_rows import COLUMNS, DATABASE_TIME, NOW, live, to_row
 from .postgres_search import list_keys, list_segments
 from .postgres_sweep import BLOB_COLUMNS

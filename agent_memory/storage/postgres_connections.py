@@ -26,9 +26,11 @@ from ..errors import (
     UnavailableError,
 )
 
+# The catalog's other modules take psycopg from here, so that one place says what is missing.
 try:
     import psycopg
     from psycopg import conninfo, pq
+    from psycopg import sql as sql
     from psycopg.adapt import AdaptersMap, Dumper
     from psycopg.types.numeric import Int8BinaryDumper
 except ImportError:

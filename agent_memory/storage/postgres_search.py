@@ -12,13 +12,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, cast
 
 import pydantic_core
-from psycopg import sql
 
 from ..filters import AllOf, AnyOf, Comparison, Condition, matches, parse
 from ..keys import successor
 from ..messages import BATCH_INLINE_LIMIT, List, ListParents, Scope, Search
 from .catalog import LoadBlob, Row, ScoredRow
-from .postgres_connections import Session, Vector
+from .postgres_connections import Session, Vector, sql
 from .postgres_rows import COLUMNS, LIVE, key_range, to_row
 
 _FETCH: Final = 200

@@ -181,6 +181,14 @@ def test_postgresql_without_its_driver_says_which_extra_is_missing(tmp_path: Pat
     assert "agent-memory[postgres]" in done.stderr
 
 
+def test_a_migration_without_the_driver_says_which_extra_is_missing() -> None:
+    migrate = "from agent_memory.cli import main\nsys.exit(main(['migrate', '--database', 'postgresql://localhost/x']))"
+    done = run(CORE_ONLY + migrate)
+
+    assert done.returncode == 2
+    assert done.stderr == "agent-memory: PostgreSQL needs psycopg: pip install 'agent-memory[postgres]'\n"
+
+
 def test_importing_the_package_loads_no_http_client() -> None:
     done = run("import sys, agent_memory\nprint('httpx' in sys.modules, 'starlette' in sys.modules)")
 

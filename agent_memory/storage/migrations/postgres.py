@@ -10,10 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-import psycopg
-
 from ...errors import UnavailableError
-from ..postgres_connections import DUPLICATES, Connection, connect, translate
+from ..postgres_connections import DUPLICATES, Connection, connect, psycopg, translate
 
 PARTS: Final = 16
 _ATTEMPTS: Final = 20
