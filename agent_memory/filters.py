@@ -104,7 +104,11 @@ def _comparisons(field: str, operand: Any, budget: _Budget) -> list[Comparison]:
 
 def _json(operand: Any) -> Any:
     """Return an operand that is JSON: on its way to a server another one would change its type."""
-    if not _is_json(operand):
+    try:
+        sound = _is_json(operand)
+    except RecursionError:
+        sound = False
+    if not sound:
         raise InvalidRequestError("a filter compares with JSON: no dates or other objects")
     return operand
 

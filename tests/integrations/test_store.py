@@ -351,6 +351,10 @@ def test_pages_skip_what_is_no_item_wherever_it_stands(faced: Faced) -> None:
     assert [key for offset in range(0, 12, 5) for key in keys(faced.search(USER, limit=5, offset=offset))] == expected
 
 
+ENDLESS: list[Any] = []
+ENDLESS.append(ENDLESS)
+
+
 @pytest.mark.parametrize(
     ("filter", "expected"),
     [
@@ -381,6 +385,7 @@ def test_pages_skip_what_is_no_item_wherever_it_stands(faced: Faced) -> None:
         ({"n": {"$gt": 1, "x": 2}}, None),
         ({"$nor": []}, None),
         ({"nested": {"deep": [{1, 2}]}}, None),
+        ({"nested": ENDLESS}, None),
         ({"when": datetime(2026, 1, 2, tzinfo=UTC)}, None),
         ({"nested": {1: 2}}, None),
     ],
