@@ -299,13 +299,13 @@ def _pickled(value: Any) -> bytes:
 def decode_untyped(data: bytes, content_type: str, load_pickle: Callable[[], Any]) -> Any:
     """Return plain data for JSON, bytes for bytes, the object for a pickle with a valid signature."""
     if content_type == JSON:
-        return decode_json(data)
+        return _plain_data(data)
     if content_type == PICKLE:
         return load_pickle()
     return data
 
 
-def decode_json(data: bytes) -> Any:
+def _plain_data(data: bytes) -> Any:
     """Return the plain data that JSON stands for; raise DeserializationError if it is none."""
     try:
         # Nine times as fast as the standard library; but what is nested deeply, or holds a lone surrogate, it refuses.

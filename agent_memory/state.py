@@ -7,14 +7,14 @@ from typing import Any, TypeAlias, TypeVar, overload
 
 from . import messages
 from .client import Client
-from .codec import decode_json, decode_untyped, typed_codec
+from .codec import decode_untyped, typed_codec
 from .documents import AsyncDocument, Document
 from .drivers import Flow
 from .errors import ConflictError, DeserializationError
 from .filters import parse
 from .flows import alone, batch, call, check_bytes, delete_all, fetch
 from .keys import check_key, check_prefix
-from .messages import INLINE_LIMIT, JSON, PAGE_LIMIT, Entry, Found, List, Page, PrepareRead, Scope
+from .messages import INLINE_LIMIT, PAGE_LIMIT, Entry, Found, List, Page, PrepareRead, Scope
 from .operations import Delete, Get, Hit, Parents, Search, Set
 from .values import MISSING, Missing, Snapshot, Untyped, Values, etag_of
 from .vectors import pack_vector
@@ -108,8 +108,6 @@ class _StateFlows:
 
     def _decoded(self, value_type: Any, data: bytes, entry: Entry) -> Any:
         if value_type is None:
-            if entry.content_type == JSON:
-                return decode_json(data)
             return decode_untyped(data, entry.content_type, lambda: self._client.keyring.load(data, self._scope, entry))
         return self._values(entry.key, value_type).decode(data, entry)
 
