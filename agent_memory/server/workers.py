@@ -53,6 +53,7 @@ def run_workers(count: int, work: Callable[[bool], None]) -> None:
                 stop(signal.SIGTERM, None)
                 _wait_for(workers)
                 sys.exit(2)
+            # One that ends as soon as it has started is not started in a tight loop.
             time.sleep(max(0.0, _PAUSE_SECONDS - (time.monotonic() - ended.started)))
             if not stopping:
                 workers[_start(work, ended.core, announce=False)] = _Worker(ended.core, time.monotonic())
