@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.faults.processes import Child, Report
+from tests.support.s3_stand import Stand
+from tests.support.stores import ThreadServer
+from tests.support.strict_s3 import StrictS3
 
 Start = Callable[..., Child]
 
@@ -57,7 +60,6 @@ def serve(report: Report, database: Path, log: Path) -> None:
 def start_server(start: Start, tmp_path: Path) -> Callable[[Path], Server]:
     """``start_server(database)`` serves a store on a free port of this machine."""
     # Imported before the fork: the child has no second to spend on it.
-    pytest.importorskip("uvicorn")
     import agent_memory.server.run  # noqa: F401
 
     count = 0
@@ -83,3 +85,23 @@ def start_server(start: Start, tmp_path: Path) -> Callable[[Path], Server]:
 def server(start_server: Callable[[Path], Server], database: Path) -> Server:
     """A server of ``database`` alone, in the place of the one that other tests share."""
     return start_server(database)
+
+
+# -- an object store with faults ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[StrictS3]:
+    """An object store of the test's own, with an environment that leads to it."""
+    with StrictS3() as s3:
+        for name, text in s3.environment().items():
+            monkeypatch.setenv(name, text)
+        yield s3
+
+
+@pytest.fixture
+def stand(s3: StrictS3, thread_server: ThreadServer, tmp_path: Path) -> Iterator[Stand]:
+    """A server and embedded stores whose large values lie there."""
+    stand = Stand(s3, thread_server, tmp_path)
+    yield stand
+    stand.close()

@@ -25,7 +25,9 @@ from agent_memory.flows import call
 from agent_memory.ids import uuid7
 from agent_memory.messages import Blob, Chunk, CommitWrite, PrepareWrite, PutChunk, Scope
 from agent_memory.storage.blobs import GRACE_SECONDS
+from agent_memory.storage.postgres_connections import Settings
 from tests.faults.processes import counter_of, value
+from tests.support.api import wait_for
 from tests.support.balancer import Balancer
 from tests.support.cluster import Cluster
 from tests.support.models import Counter
@@ -374,6 +376,12 @@ def test_a_server_stays_alive_while_postgresql_answers_nothing(
     assert memory.app_state.get("key") == 3
 
 
+def waiting_for_locks(watch: psycopg.Connection[Any]) -> int:
+    row = watch.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'").fetchone()
+    assert row is not None
+    return row[0]
+
+
 def test_a_server_without_a_free_connection_says_when_to_come_back(
     fragile: dict[str, Cluster], address: str, open_memory: Callable[..., AgentMemory], application: str
 ) -> None:
@@ -393,9 +401,9 @@ def test_a_server_without_a_free_connection_says_when_to_come_back(
             return http.post(f"{path}/{verb}", json=body), time.monotonic() - began
 
         deletes = [pool.submit(post, "delete", {"state_key": "key"}) for _ in range(30)]
-        time.sleep(0.5)
+        watch = stack.enter_context(psycopg.connect(address, autocommit=True))
+        wait_for(lambda: waiting_for_locks(watch) == Settings().connections)
         reads = [pool.submit(post, "prepare_read", {"state_key": "key"}) for _ in range(10)]
-        time.sleep(0.2)
         status, seconds, _ = timed_get(f"{server.url}/healthz")
         answered = [future.result() for future in (*deletes, *reads)]
         holder.rollback()

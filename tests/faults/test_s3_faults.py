@@ -6,7 +6,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -19,10 +19,7 @@ from agent_memory.errors import AgentMemoryError
 from agent_memory.messages import PrepareWrite, PutChunk, Scope
 from agent_memory.storage.blobs import GRACE_SECONDS
 from tests.support.s3_stand import CHUNK, KIB, Stand
-from tests.support.stores import ThreadServer
 from tests.support.strict_s3 import ACCESS_KEY, SECRET_KEY, Fault, StrictS3, seeded
-
-pytest.importorskip("obstore")
 
 WEATHER: Final = {
     Fault.REFUSED: 0.04,
@@ -37,21 +34,6 @@ WEATHER: Final = {
 }
 SCOPE: Final = Scope("default", "a")
 WORKERS: Final = 8
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[StrictS3]:
-    with StrictS3() as s3:
-        for name, text in s3.environment().items():
-            monkeypatch.setenv(name, text)
-        yield s3
-
-
-@pytest.fixture
-def stand(s3: StrictS3, thread_server: ThreadServer, tmp_path: Path) -> Iterator[Stand]:
-    stand = Stand(s3, thread_server, tmp_path)
-    yield stand
-    stand.close()
 
 
 def lying_only_where_s3_may(seed: int) -> Callable[[str, str], Fault | None]:

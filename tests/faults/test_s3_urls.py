@@ -21,25 +21,8 @@ from tests.support.s3_stand import CHUNK, KIB, Stand
 from tests.support.stores import ThreadServer
 from tests.support.strict_s3 import ACCESS_KEY, BUCKET, SECRET_KEY, StrictS3
 
-pytest.importorskip("obstore")
-
 SCOPE = Scope("default", "a")
 LARGE = os.urandom(200 * KIB)
-
-
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[StrictS3]:
-    with StrictS3() as s3:
-        for name, text in s3.environment().items():
-            monkeypatch.setenv(name, text)
-        yield s3
-
-
-@pytest.fixture
-def stand(s3: StrictS3, thread_server: ThreadServer, tmp_path: Path) -> Iterator[Stand]:
-    stand = Stand(s3, thread_server, tmp_path)
-    yield stand
-    stand.close()
 
 
 @pytest.fixture

@@ -8,14 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-
-from tests.support.server import ServerProcess
-
-pytest.importorskip("tensorlake")
-
 from tensorlake.applications.blob_store import BLOBStore
 from tensorlake.applications.internal_logger import InternalLogger
 from tensorlake.applications.request_context.http_client.context import RequestContextHTTPClient
+
+from tests.support.server import ServerProcess
 
 
 @dataclass

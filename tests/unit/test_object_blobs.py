@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +17,6 @@ from agent_memory.storage import object_blobs
 from agent_memory.storage.blobs import BlobObject
 from agent_memory.storage.object_blobs import ObjectBlobs
 from tests.support.strict_s3 import ACCESS_KEY, BUCKET, REGION, SECRET_KEY, Fault, StrictS3, once, seeded
-
-pytest.importorskip("obstore")
 
 ID = "0198c0de-0000-7000-8000-0000000000ab"
 DATA = bytes(range(256)) * 40
@@ -47,7 +46,7 @@ def strict(s3: StrictS3) -> ObjectBlobs:
 
 @pytest.fixture(scope="module")
 def moto_url() -> Iterator[str]:
-    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server = importlib.import_module("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
@@ -393,8 +392,8 @@ def test_google_and_azure_are_reached_by_their_schemes(monkeypatch: pytest.Monke
 
 
 def test_the_strict_store_takes_what_another_library_signs(s3: StrictS3) -> None:
-    botocore: Any = pytest.importorskip("botocore.session")
-    config = pytest.importorskip("botocore.config").Config(
+    botocore: Any = importlib.import_module("botocore.session")
+    config = importlib.import_module("botocore.config").Config(
         s3={"addressing_style": "path"},
         signature_version="s3v4",
         request_checksum_calculation="when_required",

@@ -265,7 +265,6 @@ def test_processes_that_store_their_first_pickle_at_once_agree_on_the_key(tmp_pa
 def test_without_a_key_a_pickle_is_refused_and_the_error_names_the_ways_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pytest.importorskip("agent_memory.transports.http")
     monkeypatch.delenv("AGENT_MEMORY_SIGNING_KEYS", raising=False)
     # Nothing listens there: the value is refused before anything is sent.
     with (
