@@ -8,11 +8,12 @@ from typing import Final
 from .errors import InvalidRequestError, LimitExceededError
 from .filters import parse
 from .keys import check_key, check_prefix, check_request_id
-from .messages import PAGE_LIMIT, CommitWrite, Delete, List, Search
+from .messages import PAGE_LIMIT, CommitWrite, Delete, List, ListParents, Search
 
 MAX_PROVENANCE_BYTES: Final = 4_096
 MAX_DIMENSIONS: Final = 8_192
 MAX_VECTORS: Final = 256
+MAX_PATTERNS: Final = 100
 MAX_TTL_SECONDS: Final = 100 * 366 * 86_400.0
 
 
@@ -32,6 +33,18 @@ def check_search(request: Search) -> None:
     if request.vector is not None:
         check_vector(request.vector)
     parse(request.filter)
+
+
+def checked_parents(request: ListParents) -> ListParents:
+    check_limit(request.limit)
+    check_prefix(request.prefix)
+    if request.offset < 0:
+        raise InvalidRequestError("offset must not be negative")
+    if request.depth is not None and request.depth < 1:
+        raise InvalidRequestError("depth must be at least 1")
+    if len(request.patterns) > MAX_PATTERNS:
+        raise LimitExceededError(f"a listing may have at most {MAX_PATTERNS} patterns")
+    return request
 
 
 def check_vector(vector: bytes) -> None:

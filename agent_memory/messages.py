@@ -6,7 +6,7 @@ on every call: a frozen dataclass takes five times as long.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -213,7 +213,7 @@ class Search(NamedTuple):
     """Find the JSON objects under ``prefix`` that fulfil ``filter`` -> list of Hits.
 
     The newest change first; with ``vector`` the most similar first, and those without vectors behind them. Ties are
-    broken by key. ``filter`` is what ``filters.parse`` takes.
+    broken by key. ``filter`` is what ``filters.parse`` takes. ``nested`` leaves out keys without a ``/``.
     """
 
     scope: Scope
@@ -224,15 +224,37 @@ class Search(NamedTuple):
     vector: bytes | None = None
     max_inline_size: int = 0
     refresh_ttl: bool = False
+    nested: bool = False
+
+
+class Pattern(NamedTuple):
+    """The segments that a parent starts with, or with ``at_end`` ends with; None stands for any one."""
+
+    segments: tuple[str | None, ...]
+    at_end: bool = False
+
+    def fits(self, segments: Sequence[str]) -> bool:
+        """Say whether a parent of these segments is one of those meant."""
+        count = len(self.segments)
+        if count > len(segments):
+            return False
+        part = segments[len(segments) - count :] if self.at_end else segments[:count]
+        return all(wanted is None or wanted == segment for wanted, segment in zip(self.segments, part, strict=True))
 
 
 class ListParents(NamedTuple):
-    """List the distinct parents (a key up to its last ``/``) of the JSON objects under ``prefix`` -> SegmentPage."""
+    """List the distinct parents (a key up to its last ``/``) of the JSON objects under ``prefix`` -> SegmentPage.
+
+    Those that fit all ``patterns``, cut to ``depth`` segments; ``offset`` of them are skipped.
+    """
 
     scope: Scope
     prefix: str
     cursor: str | None = None
     limit: int = 100
+    patterns: tuple[Pattern, ...] = ()
+    depth: int | None = None
+    offset: int = 0
 
 
 class Batch(NamedTuple):

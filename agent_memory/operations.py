@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from .messages import Entry
+from .messages import Entry, Pattern
 from .values import MISSING, Missing, Snapshot
 
 T = TypeVar("T")
@@ -51,7 +51,8 @@ class Search(NamedTuple):
 
     The newest change comes first; with a ``vector``, the most similar. ``filter`` compares fields, such as
     ``{"sport": "run", "km": {"$gte": 5}}``, with $eq $ne $gt $gte $lt $lte $in, combined by $and and $or; a field is
-    taken literally first and then as a dotted path, and one that is missing matches nothing.
+    taken literally first and then as a dotted path, and one that is missing matches nothing. ``nested`` leaves out
+    keys without a ``/``.
     """
 
     prefix: str
@@ -60,14 +61,22 @@ class Search(NamedTuple):
     offset: int = 0
     vector: Sequence[float] | None = None
     refresh_ttl: bool = False
+    nested: bool = False
 
 
 class Parents(NamedTuple):
-    """List the distinct parents (a key up to its last ``/``) of the JSON objects under ``prefix`` -> list of str."""
+    """List the distinct parents (a key up to its last ``/``) of the JSON objects under ``prefix`` -> list of str.
+
+    Only those that fit all ``patterns``, cut to ``depth`` segments. They are in byte order: those after ``after``, of
+    which ``offset`` are skipped.
+    """
 
     prefix: str = ""
     after: str | None = None
     limit: int = 1_000
+    patterns: Sequence[Pattern] = ()
+    depth: int | None = None
+    offset: int = 0
 
 
 class Hit(NamedTuple, Generic[T]):

@@ -12,9 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
-from .checks import check_limit, check_scope, check_search, check_write, checked_list
+from .checks import check_limit, check_scope, check_search, check_write, checked_list, checked_parents
 from .errors import AgentMemoryError, ConflictError, InvalidRequestError, LimitExceededError, ProtocolError
 from .ids import uuid7
 from .keys import check_key, check_prefix
@@ -62,6 +62,8 @@ DEAD_SECONDS: Final = 86_400
 RECEIPT_SECONDS: Final = 3_600
 TOMBSTONE_SECONDS: Final = 86_400
 REQUEST_SECONDS: Final = 7 * 86_400
+
+_Listing = TypeVar("_Listing", List, ListParents)
 
 _SWEEP_EVERY_SECONDS: Final = 60.0
 _SMALL_SWEEP: Final = 100
@@ -331,9 +333,7 @@ class StateService:
             case List():
                 return _one_more(checked_list(request))
             case ListParents():
-                check_limit(request.limit)
-                check_prefix(request.prefix)
-                return request._replace(limit=request.limit + 1)
+                return _one_more(checked_parents(request))
             case Search():
                 check_search(request)
                 return request
@@ -465,7 +465,7 @@ def _us(seconds: int) -> int:
     return seconds * 1_000_000
 
 
-def _one_more(request: List) -> List:
+def _one_more(request: _Listing) -> _Listing:
     return request._replace(limit=request.limit + 1)
 
 

@@ -81,14 +81,17 @@ class _StateFlows:
                 return commit._replace(vectors=tuple(map(pack_vector, vectors))) if vectors else commit
             case Delete(key, expected, reason):
                 return self._values(key, None).deletion(expected, reason)
-            case Search(prefix, condition, limit, offset, vector, refresh_ttl):
+            case Search(prefix, condition, limit, offset, vector, refresh_ttl, nested):
                 parse(condition)  # what JSON would change on its way to a server is refused here
                 packed = None if vector is None else pack_vector(vector)
                 return messages.Search(
-                    self._scope, check_prefix(prefix), condition, limit, offset, packed, INLINE_LIMIT, refresh_ttl
+                    self._scope, check_prefix(prefix), condition, limit, offset, packed, INLINE_LIMIT, refresh_ttl,
+                    nested,
+                )  # fmt: skip
+            case Parents(prefix, after, limit, patterns, depth, offset):
+                return messages.ListParents(
+                    self._scope, check_prefix(prefix), after, limit, tuple(patterns), depth, offset
                 )
-            case Parents(prefix, after, limit):
-                return messages.ListParents(self._scope, check_prefix(prefix), after, limit)
 
     def _hits(self, found: Sequence[messages.Hit]) -> Flow[list[Hit[Any]]]:
         hits: list[Hit[Any]] = []

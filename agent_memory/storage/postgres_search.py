@@ -16,11 +16,12 @@ import pydantic_core
 from ..filters import AllOf, AnyOf, Comparison, Condition, matches, parse
 from ..keys import successor
 from ..messages import BATCH_INLINE_LIMIT, List, ListParents, Scope, Search
-from .catalog import LoadBlob, Row, ScoredRow
+from .catalog import LoadBlob, Row, ScoredRow, chosen_parents
 from .postgres_connections import Session, Vector, sql
 from .postgres_rows import COLUMNS, LIVE, key_range, to_row
 
 _FETCH: Final = 200
+_MANY: Final = 1_000
 _ORDERED: Final = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 
 
@@ -69,16 +70,22 @@ def list_segments(
 
 
 def list_parents(session: Session, request: ListParents, now: int | None) -> list[str]:
-    """Return distinct parents after the cursor, in byte order, at most ``limit``."""
+    """Return a page of names; see ``messages.ListParents``."""
     where, values = key_range(request.scope, request.prefix)
     # Trimming from the right every character that is no slash leaves the key up to its last one.
     statement = (
         "SELECT parent FROM (SELECT DISTINCT rtrim(entry.key, replace(entry.key, '/', '')) COLLATE \"C\" AS parent "
         f"FROM agent_memory.entry AS entry WHERE {where} AND {LIVE} AND entry.searchable "
-        "AND strpos(entry.key, '/') > 0) AS found WHERE parent > %(cursor)s ORDER BY parent LIMIT %(limit)s"
+        "AND strpos(entry.key, '/') > 0) AS found WHERE parent > %(cursor)s ORDER BY parent"
     )
-    values |= {"cursor": request.cursor or "", "limit": request.limit, "now": now}
-    return [row[0] for row in session.rows(statement, values)]
+    values |= {"cursor": request.cursor or "", "now": now}
+    if not request.patterns and request.depth is None:
+        rows = session.rows(f"{statement} LIMIT {request.offset + request.limit}", values)
+        return chosen_parents(request, (row[0] for row in rows))
+    with session.connection.transaction(), session.connection.cursor("parents", binary=True) as cursor:
+        cursor.itersize = _MANY
+        cursor.execute(cast(Any, statement), values)
+        return chosen_parents(request, (row[0] for row in cursor))
 
 
 # -- search ----------------------------------------------------------------------------------------------------------
@@ -180,11 +187,13 @@ def _where(request: Search, condition: AllOf, now: int | None) -> tuple[str, dic
 
 
 def _place(request: Search) -> str:
-    """Return the condition that a key is under the prefix, with the values in the statement itself.
+    """Return the condition that a key is one of those searched, with the values in the statement itself.
 
     A plan is made without knowing what is bound, and a good one depends on how many keys there are.
     """
     where, values = key_range(request.scope, request.prefix)
+    if request.nested:
+        where += " AND strpos(entry.key, '/') > 0"
     return where % {name: sql.Literal(value).as_string().replace("%", "%%") for name, value in values.items()}
 
 

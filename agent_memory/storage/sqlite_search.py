@@ -16,7 +16,7 @@ import pydantic_core
 from ..errors import InvalidRequestError
 from ..filters import AllOf, AnyOf, Comparison, Condition, matches, parse
 from ..messages import JSON, CommitWrite, ListParents, Search
-from .catalog import LoadBlob, Row, ScoredRow
+from .catalog import LoadBlob, Row, ScoredRow, chosen_parents
 from .sqlite_rows import COLUMNS, IS_LIVE, all_rows, key_range, to_row
 
 _SQL_OPERATORS: Final = {"$eq": "=", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
@@ -44,7 +44,7 @@ def _newest_page(connection: apsw.Connection, request: Search, now: int) -> list
 
     Looking whether a row is an object takes as long as finding it, so only those that are fetched are looked at.
     """
-    where, bindings = key_range(request.scope, request.prefix)
+    where, bindings = _place(request)
     newer, sample = _newer_than_a_sample(connection, request, now)
     # Only rowids are sorted: sorting rows with their values takes twice as long.
     places = f"SELECT rowid AS place FROM entry WHERE {where}{newer} AND {IS_LIVE} {_NEWEST_FIRST} LIMIT ?"
@@ -67,7 +67,7 @@ def _newer_than_a_sample(connection: apsw.Connection, request: Search, now: int)
 
     Whatever rows one takes, the tenth newest of all is not older than the tenth newest of these.
     """
-    where, bindings = key_range(request.scope, request.prefix)
+    where, bindings = _place(request)
     if not all_rows(connection, f"SELECT 1 FROM entry WHERE {where} LIMIT 1 OFFSET {_MANY}", bindings):
         return "", []
     sample = f"SELECT updated_us FROM entry WHERE {where} AND {IS_LIVE} ORDER BY key DESC LIMIT {_SAMPLE}"
@@ -88,6 +88,12 @@ def _newest(connection: apsw.Connection, request: Search, condition: AllOf, now:
             yield row
 
 
+def _place(request: Search) -> tuple[str, list[Any]]:
+    """Return the condition that a key is one of those searched, and its bindings."""
+    where, bindings = key_range(request.scope, request.prefix)
+    return (f"{where} AND instr(key, '/') > 0" if request.nested else where), bindings
+
+
 def _row_at(connection: apsw.Connection, rowid: int) -> Row:
     return to_row(all_rows(connection, f"SELECT {COLUMNS} FROM entry WHERE rowid = ?", (rowid,))[0])
 
@@ -97,7 +103,7 @@ def _over_candidates(
     before: Sequence[Any] = (), after: Sequence[Any] = (),
 ) -> list[Any]:  # fmt: skip
     """Run a statement in which ``{}`` stands for the condition of rows that may be hits."""
-    where, bindings = key_range(request.scope, request.prefix)
+    where, bindings = _place(request)
     # A row that a filter holds for is an object; without one, the first byte tells.
     where = f"{where} AND {IS_LIVE} AND {_IS_JSON if condition.terms else _IS_OBJECT}"
     narrow, values = _narrow(condition)
@@ -160,7 +166,7 @@ def _best_scores(
         before, after = [vector, request.scope.path], [len(vector), most]
         rows = _over_candidates(connection, sql, request, condition, now, before=before, after=after)
     else:
-        where, bindings = key_range(request.scope, request.prefix)
+        where, bindings = _place(request)
         rows = all_rows(connection, sql.replace("{}", where), (vector, *bindings, len(vector), most))
     # A vector of zeros is similar to nothing: it has no score, and sorts last.
     scored = [(key, score) for key, score in rows if score is not None]
@@ -244,7 +250,7 @@ def _same_in_sql(field: str, operand: Any) -> bool:
 
 
 def list_parents(connection: apsw.Connection, request: ListParents, now: int) -> list[str]:
-    """Return distinct parents after the cursor, in byte order, at most ``limit``."""
+    """Return a page of names; see ``messages.ListParents``."""
     where, bindings = key_range(request.scope, request.prefix)
     # Trimming from the right every character that is no slash leaves the key up to its last one. The parents come from
     # the index alone; only whether one of a parent's own keys is live is looked up in the rows.
@@ -252,11 +258,12 @@ def list_parents(connection: apsw.Connection, request: ListParents, now: int) ->
         "WITH known AS MATERIALIZED (SELECT DISTINCT rtrim(key, replace(key, '/', '')) AS parent FROM entry "
         f"WHERE {where} AND instr(key, '/') > 0) SELECT parent FROM known WHERE parent > ? AND EXISTS ("
         "SELECT 1 FROM entry WHERE scope = ? AND key > parent AND key < substr(parent, 1, length(parent) - 1) || '0' "
-        f"AND instr(substr(key, length(parent) + 1), '/') = 0 AND {IS_LIVE} AND {_IS_OBJECT}) ORDER BY parent LIMIT ?"
+        f"AND instr(substr(key, length(parent) + 1), '/') = 0 AND {IS_LIVE} AND {_IS_OBJECT}) ORDER BY parent"
     )
-    cursor = "" if request.cursor is None else request.cursor
-    rows = all_rows(connection, sql, (*bindings, cursor, request.scope.path, now, request.limit))
-    return [str(row[0]) for row in rows]
+    rows: Any = cast(Any, connection).execute(sql, (*bindings, request.cursor or "", request.scope.path, now))
+    names = chosen_parents(request, (row[0] for row in rows))
+    rows.close()
+    return names
 
 
 # -- vectors ---------------------------------------------------------------------------------------------------------

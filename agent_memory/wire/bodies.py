@@ -105,6 +105,7 @@ class _Search(TypedDict):
     vector: NotRequired[Vector | None]
     max_inline_size: NotRequired[Size | None]
     refresh_ttl: NotRequired[bool | None]
+    nested: NotRequired[bool | None]
 
 
 @with_config(_STRICT)
@@ -112,6 +113,19 @@ class _Names(TypedDict):
     prefix: str
     cursor: NotRequired[str | None]
     limit: NotRequired[Size | None]
+
+
+@with_config(_STRICT)
+class PatternBody(TypedDict):
+    segments: list[str | None]
+    at_end: NotRequired[bool | None]
+
+
+@with_config(_STRICT)
+class _Parents(_Names):
+    patterns: NotRequired[list[PatternBody] | None]
+    depth: NotRequired[Number | None]
+    offset: NotRequired[Size | None]
 
 
 @with_config(_STRICT)
@@ -147,6 +161,10 @@ class NamesBody(_Names, _Call): ...
 
 
 @with_config(_STRICT)
+class ParentsBody(_Parents, _Call): ...
+
+
+@with_config(_STRICT)
 class ReadOperation(_Read):
     verb: Literal["prepare_read"]
 
@@ -172,7 +190,7 @@ class SearchOperation(_Search):
 
 
 @with_config(_STRICT)
-class ListParentsOperation(_Names):
+class ListParentsOperation(_Parents):
     verb: Literal["list_parents"]
 
 
@@ -295,7 +313,7 @@ VERBS: Final[Mapping[str, Verb]] = {
     "delete": Verb(Delete, TypeAdapter(DeleteBody), TypeAdapter(DeleteReply)),
     "list": Verb(List, TypeAdapter(ListBody), TypeAdapter(ListReply)),
     "list_segments": Verb(ListSegments, TypeAdapter(NamesBody), TypeAdapter(SegmentsReply)),
-    "list_parents": Verb(ListParents, TypeAdapter(NamesBody), TypeAdapter(SegmentsReply)),
+    "list_parents": Verb(ListParents, TypeAdapter(ParentsBody), TypeAdapter(SegmentsReply)),
     "search": Verb(Search, TypeAdapter(SearchBody), TypeAdapter(SearchReply)),
     "batch": Verb(Batch, TypeAdapter(BatchBody), TypeAdapter(BatchReply)),
 }

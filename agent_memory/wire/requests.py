@@ -22,6 +22,7 @@ from ..messages import (
     ListParents,
     ListSegments,
     Message,
+    Pattern,
     PrepareRead,
     PrepareWrite,
     Scope,
@@ -125,6 +126,8 @@ def _encode_search(message: Search) -> dict[str, Any]:
         body["offset"] = message.offset
     if message.refresh_ttl:
         body["refresh_ttl"] = True
+    if message.nested:
+        body["nested"] = True
     _add(body, filter=message.filter, vector=None if message.vector is None else to_base64(message.vector))
     return body
 
@@ -132,6 +135,16 @@ def _encode_search(message: Search) -> dict[str, Any]:
 def _encode_names(message: ListSegments | ListParents) -> dict[str, Any]:
     body: dict[str, Any] = {"prefix": message.prefix, "limit": message.limit}
     _add(body, cursor=message.cursor)
+    return body
+
+
+def _encode_parents(message: ListParents) -> dict[str, Any]:
+    body = _encode_names(message)
+    if message.patterns:
+        body["patterns"] = [{"segments": list(one.segments), "at_end": one.at_end} for one in message.patterns]
+    if message.offset:
+        body["offset"] = message.offset
+    _add(body, depth=message.depth)
     return body
 
 
@@ -152,7 +165,7 @@ _ENCODERS: Final[Mapping[str, Callable[[Any], dict[str, Any]]]] = {
     "delete": _encode_delete,
     "list": _encode_list,
     "list_segments": _encode_names,
-    "list_parents": _encode_names,
+    "list_parents": _encode_parents,
     "search": _encode_search,
     "batch": _encode_batch,
 }
@@ -313,7 +326,10 @@ def _decode_segments(scope: Scope, body: Any, _: str | None) -> ListSegments:
 
 
 def _decode_parents(scope: Scope, body: Any, _: str | None) -> ListParents:
-    return ListParents(scope, body["prefix"], body.get("cursor"), _limit(body))
+    patterns = tuple(Pattern(tuple(one["segments"]), one.get("at_end") or False) for one in body.get("patterns") or ())
+    return ListParents(
+        scope, body["prefix"], body.get("cursor"), _limit(body), patterns, body.get("depth"), body.get("offset") or 0
+    )
 
 
 def _decode_search(scope: Scope, body: Any, _: str | None) -> Search:
@@ -327,6 +343,7 @@ def _decode_search(scope: Scope, body: Any, _: str | None) -> Search:
         None if vector is None else _vector(vector),
         body.get("max_inline_size") or 0,
         body.get("refresh_ttl") or False,
+        body.get("nested") or False,
     )
 
 

@@ -27,7 +27,7 @@ from agent_memory.operations import Delete, Get, Hit, Parents, Search, Set
 
 from .indexing import Index
 from .item_schemas import SchemaRules, item_name
-from .namespaces import checked, fixed_part, from_parent, from_state_key, matches, to_prefix, to_state_key
+from .namespaces import checked, common_start, from_parent, from_state_key, to_pattern, to_prefix, to_state_key
 
 PAGE: Final = 1_000
 """Operations in one transaction, hits of one search and namespaces of one listing, at most."""
@@ -64,7 +64,7 @@ def carry_out(ops: Iterable[Op], index: Index | None, rules: SchemaRules) -> Flo
     """Carry out a batch -> results in the order of the operations.
 
     Reads see what was there before the batch; then the puts apply, of several to one item the last. It is one
-    transaction of at most 1,000 operations; more, or reads that may take several pages together with puts, take
+    transaction of at most 1,000 operations; more, or a read of more than 1,000 results together with puts, take
     several: the reads come first.
     """
     given = list(ops)
@@ -177,22 +177,13 @@ class _SearchRead:
         namespace = checked(op.namespace_prefix)
         self.query = op.query
         self.result: list[SearchItem] = []
+        self.paged = op.limit > PAGE
         self._rules, self._limit = rules, op.limit
-        # In the whole store a search also finds state keys of one segment, which are no items: it is skipped through
-        # here, where they can be told apart. Below a namespace there are none, and the store does the skipping.
-        self._skip = 0 if namespace else op.offset
-        self.paged = self._left > PAGE or not namespace
-        self.wanted: list[Search] = []
-        if op.limit:
-            first = Search(
-                to_prefix(namespace), op.filter, min(self._left, PAGE), op.offset if namespace else 0, None,
-                bool(op.refresh_ttl),
-            )  # fmt: skip
-            self.wanted = [first]
-
-    @property
-    def _left(self) -> int:
-        return self._limit - len(self.result) + self._skip
+        # A state key of one segment is no item.
+        first = Search(
+            to_prefix(namespace), op.filter, min(op.limit, PAGE), op.offset, None, bool(op.refresh_ttl), not namespace
+        )
+        self.wanted: list[Search] = [first] if op.limit else []
 
     def look_for(self, vector: Sequence[float]) -> None:
         """Search by similarity."""
@@ -202,57 +193,36 @@ class _SearchRead:
         (asked,), self.wanted = self.wanted, []
         (hits,) = replies
         for value, entry, score in hits:
-            place = from_state_key(entry.key)
-            if place is None or not _is_item(value, entry):
-                continue
-            if self._skip:
-                self._skip -= 1
-                continue
-            self._rules.report(*place, value)
-            self.result.append(SearchItem(*place, value, entry.created_at, entry.updated_at, score))
-        if len(hits) == asked.limit and self._left:
-            self.wanted = [asked._replace(offset=asked.offset + len(hits), limit=min(self._left, PAGE))]
+            namespace, key = from_state_key(entry.key)
+            self._rules.report(namespace, key, value)
+            self.result.append(SearchItem(namespace, key, value, entry.created_at, entry.updated_at, score))
+        left = self._limit - len(self.result)
+        if len(hits) == asked.limit and left:
+            self.wanted = [asked._replace(offset=asked.offset + len(hits), limit=min(left, PAGE))]
 
 
 class _Listing:
     def __init__(self, op: ListNamespacesOp) -> None:
         if op.offset < 0 or op.limit < 0 or (op.max_depth is not None and op.max_depth < 1):
             raise InvalidRequestError("limit and offset must not be negative, max_depth must be at least 1")
-        self._conditions = tuple(op.match_conditions or ())
-        for condition in self._conditions:
-            matches(condition, ())  # an unknown kind of condition fails before anything is sent
-        self._depth, self._skip, self._limit = op.max_depth, op.offset, op.limit
-        self._last: tuple[str, ...] | None = None
+        conditions = [to_pattern(condition) for condition in op.match_conditions or ()]
+        start = common_start(conditions)
+        prefix = "".join(f"{segment}/" for segment in start)
+        # What the prefix says already need not be looked at name by name.
+        patterns = [pattern for pattern in conditions if pattern.at_end or not pattern.fits(start)]
         self.result: list[tuple[str, ...]] = []
-        fixed = fixed_part(self._conditions)
-        # Where every namespace below these labels is one of the result, as many are enough as it is to have.
-        every = op.max_depth is None and all(
-            condition.match_type == "prefix" and matches(condition, fixed) for condition in self._conditions
-        )
-        shown = op.offset + op.limit
-        self.paged = not every or shown > PAGE
-        self.wanted = [Parents(to_prefix(fixed), None, PAGE if self.paged else shown)] if op.limit else []
+        self.paged = op.limit > PAGE
+        self._limit = op.limit
+        first = Parents(prefix, None, min(op.limit, PAGE), patterns, op.max_depth, op.offset)
+        self.wanted = [first] if op.limit else []
 
     def take(self, replies: list[list[str]]) -> None:
         (asked,), self.wanted = self.wanted, []
-        (parents,) = replies
-        for parent in parents:
-            namespace = from_parent(parent)
-            if not all(matches(condition, namespace) for condition in self._conditions):
-                continue
-            shown = namespace[: self._depth]
-            # In the order of state keys, the namespaces that begin alike stand together.
-            if shown == self._last:
-                continue
-            self._last = shown
-            if self._skip:
-                self._skip -= 1
-                continue
-            self.result.append(shown)
-            if len(self.result) == self._limit:
-                return
-        if len(parents) == asked.limit:
-            self.wanted = [asked._replace(after=parents[-1])]
+        (names,) = replies
+        self.result += map(from_parent, names)
+        left = self._limit - len(self.result)
+        if len(names) == asked.limit and left:
+            self.wanted = [asked._replace(after=names[-1], offset=0, limit=min(left, PAGE))]
 
 
 def _is_item(value: object, entry: Entry) -> bool:

@@ -11,6 +11,8 @@ from functools import lru_cache
 
 from langgraph.store.base import GetOp, InvalidNamespaceError, MatchCondition, validate_op_namespace
 
+from agent_memory.operations import Pattern
+
 
 def escape(name: str) -> str:
     """Return a label or key as one segment of a state key."""
@@ -36,10 +38,10 @@ def to_prefix(namespace: tuple[str, ...]) -> str:
     return "".join(f"{escape(label)}/" for label in namespace)
 
 
-def from_state_key(state_key: str) -> tuple[tuple[str, ...], str] | None:
-    """Return the namespace and key of an item; None for a state key of one segment, which is no item."""
+def from_state_key(state_key: str) -> tuple[tuple[str, ...], str]:
+    """Return the namespace and key of an item; its state key has two segments or more."""
     parent, slash, key = state_key.rpartition("/")
-    return (from_parent(parent + slash), unescape(key)) if slash else None
+    return from_parent(parent + slash), unescape(key)
 
 
 @lru_cache(4_096)
@@ -69,15 +71,25 @@ def _checked(labels: Sequence[str]) -> tuple[str, ...]:
     return namespace
 
 
-def matches(condition: MatchCondition, namespace: tuple[str, ...]) -> bool:
-    """Say whether a namespace starts or ends with a path, in which ``*`` stands for any one label."""
+def to_pattern(condition: MatchCondition) -> Pattern:
+    """Return what a condition says of state keys; ``*`` stands for any one label."""
     if condition.match_type not in ("prefix", "suffix"):
         raise ValueError(f"Unsupported match type: {condition.match_type!r}; there are 'prefix' and 'suffix'.")
-    path = tuple(condition.path)
-    if len(path) > len(namespace):
-        return False
-    part = namespace[: len(path)] if condition.match_type == "prefix" else namespace[len(namespace) - len(path) :]
-    return fits(path, part)
+    segments = tuple(None if label == "*" else escape(label) for label in condition.path)
+    return Pattern(segments, at_end=condition.match_type == "suffix")
+
+
+def common_start(patterns: Iterable[Pattern]) -> list[str]:
+    """Return the segments that whatever fits all these patterns starts with."""
+    longest: list[str] = []
+    for pattern in patterns:
+        start: list[str] = []
+        for segment in () if pattern.at_end else pattern.segments:
+            if segment is None:
+                break
+            start.append(segment)
+        longest = max(longest, start, key=len)
+    return longest
 
 
 def fits(pattern: Sequence[str], namespace: Sequence[str]) -> bool:
@@ -85,14 +97,3 @@ def fits(pattern: Sequence[str], namespace: Sequence[str]) -> bool:
     return len(pattern) == len(namespace) and all(
         wanted in ("*", label) for wanted, label in zip(pattern, namespace, strict=True)
     )
-
-
-def fixed_part(conditions: Iterable[MatchCondition]) -> tuple[str, ...]:
-    """Return the labels that every namespace under these conditions starts with."""
-    longest: tuple[str, ...] = ()
-    for condition in conditions:
-        if condition.match_type == "prefix":
-            path = tuple(condition.path)
-            fixed = path[: path.index("*")] if "*" in path else path
-            longest = max(longest, fixed, key=len)
-    return longest

@@ -29,8 +29,7 @@ class AgentMemoryStore(BaseStore):
     names whatever stands there. Thread-safe, sync and async on the same instance; it does not close the memory.
 
     A batch is one transaction and one round trip: reads see what was there before it, then the puts apply, all or
-    none, the last one per item. (Only more than 1,000 operations, or puts together with a read that may need several
-    pages, take several: a search of the whole store, namespaces by suffix, ``*`` or depth, more than 1,000 results.)
+    none, the last one per item. (Only more than 1,000 operations, or a read of more than 1,000 results, take several.)
     Searches give the newest change first, ties by key; with a query and an index the most similar first, then what has
     no vectors, with ``score=None``. Filters are those of ``agent_memory.operations.Search``. Expired items are never
     returned.

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from agent_memory import ConflictError, InvalidKeyError, LimitExceededError, SerializationError
-from agent_memory.operations import Delete, Get, Set
+from agent_memory import ConflictError, InvalidKeyError, InvalidRequestError, LimitExceededError, SerializationError
+from agent_memory.operations import Delete, Get, Parents, Pattern, Search, Set
 from tests.support.models import Profile
 
 LARGE = b"x" * 200_000
@@ -90,6 +90,58 @@ def test_vectors_go_with_the_value_that_a_batch_leaves(memory: Any) -> None:
     scores = {hit.entry.key: hit.score for hit in memory.app_state.search("x/", vector=[0.0, 1.0])}
 
     assert scores == {"x/1": None, "x/2": pytest.approx(1.0)}
+
+
+def test_parents_are_chosen_by_patterns_depth_and_place(memory: Any) -> None:
+    keys = ["a/b/1", "a/b/2", "a/b/c/1", "a/d/b/1", "a%2Fx/b/1", "ab/1", "b/1", "top"]
+    memory.app_state.batch([*(Set(key, {"n": 1}) for key in keys), Set("t/text", "no object"), Set("gone/1", {})])
+
+    def listed(*args: Any, **options: Any) -> list[str]:
+        deleted, found = memory.app_state.batch([Delete("gone/1"), Parents(*args, **options)])
+        assert deleted is None or deleted.deleted
+        return found
+
+    assert listed() == ["a%2Fx/b/", "a/b/", "a/b/c/", "a/d/b/", "ab/", "b/"]
+    assert listed("a/") == ["a/b/", "a/b/c/", "a/d/b/"]
+    assert listed(patterns=[Pattern(("a",))]) == ["a/b/", "a/b/c/", "a/d/b/"]
+    assert listed(patterns=[Pattern((None, "b"))]) == ["a%2Fx/b/", "a/b/", "a/b/c/"]
+    assert listed(patterns=[Pattern(("b",), at_end=True)]) == ["a%2Fx/b/", "a/b/", "a/d/b/", "b/"]
+    assert listed(patterns=[Pattern(("b", None), at_end=True), Pattern(("a",))]) == ["a/b/c/"]
+    assert listed(patterns=[Pattern((None,) * 4)]) == []
+    assert listed(depth=1) == ["a%2Fx/", "a/", "ab/", "b/"]
+    assert listed(depth=2, patterns=[Pattern(("a",))]) == ["a/b/", "a/d/"]
+    assert listed(depth=1, limit=2, offset=1) == ["a/", "ab/"]
+    assert listed(after="a/", depth=1, limit=1) == ["ab/"]
+    assert listed(after="a/b/", limit=2, offset=1) == ["a/d/b/", "ab/"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"depth": 0}, InvalidRequestError),
+        ({"offset": -1}, InvalidRequestError),
+        ({"limit": 0}, InvalidRequestError),
+        ({"patterns": [Pattern(("a",))] * 101}, LimitExceededError),
+    ],
+    ids=["depth", "offset", "limit", "patterns"],
+)
+def test_a_listing_of_parents_that_makes_no_sense_is_refused(memory: Any, wrong: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        memory.app_state.batch([Set("key", 1), Parents(**wrong)])
+
+    assert memory.app_state.get("key") is None
+
+
+def test_a_search_may_leave_out_keys_of_one_segment(memory: Any) -> None:
+    memory.app_state.batch([Set(key, {"n": 1}, vectors=[[1.0, 0.0]]) for key in ("top", "a/1", "b/c/1", "z")])
+    everything: list[Any] = [Search(""), Search("", {"n": 1}), Search("", vector=[1.0, 0.0])]
+    all_hits = memory.app_state.batch(everything)
+    nested = memory.app_state.batch([search._replace(nested=True) for search in everything])
+    second = memory.app_state.batch([search._replace(nested=True, offset=1) for search in everything])
+
+    assert [sorted(hit.entry.key for hit in hits) for hits in all_hits] == [["a/1", "b/c/1", "top", "z"]] * 3
+    assert [sorted(hit.entry.key for hit in hits) for hits in nested] == [["a/1", "b/c/1"]] * 3
+    assert second == [hits[1:] for hits in nested]
 
 
 def test_an_empty_batch_does_nothing(memory: Any) -> None:

@@ -264,8 +264,11 @@ def test_a_batch_is_one_message(memory: Any, faced: Faced) -> None:
         (ListNamespacesOp(match_conditions=(MatchCondition("prefix", ("user",)),), limit=1_000), [USER]),
         (ListNamespacesOp(match_conditions=(MatchCondition("prefix", USER), MatchCondition("prefix", ("*",)))), [USER]),
         (ListNamespacesOp(limit=3, offset=1), []),
+        (ListNamespacesOp(match_conditions=(MatchCondition("suffix", ("*", USER[-1])),)), [USER]),
+        (ListNamespacesOp(match_conditions=(MatchCondition("prefix", ("*", USER[-1])),)), [USER]),
+        (ListNamespacesOp(max_depth=1), [USER[:1]]),
     ],
-    ids=["all", "prefix", "two conditions", "offset"],
+    ids=["all", "prefix", "two conditions", "offset", "suffix", "any label", "depth"],
 )
 def test_a_batch_of_puts_and_a_listing_is_one_message_too(
     memory: Any, faced: Faced, listing: ListNamespacesOp, expected: list[Any]
@@ -277,6 +280,17 @@ def test_a_batch_of_puts_and_a_listing_is_one_message_too(
     assert results == [None, None, expected]
     assert len(transport.sent) == 1
     assert faced.list_namespaces() == [(*USER, "new")]
+
+
+def test_a_batch_of_puts_and_a_search_of_the_whole_store_is_one_message_too(memory: Any, faced: Faced) -> None:
+    faced.put(USER, "old", {"n": 0})
+    faced.put(USER, "older", {"n": 0})
+    faced.memory.app_state.set("top", {"n": 0})
+    transport = put_between(memory, Between)
+    *_, found = faced.batch([PutOp(USER, "new", {"n": 0}), SearchOp((), filter={"n": 0}, offset=1)])
+
+    assert keys(found) == ["old"]
+    assert len(transport.sent) == 1
 
 
 @pytest.mark.parametrize("listing", [ListNamespacesOp(max_depth=1, limit=2_000), ListNamespacesOp(limit=1_002)])

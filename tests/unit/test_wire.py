@@ -36,6 +36,7 @@ from agent_memory.messages import (
     Maintenance,
     Message,
     Page,
+    Pattern,
     PrepareRead,
     PrepareWrite,
     Scope,
@@ -99,9 +100,13 @@ filters = st.none() | st.dictionaries(
     text, text | st.integers(-(2**63), 2**63 - 1) | st.booleans() | st.none(), max_size=3
 )
 searches = st.builds(
-    Search, scopes, text, filters, sizes, sizes, st.none() | st.binary(max_size=8), sizes, st.booleans()
+    Search, scopes, text, filters, sizes, sizes, st.none() | st.binary(max_size=8), sizes, st.booleans(), st.booleans()
 )
-parents = st.builds(ListParents, scopes, text, st.none() | text, sizes)
+patterns = st.builds(Pattern, st.lists(st.none() | text, max_size=3).map(tuple), st.booleans())
+parents = st.builds(
+    ListParents, scopes, text, st.none() | text, sizes, st.lists(patterns, max_size=2).map(tuple),
+    st.none() | st.integers(1, 2**53), sizes,
+)  # fmt: skip
 operations = reads | commits | deletes | lists | searches | parents
 messages = (
     operations
