@@ -156,6 +156,13 @@ class StateService:
             return False, None
         return True, Found(row.entry, row.data, None)
 
+    def takes_turns(self, message: Message) -> bool:
+        """Say whether a message waits for the others of its kind: a file has one writer at a time."""
+        if not isinstance(self.catalog, SqliteCatalog):
+            return False
+        kind = type(message)
+        return kind is CommitWrite or kind is Delete or (isinstance(message, Batch) and has_writes(message.operations))
+
     def list(self, request: List) -> Page:
         return self._page(request, self.catalog.list(_one_more(checked_list(request))))
 

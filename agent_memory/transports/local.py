@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,6 +19,17 @@ from ..service import StateService
 _THREADS: Final = 40
 
 
+class _Threads:
+    """The threads of one event loop: many, and one for what takes turns anyway.
+
+    Of many that wait for one lock, those that have it already get it again, and the others are left waiting.
+    """
+
+    def __init__(self) -> None:
+        self.many = ThreadPoolExecutor(_THREADS, "agent-memory")
+        self.one = ThreadPoolExecutor(1, "agent-memory-write")
+
+
 class LocalTransport:
     """Carries messages to a service; in async code writes and files go to a thread and are not abandoned there."""
 
@@ -25,7 +37,7 @@ class LocalTransport:
         self.service = service
         self._on_close = on_close
         # An event loop's threads end with it, and are none of a forked child's.
-        self._threads: WeakKeyDictionary[asyncio.AbstractEventLoop, ThreadPoolExecutor] = WeakKeyDictionary()
+        self._threads: WeakKeyDictionary[asyncio.AbstractEventLoop, _Threads] = WeakKeyDictionary()
 
     def send(self, message: Message, deadline: float) -> Any:
         return self.service.handle(message)
@@ -36,7 +48,12 @@ class LocalTransport:
             answered, found = self.service.read_at_once(message)
             if answered:
                 return found
-        return await self._on_a_thread(self.service.handle, message)
+        return await self._on_a_thread(self.service.takes_turns(message), self._handle, message, deadline)
+
+    def _handle(self, message: Message, deadline: float) -> Any:
+        if time.monotonic() > deadline:
+            raise UnavailableError("the time for this call ran out while others were carried out")
+        return self.service.handle(message)
 
     def close(self) -> None:
         self.service.close()
@@ -44,9 +61,9 @@ class LocalTransport:
             self._on_close()
 
     async def aclose(self) -> None:
-        await self._on_a_thread(self.close)
+        await self._on_a_thread(False, self.close)
 
-    async def _on_a_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    async def _on_a_thread(self, in_turn: bool, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function on a thread and wait for its end even if the task is cancelled meanwhile.
 
         An abandoned write would land behind its caller's back, over a later one perhaps.
@@ -56,8 +73,8 @@ class LocalTransport:
         loop = asyncio.get_running_loop()
         threads = self._threads.get(loop)
         if threads is None:
-            threads = self._threads[loop] = ThreadPoolExecutor(_THREADS, "agent-memory")
-        call = loop.run_in_executor(threads, function, *arguments)
+            threads = self._threads[loop] = _Threads()
+        call = loop.run_in_executor(threads.one if in_turn else threads.many, function, *arguments)
         try:
             return await asyncio.shield(call)
         except asyncio.CancelledError:

@@ -185,3 +185,37 @@ def test_a_short_deadline_ends_a_write_that_has_to_wait(tmp_path: Path) -> None:
 
         assert 0.1 < took < 0.8
         memory.app_state.set("key", 3)
+
+
+def test_many_tasks_that_wait_for_their_turn_end_by_their_deadline(tmp_path: Path) -> None:
+    database = tmp_path / "memory.db"
+
+    async def run() -> None:
+        async with AsyncAgentMemory(database, application="faults", timeout=1.0) as memory:
+            await memory.app_state.set("key", 1)
+            other = apsw.Connection(str(database))
+            other.execute("BEGIN IMMEDIATE").fetchall()
+            began = time.monotonic()
+            writes = [asyncio.create_task(memory.app_state.set(f"k{number}", 1)) for number in range(30)]
+            await asyncio.sleep(0.1)
+            assert await memory.app_state.get_many(["key", "other"]) == {"key": 1}
+            assert time.monotonic() - began < 0.5, "a read waited for the writes"
+            results = await asyncio.gather(*writes, return_exceptions=True)
+            took = time.monotonic() - began
+            other.execute("ROLLBACK").fetchall()
+            other.close()
+
+            assert all(isinstance(result, UnavailableError) for result in results)
+            assert took < 1.8
+            await memory.app_state.set("key", 3)
+
+    asyncio.run(run())
+
+
+def test_the_writes_of_an_event_loop_take_turns_in_the_order_they_came(database: Path) -> None:
+    async def run() -> list[int]:
+        async with AsyncAgentMemory(database, application="faults") as memory:
+            entries = await asyncio.gather(*(memory.app_state.set("key", number) for number in range(100)))
+            return [entry.version for entry in entries]
+
+    assert asyncio.run(run()) == list(range(1, 101))
