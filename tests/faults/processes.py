@@ -78,6 +78,7 @@ class Child:
             _run(Report(theirs, orders), function, args)
         os.close(theirs)
         os.close(orders)
+        self._open = [self._pipe, self._orders]
 
     def go(self) -> None:
         """Let it go on from its next ``report.wait()``."""
@@ -135,12 +136,15 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         self._reap()
-        return list(self.reports())
+        reports = list(self.reports())
+        self._close_pipes()
+        return reports
 
     def join(self, timeout: float = 60) -> list[tuple[Any, ...]]:
         """Wait for its end and return the rest of its reports; fail if it failed."""
         reports = list(self.reports(timeout))
         assert self._reap() == 0, "the child process was ended by something else"
+        self._close_pipes()
         return reports
 
     def close(self) -> None:
@@ -149,8 +153,12 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
             self._reap()
-        os.close(self._pipe)
-        os.close(self._orders)
+        self._close_pipes()
+
+    def _close_pipes(self) -> None:
+        """Let go of the pipes: a test may start a thousand children, and ``select`` takes no higher descriptor."""
+        while self._open:
+            os.close(self._open.pop())
 
     def _reap(self) -> int:
         if self._reaped is None:
