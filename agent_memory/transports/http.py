@@ -28,6 +28,7 @@ from ..keys import check_scope_name
 from ..messages import Backup, Check, CommitWrite, GetRange, Message, PutChunk, Scope, SetTimes, Sweep
 from ..wire import encode_request
 from ..wire.requests import scope_of
+from .cancellation import end_of
 from .exchanges import ApiCall, Download, Exchange, Slices, Upload
 
 _CONNECT_SECONDS: Final = 5.0
@@ -122,14 +123,7 @@ class HttpTransport:
         """Answer a message from the event loop, in one attempt."""
         request, exchange = self._start(message, deadline)
         try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                response = await self._async_pool().handle_async_request(request)
-                try:
-                    exchange.begin(response.status_code, response.headers)
-                    async for part in cast(AsyncIterable[bytes], response.stream):
-                        exchange.feed(part)
-                finally:
-                    await response.aclose()
+            await _Call(self._async_pool(), request, exchange).end(deadline)
             failure = None
         except _FAILURES as error:
             failure = _failure(error, message, deadline)
@@ -244,6 +238,41 @@ class HttpTransport:
         if pool is not None:
             await pool.aclose()
         self.close()
+
+
+class _Call:
+    """A request in a task of its own, which is cancelled at most once and never while it gives its connection back.
+
+    httpcore guards that with anyio's shield, which does not hold off asyncio's ``Task.cancel()``: a connection whose
+    return was cancelled counts as taken for ever.
+    """
+
+    def __init__(self, pool: httpx.AsyncHTTPTransport, request: httpx.Request, exchange: Exchange) -> None:
+        self._closing = False
+        self._task = asyncio.ensure_future(self._run(pool, request, exchange))
+
+    async def _run(self, pool: httpx.AsyncHTTPTransport, request: httpx.Request, exchange: Exchange) -> None:
+        response = await pool.handle_async_request(request)
+        try:
+            exchange.begin(response.status_code, response.headers)
+            async for part in cast(AsyncIterable[bytes], response.stream):
+                exchange.feed(part)
+        finally:
+            self._closing = True
+            await response.aclose()
+
+    async def end(self, deadline: float) -> None:
+        """Wait until the exchange is over; raise TimeoutError if it is not by the deadline."""
+        try:
+            await asyncio.wait([self._task], timeout=deadline - time.monotonic())
+        finally:
+            if not self._task.done():
+                if not self._closing:
+                    self._task.cancel()
+                await end_of(self._task)
+        if self._task.cancelled():
+            raise TimeoutError
+        self._task.result()
 
 
 def _close_from_outside(loop: asyncio.AbstractEventLoop, pool: httpx.AsyncHTTPTransport) -> None:

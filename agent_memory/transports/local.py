@@ -6,15 +6,13 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any, Final
 from weakref import WeakKeyDictionary
-
-import anyio
 
 from ..errors import UnavailableError
 from ..messages import Message, PrepareRead
 from ..service import StateService
+from .cancellation import end_of
 
 _THREADS: Final = 40
 
@@ -78,13 +76,7 @@ class LocalTransport:
         try:
             return await asyncio.shield(call)
         except asyncio.CancelledError:
-            # anyio would go on cancelling without its own shield, which does not hold off asyncio's Task.cancel().
-            with anyio.CancelScope(shield=True):
-                while not call.done():
-                    with suppress(asyncio.CancelledError):
-                        await asyncio.wait([call])
-            # Its error, if it has one, is nobody's any more.
-            _ = call.cancelled() or call.exception()
+            await end_of(call)
             raise
 
 

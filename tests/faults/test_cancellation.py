@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import httpx
 import pytest
 
 from agent_memory import AsyncAgentMemory
@@ -115,6 +116,30 @@ def test_many_writes_cancelled_at_once_leave_one_whole_value_each(address: str) 
                         assert counter_of(data) == round_number
                     elif data is not None:
                         assert counter_of(data) <= round_number
+
+    asyncio.run(run())
+
+
+def test_cancelled_calls_give_their_connections_back(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So few that none may be lost: the pool of a client that lives for months has a hundred.
+    monkeypatch.setattr("agent_memory.transports.http._LIMITS", httpx.Limits(max_connections=2))
+    address = request.getfixturevalue("server").url
+    dice = random.Random(33)
+
+    async def run() -> None:
+        async with AsyncAgentMemory(address, application="faults", chunk_size=100_000, timeout=5.0) as memory:
+            for size in (300, 250_000):
+                longest = 1.2 * await time_of(lambda size=size: memory.app_state.set("key", value(1, size)))
+                for number in range(150):
+                    task = asyncio.create_task(memory.app_state.set("key", value(number, size)))
+                    for _ in range(1 + number % 3):
+                        await asyncio.sleep(dice.uniform(0, longest))
+                        task.cancel()
+                    await asyncio.gather(task, return_exceptions=True)
+            await memory.app_state.set("key", "last")
+            assert await memory.app_state.get("key") == "last"
 
     asyncio.run(run())
 
