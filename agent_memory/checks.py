@@ -52,6 +52,12 @@ def check_vector(vector: bytes) -> None:
         raise InvalidRequestError(f"a vector is 1 to {MAX_DIMENSIONS} little-endian 32-bit floats")
 
 
+def check_type(value: object, kinds: type | tuple[type, ...], what: str) -> None:
+    """Raise InvalidRequestError, which says what the value is to be, for one that no type checker has seen."""
+    if not isinstance(value, kinds):
+        raise InvalidRequestError(f"{what}, not {type(value).__name__}")
+
+
 def check_limit(limit: int) -> None:
     if not 0 < limit <= PAGE_LIMIT:
         raise InvalidRequestError(f"limit must be 1 to {PAGE_LIMIT}")

@@ -12,11 +12,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from .copying import copy
-from .errors import AgentMemoryError
+from .errors import AgentMemoryError, InvalidRequestError
 from .keys import check_scope_name
 from .maintenance import backup, blob_folder, check, signing_key_file
 from .memory import AgentMemory
-from .opening import open_service
+from .opening import POSTGRES_SCHEMES, open_service, scheme_of
 from .service import StateService
 from .storage.blobs import FileBlobs
 from .storage.sqlite import SqliteCatalog
@@ -137,6 +137,10 @@ def _serve(options: argparse.Namespace) -> int:
             raise
         print(f"agent-memory: {_NEEDS_SERVER}", file=sys.stderr)
         return 2
+    if options.database is not None and scheme_of(options.database) not in POSTGRES_SCHEMES:
+        raise InvalidRequestError("--database is a postgresql:// address; --data names a file")
+    if options.database is None and scheme_of(options.data) is not None:
+        raise InvalidRequestError("--data is the path of a database file; --database takes postgresql://")
     serve(
         Options(
             options.database or options.data,
@@ -227,6 +231,8 @@ def _import_langgraph(options: argparse.Namespace) -> int:
             raise
         print("agent-memory: this needs pip install 'agent-memory[langchain]'", file=sys.stderr)
         return 2
+    # Before the target is opened, which makes a new file.
+    _refuse_missing(options.source)
     # A token on the command line would stand in the process list.
     token = os.environ.get("AGENT_MEMORY_TOKEN") if options.to.startswith("http") else None
     with (

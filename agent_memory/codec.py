@@ -79,6 +79,7 @@ class TypedCodec(Generic[T]):
         self._to_json = self._adapter.serializer.to_json
         self._validate_json: Callable[[bytes], T] = self._adapter.validator.validate_json
         self._nests_models = _nests_models(value_type)
+        self._type = value_type
         self.type_name = _type_name(value_type)
         self.schema_name = schema_name(value_type) if _is_model(value_type) else None
         self._raw = value_type is bytes
@@ -94,7 +95,7 @@ class TypedCodec(Generic[T]):
         decoded = _validated(self._validate_json, data)
         if isinstance(decoded, _Invalid):
             raise SerializationError(
-                f"what would be written could not be read back as {self.type_name}: {_join(decoded.problems)}"
+                f"what would be written could not be read back as {_a(self.type_name)}: {_join(decoded.problems)}"
             )
         if self._nests_models:
             _refuse_cut_models(value, decoded, self.type_name)
@@ -115,15 +116,21 @@ class TypedCodec(Generic[T]):
         if any(kind == "json_invalid" for _, kind in decoded.problems):
             raise DeserializationError("the stored bytes are not JSON; raw() reads them")
         raise SchemaError(
-            f"the stored value is not a {self.type_name}: {_join(decoded.problems)}", problems=decoded.problems
+            f"the stored value is not {_a(self.type_name)}: {_join(decoded.problems)}", problems=decoded.problems
         )
 
     def _dump(self, value: T) -> bytes:
         try:
             return self._to_json(value, by_alias=True, round_trip=True, warnings="error")
         except (ValueError, TypeError, RecursionError, AttributeError) as error:
-            kind = type(error).__name__
-        raise SerializationError(f"the value is not a {self.type_name}: {kind}")
+            problem = type(error).__name__
+        # Outside the handler: Pydantic's text repeats the value, and must not be this error's context.
+        if isinstance(self._type, type) and not isinstance(value, self._type):
+            raise SerializationError(f"expected {_a(self.type_name)}, not {_a(type(value).__name__)}")
+        if isinstance(value, BaseModel):
+            found = _validated(lambda fields: self._adapter.validate_python(fields, strict=True), dict(value))
+            problem = _join(found.problems) if isinstance(found, _Invalid) else problem
+        raise SerializationError(f"the value is not {_a(self.type_name)}: {problem}")
 
 
 class _Invalid(NamedTuple):
@@ -163,6 +170,10 @@ def _is_model(value_type: object) -> bool:
     return isinstance(value_type, type) and (
         issubclass(value_type, BaseModel) or dataclasses.is_dataclass(cast(object, value_type))
     )
+
+
+def _a(name: str) -> str:
+    return f"{'an' if name[:1] in 'AEIOUaeiou' else 'a'} {name}"
 
 
 def _type_name(value_type: Any) -> str:

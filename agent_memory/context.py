@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
+from .checks import check_type
 from .client import Client, ambient_provenance
 from .errors import NoRequestContextError
 from .keys import check_request_id
@@ -117,6 +118,8 @@ def _current() -> tuple[Client, str, Mapping[str, str]]:
 @contextmanager
 def open_request(client: Client, request_id: str, labels: Mapping[str, str]) -> Generator[None]:
     """Make a request the current one of this thread or task."""
+    for name, label in labels.items():
+        check_type(label, str, f"{name} is a str")
     # A request within a request keeps what it does not say anew, such as the agent.
     bound = {**(ambient_provenance.get() or {}), "request_id": check_request_id(request_id), **labels}
     request = _open.set((client, request_id, bound))

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar, overload
 from .drivers import Flow
 from .errors import InvalidRequestError
 from .messages import Entry
-from .values import MISSING, Missing, Snapshot, Values, with_fields
+from .values import MISSING, Missing, Snapshot, Values, has_field, with_fields
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -27,6 +27,13 @@ class _DocumentFlows(Generic[T]):
     def _update(
         self, change: Callable[[T], Any] | None, default: Any, reason: str | None, fields: dict[str, Any]
     ) -> Flow[Snapshot[T]]:
+        if change is None:
+            for name, given in (("default", default is not MISSING), ("reason", reason is not None)):
+                if given and has_field(self._values.value_type, name):
+                    # It cannot be told whether the field or the option is meant.
+                    raise InvalidRequestError(f"the model has a field {name!r} itself: give a function that changes it")
+        elif not callable(change):
+            raise InvalidRequestError("update takes a function or fields; set() writes a whole value")
         if (change is None) == (not fields):
             raise InvalidRequestError("update takes either a function or fields")
         return self._values.update(change or with_fields(self._values.value_type, fields), default, reason)

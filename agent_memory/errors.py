@@ -24,7 +24,7 @@ wire uses.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 
 class AgentMemoryError(Exception):
@@ -36,6 +36,11 @@ class AgentMemoryError(Exception):
         super().__init__(message)
         if code is not None:
             self.code = code
+
+    def about(self, what: str) -> Self:
+        """Say what the error is about: a key, a file."""
+        self.args = (f"{what}: {self.args[0]}", *self.args[1:])
+        return self
 
 
 class InvalidKeyError(AgentMemoryError, ValueError):

@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequenc
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
+from types import NoneType, TracebackType
 from typing import Any, Final, Self
 
+from .checks import check_type
 from .client import Client, Config
 from .context import AsyncRequestContext, RequestContext, open_request
 from .entities import AsyncEntity, Entity, entity_page
@@ -69,6 +70,7 @@ class _Opener:
             raise InvalidRequestError(f"timeout must be above 0 and at most {MAX_TIMEOUT_SECONDS:.0f} seconds")
         if chunk_size < MIN_CHUNK_BYTES or not 1 <= parallelism <= 64:
             raise InvalidRequestError(f"chunk_size must be at least {MIN_CHUNK_BYTES} bytes, parallelism 1 to 64")
+        check_type(token, (str, NoneType), "token is a str")
         address = os.fspath(url)
         scheme = scheme_of(address)
         if scheme not in HTTP_SCHEMES and (token is not None or blob_hosts):

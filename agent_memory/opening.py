@@ -20,6 +20,7 @@ from .storage.sqlite_connections import BUSY_SECONDS
 from .transports.local import LocalTransport
 
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_HOST_AND_PORT: Final = re.compile(r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]):[0-9]+/?")
 POSTGRES_SCHEMES: Final = ("postgresql", "postgres")
 HTTP_SCHEMES: Final = ("http", "https")
 VOLATILE: Final = "memory"
@@ -35,6 +36,10 @@ def scheme_of(address: str) -> str | None:
         raise InvalidRequestError("memory:// stands alone: each one is a private, volatile store")
     if not address:
         raise InvalidRequestError("the address is empty")
+    if address == ":memory:":
+        raise InvalidRequestError("a volatile store is called memory://")
+    if _HOST_AND_PORT.fullmatch(address):
+        raise InvalidRequestError(f"{address} looks like a server's address: put http:// in front of it")
     return scheme
 
 
@@ -80,7 +85,7 @@ def _open_catalog(address: str, path: Path | None, durable: bool, busy_seconds: 
 def _open_blobs(path: Path | None, blobs: str | None, durable: bool) -> BlobStore:
     if blobs is None:
         if path is None:
-            raise InvalidRequestError("say where large values lie: blobs= a folder, or s3://bucket/prefix")
+            raise InvalidRequestError("say where large values lie: blobs is a folder, or s3://bucket/prefix")
         return FileBlobs(blob_folder(path), durable=durable)
     if _SCHEME.match(blobs):
         from .storage.object_blobs import ObjectBlobs

@@ -12,14 +12,15 @@ import inspect
 import random
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Final, Generic, NamedTuple, TypeGuard, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
+from .checks import check_type
 from .client import Client, provenance
 from .codec import Encoded, decode_untyped, encode_untyped, typed_codec
 from .drivers import Flow, Sleep, Wait
-from .errors import ConflictError, InvalidRequestError, NotFoundError, SerializationError
+from .errors import ConflictError, DeserializationError, InvalidRequestError, NotFoundError, SerializationError
 from .flows import call, fetch, read, write
 from .ids import uuid7
 from .keys import check_key, unescape
@@ -89,25 +90,34 @@ class Values(Generic[T]):
         """Return the bytes, and the value as a reader will get it."""
         if self._codec is None:
             return encode_untyped(value), value
-        # The identity first: for a model, isinstance runs Python code of Pydantic.
-        if type(value) is not self.value_type and isinstance(value, BaseModel) and isinstance(self.value_type, type):
-            # Pydantic would write the declared model's fields and drop the others in silence.
-            raise SerializationError(f"expected a {self.value_type.__name__}, not a {type(value).__name__}")
-        return self._codec.encode(value)
+        kind = self.value_type
+        try:
+            # The identity first: for a model, isinstance runs Python code of Pydantic.
+            if type(value) is not kind and isinstance(value, BaseModel) and isinstance(kind, type):
+                # Pydantic would write the declared model's fields and drop the others in silence.
+                raise SerializationError(f"expected a {kind.__name__}, not a {type(value).__name__}")
+            return self._codec.encode(value)
+        except SerializationError as error:
+            raise error.about(repr(self.key)) from None
 
     def decode(self, data: bytes, entry: Entry) -> T:
         def load_pickle() -> Any:
             return self.client.keyring.load(data, self.scope, entry)
 
-        if self._codec is None:
-            return decode_untyped(data, entry.content_type, load_pickle)
-        return self._codec.decode(data, entry.content_type, load_pickle)
+        try:
+            if self._codec is None:
+                return decode_untyped(data, entry.content_type, load_pickle)
+            return self._codec.decode(data, entry.content_type, load_pickle)
+        except DeserializationError as error:
+            raise error.about(repr(self.key)) from None
 
     def commit(
         self, encoded: Encoded, *, expected: str | Missing | None, ttl: float | None, reason: str | None,
         keep_ttl: bool = False,
     ) -> CommitWrite:  # fmt: skip
         """Return the message that writes these bytes; ``expected`` is an etag, or None for "must not be there"."""
+        if ttl is not None:
+            check_type(ttl, (int, float), "ttl is a number of seconds")
         sha256 = signature = None
         if encoded.content_type == PICKLE:
             sha256 = hashlib.sha256(encoded.data).hexdigest()
@@ -169,9 +179,14 @@ class Values(Generic[T]):
         attempt = 0
         while True:
             draft = self._draft(stored, default)
-            result = change(draft.value)
+            result: Any = change(draft.value)
             if inspect.isawaitable(result):
                 result = yield Wait(result)
+            if result is not None and is_model(self.value_type) and not isinstance(cast(object, result), BaseModel):
+                raise SerializationError(
+                    f"{self.key!r}: the function returned a {type(result).__name__}; it is to return a "
+                    f"{self.value_type.__name__}, or None after changing its argument"
+                )
             try:
                 return (yield from self.finish(draft, draft.value if result is None else result, reason))
             except ConflictError as error:
@@ -209,12 +224,12 @@ class Values(Generic[T]):
         return Draft(value, None, None)
 
     def _initial(self) -> Any:
-        if isinstance(self.value_type, type) and issubclass(self.value_type, BaseModel):
+        if is_model(self.value_type):
             try:
                 return self.value_type()
             except ValidationError:
                 pass
-        raise NotFoundError("there is no value to change, and no default= to start from")
+        raise NotFoundError(f"{self.key!r}: there is no value to change, and no default= to start from")
 
     # -- conflicts ---------------------------------------------------------------------------------------------------
 
@@ -231,12 +246,22 @@ class Values(Generic[T]):
 
     def _explained(self, error: ConflictError, stored: tuple[bytes, Entry] | None) -> ConflictError:
         error.found = stored
+        error.about(repr(self.key))
         return error.with_loader(lambda: None if stored is None else Snapshot(self.decode(*stored), stored[1]))
+
+
+def is_model(value_type: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(value_type, type) and issubclass(value_type, BaseModel)
+
+
+def has_field(value_type: Any, name: str) -> bool:
+    """Say whether a type is a model with a field of this name."""
+    return is_model(value_type) and name in value_type.model_fields
 
 
 def with_fields(value_type: Any, fields: Mapping[str, Any]) -> Callable[[Any], Any]:
     """Return the change that sets some fields of a model and validates the result."""
-    if not (isinstance(value_type, type) and issubclass(value_type, BaseModel)):
+    if not is_model(value_type):
         raise InvalidRequestError("only a Pydantic model can be updated by field; give a function instead")
     model = value_type
     unknown = sorted(set(fields) - set(model.model_fields))
@@ -258,6 +283,7 @@ def etag_of(expected: Snapshot[Any] | Entry | str | None) -> str | None:
     """Return the etag to compare with; None stands for "must not be there"."""
     if expected is None:
         return None
+    check_type(expected, (str, Snapshot, Entry), "expected is a snapshot, an entry or an etag")
     etag = expected if isinstance(expected, str) else expected.etag
     if not etag.strip():
         raise InvalidRequestError("a blank etag is no condition; pass a snapshot, or use set() to overwrite")

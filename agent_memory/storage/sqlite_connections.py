@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import apsw
 
@@ -22,6 +22,8 @@ from ..errors import AgentMemoryError, IntegrityError, LimitExceededError, Unava
 from .catalog import Clock
 from .migrations.sqlite import MIGRATIONS
 from .sqlite_rows import all_rows
+
+T = TypeVar("T")
 
 BUSY_SECONDS: Final = 1.0
 """How long one attempt waits for another write, at most; the flow tries again until the call's deadline."""
@@ -101,19 +103,24 @@ class Connections:
         self._counting = threading.Lock()
         self._reader_count = 0
         self._closed = False
-        with translated():
-            self.writing = Writing(self._open(), busy_seconds)
+        self._make_file()
+        try:
+            self.writing = Writing(_retry_busy(self._open), busy_seconds)
             _retry_busy(self._prepare_file)
+        except apsw.Error as error:
+            raise translate(error).about(repr(path.name)) from None
         _open_files.add(self)
 
-    def _open(self) -> apsw.Connection:
+    def _make_file(self) -> None:
         try:
             # Only ever a new file: closing a descriptor of one that is open here would drop SQLite's locks on it.
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         except FileExistsError:
             pass
         except OSError as error:
-            raise UnavailableError(f"cannot open the database {self._path.name!r}: {error.strerror}") from None
+            raise UnavailableError(f"cannot open the database {str(self._path)!r}: {error.strerror}") from None
+
+    def _open(self) -> apsw.Connection:
         connection = apsw.Connection(str(self._path))
         connection.set_busy_timeout(round(self._busy_seconds * 1000))
         all_rows(connection, "PRAGMA trusted_schema = OFF")
@@ -281,14 +288,14 @@ def translate(error: apsw.Error) -> AgentMemoryError:
             return UnavailableError(f"the database failed: {type(error).__name__}")
 
 
-def _retry_busy(function: Callable[[], None]) -> None:
+def _retry_busy(function: Callable[[], T]) -> T:
     """Opening meets Busy without SQLite's own waiting when another process switches the file to WAL or recovers it."""
     deadline = time.monotonic() + 10
     while True:
         try:
-            with translated():
-                return function()
-        except UnavailableError as error:
-            if error.code != "unavailable" or time.monotonic() > deadline:
+            return function()
+        except (apsw.BusyError, apsw.LockedError, UnavailableError) as error:
+            final = isinstance(error, UnavailableError) and error.code != UnavailableError.code
+            if final or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)

@@ -113,7 +113,7 @@ class HttpTransport:
                 response.close()
             failure = None
         except _FAILURES as error:
-            failure = _failure(error, message, deadline)
+            failure = self._failure(error, message, deadline)
         if failure is not None:
             # Outside the handler, so that the error does not carry httpx's as its context.
             raise failure
@@ -126,7 +126,7 @@ class HttpTransport:
             await _Call(self._async_pool(), request, exchange).end(deadline)
             failure = None
         except _FAILURES as error:
-            failure = _failure(error, message, deadline)
+            failure = self._failure(error, message, deadline)
         if failure is not None:
             raise failure
         return exchange.end()
@@ -223,6 +223,16 @@ class HttpTransport:
             self._async_pools[loop] = pool
         return pool
 
+    def _failure(self, error: Exception, message: Message, deadline: float) -> AgentMemoryError:
+        is_transfer = isinstance(message, PutChunk | GetRange)
+        # Of a chunk's URL, which is signed, nothing is told.
+        who = "the blob store" if is_transfer else f"the server at {self._origin.host}:{self._origin.port}"
+        if time.monotonic() >= deadline:
+            return TimedOutError(f"{who} did not answer in the call's time")
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            return UnavailableError(f"{who} cannot be reached", code="no_answer")
+        return UnavailableError(f"the connection to {who} broke before the answer was whole", code="no_answer")
+
     def close(self) -> None:
         """Close the connections; those of an event loop that runs elsewhere are closed there, within seconds."""
         self._closed = True
@@ -303,15 +313,6 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
-
-
-def _failure(error: Exception, message: Message, deadline: float) -> AgentMemoryError:
-    who = "the blob store" if isinstance(message, PutChunk | GetRange) else "the server"
-    if time.monotonic() >= deadline:
-        return TimedOutError(f"{who} did not answer in the call's time")
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        return UnavailableError(f"{who} cannot be reached", code="no_answer")
-    return UnavailableError(f"the connection to {who} broke before the answer was whole", code="no_answer")
 
 
 def _timeouts(seconds: float) -> dict[str, Any]:

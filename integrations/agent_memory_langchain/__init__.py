@@ -49,10 +49,18 @@ _MODULES = {
 }
 
 
+_NEEDED = ("langchain", "langchain_core", "langgraph")
+
+
 def __getattr__(name: str) -> object:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(import_module(_MODULES[name], __name__), name)
+    try:
+        found = getattr(import_module(_MODULES[name], __name__), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _NEEDED:
+            raise
+        raise ImportError(f"{name} needs {error.name}: pip install 'agent-memory[langchain]'") from None
     globals()[name] = found  # the next time it is found without this
     return found
 

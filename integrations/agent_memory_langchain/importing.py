@@ -238,7 +238,7 @@ def _items(source: str | Path | BaseStore) -> Items:
     if text.startswith(("postgresql://", "postgres://")):
         return _items_of_postgres(text)
     if not Path(text).is_file():
-        raise FileNotFoundError(f"there is no file {Path(text).name!r} to import from")
+        raise FileNotFoundError(f"there is no file {text!r} to import from")
     return _items_of_sqlite(Path(text))
 
 

@@ -39,7 +39,11 @@ class SchemaRules:
         """Return a value as its model; raise SerializationError with places and types of what is wrong, no values."""
         # A validation error's own text repeats the value, so it becomes neither cause nor context of ours.
         try:
-            return self._adapters[model].validate_json(pydantic_core.to_json(value, inf_nan_mode="constants"))
+            made = self._adapters[model].validate_json(pydantic_core.to_json(value, inf_nan_mode="constants"))
+            unknown = _unknown(model, value)
+            if not unknown:
+                return made
+            problem = f"{model.__name__} has no field {', '.join(unknown)}"
         except ValidationError as error:
             problem = f"it is not a {model.__name__}: {_problems(error)}"
         except pydantic_core.PydanticSerializationError:
@@ -55,6 +59,23 @@ class SchemaRules:
             self._adapters[model].validate_json(pydantic_core.to_json(value))
         except ValidationError as error:
             logger.warning("%s is not a %s: %s", item_name(namespace, key), model.__name__, _problems(error))
+
+
+def _unknown(model: type[BaseModel], value: Mapping[str, Any]) -> list[str]:
+    """Return the fields of a value that its model would drop in silence."""
+    validators = model.__pydantic_decorators__.model_validators.values()
+    if model.model_config.get("extra") == "allow" or any(one.info.mode != "after" for one in validators):
+        # It keeps them, or may read fields under names that only its validators know.
+        return []
+    by_name = model.model_config.get("populate_by_name") or model.model_config.get("validate_by_name")
+    known: set[Any] = set()
+    for name, field in model.model_fields.items():
+        alias = field.validation_alias
+        for choice in getattr(alias, "choices", [alias]):
+            known.add(getattr(choice, "path", [choice])[0])
+        if alias is None or by_name:
+            known.add(name)
+    return sorted(set(value) - known)
 
 
 def item_name(namespace: tuple[str, ...], key: str) -> str:

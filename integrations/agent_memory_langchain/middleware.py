@@ -24,7 +24,7 @@ from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMes
 from langchain_core.runnables import RunnableConfig
 from langgraph.config import get_config
 
-from agent_memory import AgentMemory, AsyncAgentMemory
+from agent_memory import AgentMemory, AsyncAgentMemory, InvalidRequestError
 
 from .bindings import (
     EntitySource,
@@ -97,6 +97,8 @@ class MemoryMiddleware(AgentMiddleware[Any, Any, Any]):
         self._source = check_source(entity)
         specs = document_specs(self._faces.probe, documents), collection_specs(self._faces.probe, collections)
         self._view = View(*specs, token_budget, latest, count_tokens)
+        if placement not in _WHERE:
+            raise InvalidRequestError(f"placement is one of {', '.join(_WHERE)}")
         self._placement = placement
         made = memory_tools(
             memory,

@@ -11,7 +11,7 @@ from typing import Any
 
 from langgraph.store.base import BaseStore, IndexConfig, Op, Result, TTLConfig
 
-from agent_memory import AgentMemory, AsyncAgentMemory
+from agent_memory import AgentMemory, AsyncAgentMemory, PermissionDeniedError
 
 from .batches import Embed, carry_out
 from .indexing import Index
@@ -105,8 +105,14 @@ class AgentMemoryStore(BaseStore):
     # -- time to live ------------------------------------------------------------------------------------------------
 
     def sweep_ttl(self) -> int:
-        """Take away expired items, which nobody can read any more, and return how many there were."""
-        return self._memory.sweep().expired
+        """Take away expired items, which nobody can read any more, and return how many there were.
+
+        Behind a server there is nothing to do: it sweeps its store by itself.
+        """
+        try:
+            return self._memory.sweep().expired
+        except PermissionDeniedError:
+            return 0
 
     def start_ttl_sweeper(self, sweep_interval_minutes: float | None = None) -> Future[None]:
         """Sweep every so many minutes, on a thread, until ``stop_ttl_sweeper`` or the future's ``cancel``.

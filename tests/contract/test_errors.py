@@ -234,3 +234,60 @@ def test_a_closed_memory_is_unavailable(memory: Any, call: str) -> None:
 def test_closing_twice_is_no_error(memory: Any) -> None:
     memory.close()
     memory.close()
+
+
+class Ticket(BaseModel):
+    status: str = "new"
+    reason: str = ""
+    default: int = 0
+
+
+def failing(call: Callable[[], object]) -> str:
+    with pytest.raises(AgentMemoryError) as caught:
+        call()
+    return str(caught.value)
+
+
+def test_a_value_of_another_type_is_told_from_a_field_of_one(memory: Any) -> None:
+    document = memory.entity("user", "1").document(Profile)
+    expected = "'user/1/profile': expected a Profile, not a dict"
+    assert failing(lambda: document.set({"name": "Ada"})) == expected
+    wrong = Profile(name="Ada")
+    wrong.goals = "run"  # type: ignore[assignment]
+    assert failing(lambda: document.set(wrong)) == "'user/1/profile': the value is not a Profile: goals: list_type"
+    document.set(Profile(name="Ada"))
+    assert failing(lambda: document.update(lambda profile: profile.name)) == (
+        "'user/1/profile': the function returned a str; it is to return a Profile, or None after changing its argument"
+    )
+
+
+def test_an_error_of_a_key_names_it(memory: Any) -> None:
+    state = memory.app_state
+    state.set("number", 1)
+    assert failing(lambda: state.get("number", as_type=Profile)).startswith("'number': the stored value is not a Prof")
+    counts = memory.entity("user", "1").document(int, name="count")
+    assert failing(lambda: counts.update(lambda count: count + 1)).startswith("'user/1/count': there is no value")
+    counts.create(1)
+    assert failing(lambda: counts.create(2)).startswith("'user/1/count': the key is not")
+
+
+def test_a_field_named_like_an_option_of_update_is_not_taken_for_it(memory: Any) -> None:
+    ticket = memory.entity("ticket", "1").document(Ticket)
+    for options in ({"reason": "late"}, {"status": "old", "reason": "late"}, {"default": 1}):
+        assert "give a function" in failing(lambda options=options: ticket.update(**options))
+
+    assert ticket.update(lambda ticket: setattr(ticket, "reason", "late"), reason="why").value.reason == "late"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda document: document.set(Profile(name="Ada"), ttl="5"),
+        lambda document: document.replace(Profile(name="Ada"), expected=Profile(name="Ada")),
+        lambda document: document.update(Profile(name="Ada")),
+    ],
+    ids=["ttl", "expected", "update"],
+)
+def test_an_argument_of_a_wrong_type_is_refused_by_name(memory: Any, call: Callable[[Any], object]) -> None:
+    with pytest.raises(InvalidRequestError):
+        call(memory.entity("user", "1").document(Profile))

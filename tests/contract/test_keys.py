@@ -127,7 +127,21 @@ def test_an_application_or_namespace_that_is_not_allowed_makes_no_file(tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("url", ["ftp://host/x", "redis://host", "memory://name", "", "sqlite:///x.db", "file:///x.db"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://host/x",
+        "redis://host",
+        "memory://name",
+        "",
+        "sqlite:///x.db",
+        "file:///x.db",
+        ":memory:",
+        "127.0.0.1:8420",
+        "localhost:8420/",
+        "[::1]:8420",
+    ],
+)
 def test_an_address_that_nothing_can_open_is_a_value_error(url: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  (what it says differs)
         AgentMemory(url, application="app")

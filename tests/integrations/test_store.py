@@ -505,6 +505,11 @@ def test_a_put_without_time_to_live_takes_it_away(timed: TimedStore) -> None:
     assert faced.get(USER, "k").value == {"n": 2}
 
 
+def test_behind_a_server_there_is_nothing_to_sweep(server: Any) -> None:
+    with AgentMemory(server.url, application="sweeping") as memory:
+        assert AgentMemoryStore(memory, ttl={"default_ttl": 1}).sweep_ttl() == 0
+
+
 def test_the_sweeper_sweeps_until_it_is_stopped(tmp_path: Any) -> None:
     with AgentMemory(tmp_path / "memory.db", application="test") as memory:
         store = AgentMemoryStore(memory, ttl={"sweep_interval_minutes": 1})
@@ -541,6 +546,9 @@ def test_a_put_that_is_not_its_model_is_refused_without_naming_values(open_store
     assert caught.value.__context__ is caught.value.__cause__ is None
     with pytest.raises(SerializationError):
         faced.put(("user", "1", "settings"), "any", {})
+    for misspelt in ({"heartRate": 60, "unit": "metric"}, {"heartRate": 60, "heart_rate": 61}):
+        with pytest.raises(SerializationError, match=r"Settings has no field (unit|heart_rate)$"):
+            faced.put(("user", "1", "settings"), "any", misspelt)
     assert faced.search(()) == []
     faced.put(("user", "1", "other"), "profile", {"name": 1})
     faced.put(("users", "1"), "profile", {"name": 1})

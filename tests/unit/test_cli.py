@@ -81,6 +81,25 @@ def test_a_bad_token_file_is_refused_by_line_and_not_repeated(tmp_path: Path, co
 
 
 @pytest.mark.parametrize(
+    "options", [["--database", "store.db"], ["--data", "memory://"], ["--data", "postgresql://x"]], ids=" ".join
+)
+def test_an_address_of_another_kind_makes_no_file(tmp_path: Path, options: list[str]) -> None:
+    done = run("serve", "--port", "0", *options)
+
+    assert done.returncode == 2
+    assert options[0] in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_import_without_a_source_makes_no_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "target.db"
+
+    assert main(["import-langgraph", str(tmp_path), "--to", str(target), "--application", "a"]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
     "options",
     [["--port", "99999"], ["--host", "no.such.host.invalid"], ["--public-url", "ftp://x"], ["--token-file", "absent"]],
     ids=" ".join,

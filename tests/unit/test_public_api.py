@@ -189,6 +189,15 @@ def test_a_migration_without_the_driver_says_which_extra_is_missing() -> None:
     assert done.stderr == "agent-memory: PostgreSQL needs psycopg: pip install 'agent-memory[postgres]'\n"
 
 
+def test_the_adapter_without_langchain_says_which_extra_is_missing() -> None:
+    adapter = "CORE.add('agent_memory_langchain')\nfrom agent_memory_langchain import "
+    for name in ("MemoryMiddleware", "AgentMemoryStore"):
+        done = run(f"{CORE_ONLY}{adapter}{name}")
+
+        assert done.returncode == 1
+        assert "agent-memory[langchain]" in done.stderr
+
+
 def test_importing_the_package_loads_no_http_client() -> None:
     done = run("import sys, agent_memory\nprint('httpx' in sys.modules, 'starlette' in sys.modules)")
 
