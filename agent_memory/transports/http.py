@@ -35,7 +35,9 @@ _CONNECT_SECONDS: Final = 5.0
 _SMALL_SECONDS: Final = 10.0
 _TRANSFER_SECONDS: Final = 30.0
 _CLOSE_SECONDS: Final = 2.0
-_LIMITS: Final = httpx.Limits(max_connections=100, max_keepalive_connections=32, keepalive_expiry=30.0)
+_CONNECTIONS: Final = 100
+_KEPT: Final = 32
+_KEPT_SECONDS: Final = 30.0
 _FAILURES: Final = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError)
 _PORTS: Final = {"http": 80, "https": 443}
 _AGENT: Final = (b"User-Agent", b"agent-memory")
@@ -94,8 +96,11 @@ class HttpTransport:
             self._headers.append((b"Authorization", f"Bearer {token}".encode()))
         self._blob_hosts = frozenset(host.lower() for host in blob_hosts)
         self._ssl = ssl_context or _ssl_context(base.scheme == "https" or bool(blob_hosts))
-        self._pool = httpx.HTTPTransport(verify=self._ssl, trust_env=False, limits=_LIMITS)
-        self._async_pools: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncHTTPTransport] = WeakKeyDictionary()
+        limits = httpx.Limits(
+            max_connections=_CONNECTIONS, max_keepalive_connections=_KEPT, keepalive_expiry=_KEPT_SECONDS
+        )
+        self._pool = httpx.HTTPTransport(verify=self._ssl, trust_env=False, limits=limits)
+        self._async_pools: WeakKeyDictionary[asyncio.AbstractEventLoop, _AsyncPool] = WeakKeyDictionary()
         self._closed = False
 
     def send(self, message: Message, deadline: float) -> Any:
@@ -176,7 +181,7 @@ class HttpTransport:
             "PUT",
             url,
             headers=headers,
-            stream=Slices(message.data),
+            stream=Slices(message.data, time.monotonic() + remaining),
             extensions=_timeouts(min(remaining, _TRANSFER_SECONDS)),
         )
         return request, Upload()
@@ -215,12 +220,11 @@ class HttpTransport:
             names.add(host)
         return not names.isdisjoint(self._blob_hosts)
 
-    def _async_pool(self) -> httpx.AsyncHTTPTransport:
+    def _async_pool(self) -> _AsyncPool:
         loop = asyncio.get_running_loop()
         pool = self._async_pools.get(loop)
         if pool is None:
-            pool = httpx.AsyncHTTPTransport(verify=self._ssl, trust_env=False, limits=_LIMITS)
-            self._async_pools[loop] = pool
+            pool = self._async_pools[loop] = _AsyncPool(self._ssl)
         return pool
 
     def _failure(self, error: Exception, message: Message, deadline: float) -> AgentMemoryError:
@@ -238,7 +242,7 @@ class HttpTransport:
         self._closed = True
         self._pool.close()
         for loop, pool in list(self._async_pools.items()):
-            _close_from_outside(loop, pool)
+            _close_from_outside(loop, pool.transport)
         self._async_pools.clear()
 
     async def aclose(self) -> None:
@@ -246,30 +250,58 @@ class HttpTransport:
         self._closed = True
         pool = self._async_pools.pop(asyncio.get_running_loop(), None)
         if pool is not None:
-            await pool.aclose()
+            await pool.transport.aclose()
         self.close()
 
 
-class _Call:
-    """A request in a task of its own, which is cancelled at most once and never while it gives its connection back.
+_CONNECTED: Final = frozenset({"connection.connect_tcp.complete", "connection.start_tls.complete"})
+_ON_ITS_WAY: Final = frozenset({"connection.start_tls.started", "http11.send_request_headers.started"})
 
-    httpcore guards that with anyio's shield, which does not hold off asyncio's ``Task.cancel()``: a connection whose
-    return was cancelled counts as taken for ever.
+
+class _AsyncPool:
+    """The connections of one event loop.
+
+    Waiting for one is done here: one that httpcore has just made for a waiting request is never used, nor made room
+    for, if that request is cancelled then.
     """
 
-    def __init__(self, pool: httpx.AsyncHTTPTransport, request: httpx.Request, exchange: Exchange) -> None:
-        self._closing = False
+    def __init__(self, ssl_context: ssl.SSLContext) -> None:
+        limits = httpx.Limits(max_keepalive_connections=_KEPT, keepalive_expiry=_KEPT_SECONDS)
+        self.transport = httpx.AsyncHTTPTransport(verify=ssl_context, trust_env=False, limits=limits)
+        self.places = asyncio.Semaphore(_CONNECTIONS)
+
+
+class _Call:
+    """A request in a task of its own, which is cancelled at most once, and only where httpcore takes it well.
+
+    A connection that is cancelled when it was just made, or while it is given back, counts as taken for ever: anyio's
+    shield, which guards the latter, does not hold off asyncio's ``Task.cancel()``.
+    """
+
+    def __init__(self, pool: _AsyncPool, request: httpx.Request, exchange: Exchange) -> None:
+        self._fragile = self._abandoned = False
+        request.extensions["trace"] = self._follow
         self._task = asyncio.ensure_future(self._run(pool, request, exchange))
 
-    async def _run(self, pool: httpx.AsyncHTTPTransport, request: httpx.Request, exchange: Exchange) -> None:
-        response = await pool.handle_async_request(request)
-        try:
-            exchange.begin(response.status_code, response.headers)
-            async for part in cast(AsyncIterable[bytes], response.stream):
-                exchange.feed(part)
-        finally:
-            self._closing = True
-            await response.aclose()
+    async def _run(self, pool: _AsyncPool, request: httpx.Request, exchange: Exchange) -> None:
+        async with pool.places:
+            response = await pool.transport.handle_async_request(request)
+            try:
+                exchange.begin(response.status_code, response.headers)
+                async for part in cast(AsyncIterable[bytes], response.stream):
+                    exchange.feed(part)
+            finally:
+                self._fragile = True
+                await response.aclose()
+
+    async def _follow(self, event: str, _: object) -> None:
+        """Take note of how far httpcore is."""
+        if event in _CONNECTED:
+            self._fragile = True
+        elif event in _ON_ITS_WAY:
+            self._fragile = False
+            if self._abandoned:
+                raise asyncio.CancelledError
 
     async def end(self, deadline: float) -> None:
         """Wait until the exchange is over; raise TimeoutError if it is not by the deadline."""
@@ -277,7 +309,8 @@ class _Call:
             await asyncio.wait([self._task], timeout=deadline - time.monotonic())
         finally:
             if not self._task.done():
-                if not self._closing:
+                self._abandoned = True
+                if not self._fragile:
                     self._task.cancel()
                 await end_of(self._task)
         if self._task.cancelled():

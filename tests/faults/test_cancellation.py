@@ -9,7 +9,6 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import httpx
 import pytest
 
 from agent_memory import AsyncAgentMemory
@@ -123,8 +122,8 @@ def test_many_writes_cancelled_at_once_leave_one_whole_value_each(address: str) 
 def test_cancelled_calls_give_their_connections_back(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # So few that none may be lost: the pool of a client that lives for months has a hundred.
-    monkeypatch.setattr("agent_memory.transports.http._LIMITS", httpx.Limits(max_connections=2))
+    # Few enough for calls to wait for them.
+    monkeypatch.setattr("agent_memory.transports.http._CONNECTIONS", 2)
     address = request.getfixturevalue("server").url
     dice = random.Random(33)
 
@@ -140,6 +139,10 @@ def test_cancelled_calls_give_their_connections_back(
                     await asyncio.gather(task, return_exceptions=True)
             await memory.app_state.set("key", "last")
             assert await memory.app_state.get("key") == "last"
+            [pool] = memory._client.transport()._async_pools.values()  # type: ignore[attr-defined]
+            connections = [connection.info() for connection in pool.transport._pool.connections]
+            assert len(connections) <= 2, connections
+            assert all("IDLE" in one for one in connections), connections
 
     asyncio.run(run())
 

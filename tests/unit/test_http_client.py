@@ -83,7 +83,7 @@ class Wire:
             try:
                 return await self.transport.asend(message, deadline)
             finally:
-                await self.transport._async_pools.pop(asyncio.get_running_loop()).aclose()
+                await self.transport._async_pools.pop(asyncio.get_running_loop()).transport.aclose()
 
         return asyncio.run(run())
 
@@ -696,7 +696,7 @@ def test_closing_from_outside_closes_the_connections_of_another_event_loop(serve
     try:
         asyncio.run_coroutine_threadsafe(memory.app_state.set("key", 1), loop).result(10)
         transport = memory._client.transport()
-        pool = transport._async_pools[loop]  # type: ignore[attr-defined]
+        pool = transport._async_pools[loop].transport  # type: ignore[attr-defined]
         memory.sync.close()
         assert pool._pool.connections == []
     finally:
