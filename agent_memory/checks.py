@@ -14,6 +14,8 @@ MAX_PROVENANCE_BYTES: Final = 4_096
 MAX_DIMENSIONS: Final = 8_192
 MAX_VECTORS: Final = 256
 MAX_PATTERNS: Final = 100
+MAX_OFFSET: Final = 2**53
+"""What JSON carries exactly everywhere."""
 MAX_TTL_SECONDS: Final = 100 * 366 * 86_400.0
 
 
@@ -28,8 +30,7 @@ def checked_list(request: List) -> List:
 def check_search(request: Search) -> None:
     check_limit(request.limit)
     check_prefix(request.prefix)
-    if request.offset < 0:
-        raise InvalidRequestError("offset must not be negative")
+    check_offset(request.offset)
     if request.vector is not None:
         check_vector(request.vector)
     parse(request.filter)
@@ -38,9 +39,9 @@ def check_search(request: Search) -> None:
 def checked_parents(request: ListParents) -> ListParents:
     check_limit(request.limit)
     check_prefix(request.prefix)
-    if request.offset < 0:
-        raise InvalidRequestError("offset must not be negative")
-    if request.depth is not None and request.depth < 1:
+    check_prefix(request.cursor or "")
+    check_offset(request.offset)
+    if request.depth is not None and not 0 < request.depth <= MAX_OFFSET:
         raise InvalidRequestError("depth must be at least 1")
     if len(request.patterns) > MAX_PATTERNS:
         raise LimitExceededError(f"a listing may have at most {MAX_PATTERNS} patterns")
@@ -52,6 +53,12 @@ def check_vector(vector: bytes) -> None:
         raise InvalidRequestError(f"a vector is 1 to {MAX_DIMENSIONS} little-endian 32-bit floats")
 
 
+def check_offset(offset: int) -> None:
+    check_type(offset, int, "offset is a whole number")
+    if not 0 <= offset <= MAX_OFFSET:
+        raise InvalidRequestError(f"offset must be 0 to {MAX_OFFSET}")
+
+
 def check_type(value: object, kinds: type | tuple[type, ...], what: str) -> None:
     """Raise InvalidRequestError, which says what the value is to be, for one that no type checker has seen."""
     if not isinstance(value, kinds):
@@ -59,6 +66,7 @@ def check_type(value: object, kinds: type | tuple[type, ...], what: str) -> None
 
 
 def check_limit(limit: int) -> None:
+    check_type(limit, int, "limit is a whole number")
     if not 0 < limit <= PAGE_LIMIT:
         raise InvalidRequestError(f"limit must be 1 to {PAGE_LIMIT}")
 

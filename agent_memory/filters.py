@@ -62,7 +62,7 @@ class _Budget:
     def spend(self) -> None:
         self.terms += 1
         if self.terms > MAX_TERMS:
-            raise InvalidRequestError(f"a filter may have at most {MAX_TERMS} comparisons")
+            raise InvalidRequestError(f"a filter may have at most {MAX_TERMS} comparisons and parts")
 
 
 def _parse(given: Any, depth: int, budget: _Budget) -> AllOf:
@@ -70,6 +70,8 @@ def _parse(given: Any, depth: int, budget: _Budget) -> AllOf:
         raise InvalidRequestError("a filter is an object of fields and what they are compared with")
     if depth > MAX_DEPTH:
         raise InvalidRequestError(f"a filter may be nested {MAX_DEPTH} deep at most")
+    if depth:
+        budget.spend()
     terms: list[Condition] = []
     for field, operand in cast("Mapping[Any, Any]", given).items():
         if not isinstance(field, str) or not field or len(field) > MAX_FIELD_CHARACTERS:

@@ -79,6 +79,7 @@ _FINAL: Final = frozenset(
         "closed",
         "disk_full",
         "disk_failed",
+        "database_failed",
         "newer_schema",
         "timeout",
         "url_expired",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -49,7 +50,7 @@ def open_service(
     *,
     sweep_after_writes: bool = False,
     durable: bool = True,
-    busy_seconds: float = BUSY_SECONDS,
+    timeout: float = math.inf,
 ) -> StateService:
     """Open a store in this process.
 
@@ -58,13 +59,13 @@ def open_service(
         blobs: where large values lie: a folder, or ``s3://``, ``gs://`` or ``az://``; by default beside the file.
         sweep_after_writes: sweep a little after a write, at most once a minute.
         durable: False for a store that goes with its process.
-        busy_seconds: how long one attempt to write to a file waits for another write.
+        timeout: seconds that one call may take, retries included; one attempt takes no longer.
     """
     path = None if scheme_of(address) in POSTGRES_SCHEMES else Path(address).absolute()
     store = _open_blobs(path, blobs, durable)
     try:
         return StateService(
-            _open_catalog(address, path, durable, busy_seconds),
+            _open_catalog(address, path, durable, timeout),
             store,
             key_file=path and signing_key_file(path),
             sweep_after_writes=sweep_after_writes,
@@ -74,12 +75,15 @@ def open_service(
         raise
 
 
-def _open_catalog(address: str, path: Path | None, durable: bool, busy_seconds: float) -> Catalog:
+def _open_catalog(address: str, path: Path | None, durable: bool, timeout: float) -> Catalog:
+    # A call ends soon after its deadline, however short that is.
     if path is not None:
-        return SqliteCatalog(path, durable=durable, busy_seconds=busy_seconds)
-    from .storage.postgres import PostgresCatalog
+        return SqliteCatalog(path, durable=durable, busy_seconds=min(BUSY_SECONDS, timeout / 4))
+    from .storage.postgres import STATEMENT_SECONDS, WAIT_SECONDS, PostgresCatalog
 
-    return PostgresCatalog(address)
+    return PostgresCatalog(
+        address, wait_seconds=min(WAIT_SECONDS, timeout / 4), statement_seconds=min(STATEMENT_SECONDS, timeout)
+    )
 
 
 def _open_blobs(path: Path | None, blobs: str | None, durable: bool) -> BlobStore:
@@ -109,8 +113,7 @@ def open_config(config: Config) -> Opened:
         config.blobs,
         sweep_after_writes=True,
         durable=not volatile,
-        # A call ends soon after its deadline, however short that is.
-        busy_seconds=min(BUSY_SECONDS, config.timeout / 4),
+        timeout=config.timeout,
     )
     key_file = None if scheme_of(config.url) else signing_key_file(Path(config.url))
 

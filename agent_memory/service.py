@@ -11,8 +11,10 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from .checks import check_limit, check_scope, check_search, check_write, checked_list, checked_parents
 from .errors import AgentMemoryError, ConflictError, InvalidRequestError, LimitExceededError, ProtocolError
@@ -67,6 +69,7 @@ _Listing = TypeVar("_Listing", List, ListParents)
 
 _SWEEP_EVERY_SECONDS: Final = 60.0
 _SMALL_SWEEP: Final = 100
+_PUTS_AT_ONCE: Final = 16
 _BLOB_URI: Final = "blob:"
 
 
@@ -78,6 +81,15 @@ class SweepReport(NamedTuple):
     tombstones: int = 0
     receipts: int = 0
     request_keys: int = 0
+
+
+class _Copy(NamedTuple):
+    """An inline value on its way to the blob store, for a reader who fetches it by a URL."""
+
+    blob_id: str
+    scope: Scope
+    entry: Entry
+    data: bytes
 
 
 def blob_of(blob_id: str, size: int, chunk_size: int | None, etags: Sequence[str | None] | None = None) -> Blob:
@@ -141,11 +153,14 @@ class StateService:
             return None
         _check_version(request, row)
         self._refresh(request.scope, [row.entry] if request.refresh_ttl else [])
-        return self._found(request, row, request.max_inline_size)
+        copies: list[_Copy] = []
+        found = self._found(request, row, request.max_inline_size, copies)
+        self._put(copies)
+        return found
 
     def read_at_once(self, request: PrepareRead) -> tuple[bool, Found | None]:
         """Answer a read if a row of a catalog in a file is all it takes -> (True, answer); else (False, None)."""
-        if not isinstance(self.catalog, SqliteCatalog):
+        if not self.catalog.is_file:
             # A round trip may take any time: an event loop must not wait for it.
             return False, None
         row = self.catalog.read(request.scope, check_key(request.key))
@@ -157,18 +172,26 @@ class StateService:
         return True, Found(row.entry, row.data, None)
 
     def takes_turns(self, message: Message) -> bool:
-        """Say whether a message waits for the others of its kind: a file has one writer at a time."""
-        if not isinstance(self.catalog, SqliteCatalog):
+        """Say whether a message is a quick write to a file, which has one writer at a time."""
+        if not self.catalog.is_file:
             return False
-        kind = type(message)
-        return kind is CommitWrite or kind is Delete or (isinstance(message, Batch) and has_writes(message.operations))
+        operations = cast("Sequence[Operation]", message.operations if isinstance(message, Batch) else (message,))
+        # An uploaded blob is read to its end before it is committed.
+        return has_writes(operations) and not any(
+            isinstance(one, CommitWrite) and one.blob is not None for one in operations
+        )
 
     def list(self, request: List) -> Page:
-        return self._page(request, self.catalog.list(_one_more(checked_list(request))))
+        rows = self.catalog.list(_one_more(checked_list(request)))
+        copies: list[_Copy] = []
+        page, _ = self._page(request, rows, BATCH_INLINE_LIMIT, copies)
+        self._put(copies)
+        return page
 
     def list_segments(self, request: ListSegments) -> SegmentPage:
         check_limit(request.limit)
         check_prefix(request.prefix)
+        check_prefix(request.cursor or "")
         names = self.catalog.list_segments(request.scope, request.prefix, after=request.cursor, limit=request.limit + 1)
         return _segment_page(names, request.limit)
 
@@ -178,24 +201,35 @@ class StateService:
     def search(self, request: Search) -> list[Hit]:
         return self._apply([request])[0]
 
-    def _page(self, request: List, rows: list[Row]) -> Page:
+    def _page(self, request: List, rows: list[Row], room: int, copies: list[_Copy]) -> tuple[Page, int]:
+        """Return a page and how many bytes of values it carries; it ends where there is room for no more."""
         size = sum(len(row.data or b"") for row in rows)
         more = len(rows) > request.limit or size > BATCH_INLINE_LIMIT
         rows = rows[: request.limit]
-        cut = more or (request.max_inline_size is not None and size + INLINE_LIMIT > BATCH_INLINE_LIMIT)
         if request.max_inline_size is None:
-            found = [Found(row.entry, None, None) for row in rows]
-        else:
-            limit = request.max_inline_size
-            found = [self._found(request, row, limit) for row in rows]
-        return Page(found, rows[-1].entry.key if rows and cut else None)
+            return Page([Found(row.entry, None, None) for row in rows], rows[-1].entry.key if more else None), 0
+        cut = more or size + INLINE_LIMIT > BATCH_INLINE_LIMIT
+        found: list[Found] = []
+        used = 0
+        for row in rows:
+            if found and used + len(row.data or b"") > room:
+                cut = True
+                break
+            found.append(self._found(request, row, min(request.max_inline_size, room - used), copies))
+            used += len(found[-1].data or b"")
+        return Page(found, found[-1].entry.key if found and cut else None), used
 
-    def _found(self, request: PrepareRead | List | Search, row: Row, max_inline_size: int) -> Found:
+    def _found(
+        self, request: PrepareRead | List | Search, row: Row, max_inline_size: int, copies: list[_Copy]
+    ) -> Found:
+        """Return what was found; adds to ``copies`` an inline value that is to be fetched by a URL."""
         entry = row.entry
         if row.data is not None:
             if len(row.data) <= max_inline_size:
                 return Found(entry, row.data, None)
-            return Found(entry, None, self._read_copy(request, row.entry, row.data))
+            copy = _Copy(uuid7(), request.scope, entry, row.data)
+            copies.append(copy)
+            return Found(entry, None, blob_of(copy.blob_id, entry.size, None))
         if row.blob_id is None:
             raise ProtocolError("the catalog has a value without bytes")
         blob = blob_of(row.blob_id, entry.size, row.chunk_size)
@@ -203,14 +237,17 @@ class StateService:
             return Found(entry, self._load(row), None)
         return Found(entry, None, blob)
 
-    def _read_copy(self, request: PrepareRead | List | Search, entry: Entry, data: bytes) -> Blob:
-        """Put an inline value where a URL can name it, pinned while the key moves on; it is garbage from the start."""
-        blob_id = uuid7()
+    def _put(self, copies: Sequence[_Copy]) -> None:
+        """Put inline values where URLs can name them, pinned while their keys move on; garbage from the start."""
+        if not copies:
+            return
+        now = self.catalog.clock()
         self.catalog.stage(
-            BlobRow(blob_id, request.scope.path, entry.key, entry.size, None, GARBAGE, self.catalog.clock())
+            [BlobRow(one.blob_id, one.scope.path, one.entry.key, one.entry.size, None, GARBAGE, now) for one in copies]
         )
-        self.blobs.put(blob_id, 0, memoryview(data))
-        return blob_of(blob_id, entry.size, None)
+        with ThreadPoolExecutor(min(_PUTS_AT_ONCE, len(copies)), "agent-memory-copy") as pool:
+            for done in [pool.submit(self.blobs.put, copy.blob_id, 0, memoryview(copy.data)) for copy in copies]:
+                done.result()
 
     # -- writes ------------------------------------------------------------------------------------------------------
 
@@ -229,7 +266,7 @@ class StateService:
             return blob_of(request.write_id, size, chunk_size)
         blob_id = uuid7()
         self.catalog.stage(
-            BlobRow(blob_id, request.scope.path, request.key, size, chunk_size, STAGED, self.catalog.clock())
+            [BlobRow(blob_id, request.scope.path, request.key, size, chunk_size, STAGED, self.catalog.clock())]
         )
         return blob_of(blob_id, size, chunk_size)
 
@@ -256,28 +293,38 @@ class StateService:
         return self._apply(request.operations)
 
     def _apply(self, requests: Sequence[Operation]) -> list[Any]:
+        if has_writes(requests) and any(isinstance(one, PrepareRead) and one.version is not None for one in requests):
+            # It is compared after the writes are done.
+            raise InvalidRequestError("a read that insists on a version does not go with writes in one batch")
         operations = [self._ready(request) for request in requests]
         try:
             results = self.catalog.apply(operations, self._load)
         except ConflictError as error:
+            if error.found is not None and len(requests) > 1:
+                # What stood there may have been written by the batch itself, and undone with it.
+                error.found = self.catalog.read(requests[0].scope, error.found.entry.key)
             raise self._explained(error, requests) from None
         room = BATCH_INLINE_LIMIT
         replies: list[Any] = []
         refreshed: list[Entry] = []
+        copies: list[_Copy] = []
         for request, result in zip(requests, results, strict=True):
-            reply, size = self._reply(request, result, room, refreshed)
+            reply, size = self._reply(request, result, room, refreshed, copies)
             room -= size
             replies.append(reply)
+        self._put(copies)
         if refreshed:
             self._refresh(requests[0].scope, refreshed)
         if has_writes(requests):
             self._sweep_after_write()
         return replies
 
-    def _reply(self, request: Operation, result: Any, room: int, refreshed: list[Entry]) -> tuple[Any, int]:
+    def _reply(
+        self, request: Operation, result: Any, room: int, refreshed: list[Entry], copies: list[_Copy]
+    ) -> tuple[Any, int]:
         """Return the answer to one operation, and how many bytes of values it carries; at most ``room`` of them.
 
-        Adds to ``refreshed`` the entries whose time to live the operation restarts.
+        Adds to ``refreshed`` the entries whose time to live the operation restarts, to ``copies`` what had no room.
         """
         match request:
             case PrepareRead():
@@ -290,18 +337,18 @@ class StateService:
                     _check_version(request, result)
                 if data is not None and len(data) <= room and len(data) <= request.max_inline_size:
                     return Found(entry, data, None), len(data)
-                found = self._found(request, result, min(request.max_inline_size, room))
+                found = self._found(request, result, min(request.max_inline_size, room), copies)
                 return found, len(found.data or b"")
             case List():
-                page = self._page(request, result)
-                return page, sum(len(found.data or b"") for found in page.found)
+                return self._page(request, result, room, copies)
             case ListParents():
                 return _segment_page(result, request.limit), 0
             case Search():
                 hits: list[Hit] = []
                 used = 0
                 for row, score in result:
-                    hits.append(Hit(self._found(request, row, min(request.max_inline_size, room - used)), score))
+                    found = self._found(request, row, min(request.max_inline_size, room - used), copies)
+                    hits.append(Hit(found, score))
                     used += len(hits[-1].found.data or b"")
                 if request.refresh_ttl:
                     refreshed += [hit.found.entry for hit in hits]
@@ -441,12 +488,15 @@ class StateService:
     def _sweep_after_write(self) -> None:
         if time.monotonic() < self._next_sweep or not self._sweeping.acquire(blocking=False):
             return
+        self._next_sweep = time.monotonic() + _SWEEP_EVERY_SECONDS
+        # The writer, and those behind it, do not wait for an object store.
+        threading.Thread(target=self._small_sweep, name="agent-memory-sweep", daemon=True).start()
+
+    def _small_sweep(self) -> None:
         try:
-            self._next_sweep = time.monotonic() + _SWEEP_EVERY_SECONDS
-            self.sweep(limit=_SMALL_SWEEP)
-        except AgentMemoryError:
-            # The write before it is done and must not look as if it were not; the next sweep tries again.
-            return
+            # The next one tries again.
+            with suppress(AgentMemoryError):
+                self.sweep(limit=_SMALL_SWEEP)
         finally:
             self._sweeping.release()
 
@@ -464,6 +514,10 @@ class StateService:
         self.catalog.set_times(request.scope, [Times(*one) for one in request.times])
 
     def close(self) -> None:
+        self._next_sweep = math.inf
+        # A sweep that has begun is brought to its end.
+        with self._sweeping:
+            pass
         self.catalog.close()
         self.blobs.close()
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar, overload
 
 from . import messages
+from .checks import check_type
 from .client import Client
 from .codec import decode_untyped, typed_codec
 from .documents import AsyncDocument, Document
@@ -15,7 +16,7 @@ from .filters import parse
 from .flows import alone, batch, call, check_bytes, delete_all, fetch
 from .keys import check_key, check_prefix
 from .messages import INLINE_LIMIT, PAGE_LIMIT, Entry, Found, List, Page, PrepareRead, Scope
-from .operations import Delete, Get, Hit, Parents, Search, Set
+from .operations import Delete, Get, Hit, Parents, Pattern, Search, Set
 from .values import MISSING, Missing, Snapshot, Untyped, Values, etag_of
 from .vectors import pack_vector
 
@@ -89,6 +90,8 @@ class _StateFlows:
                     nested,
                 )  # fmt: skip
             case Parents(prefix, after, limit, patterns, depth, offset):
+                for pattern in patterns:
+                    check_type(pattern, Pattern, "a pattern is a Pattern")
                 return messages.ListParents(
                     self._scope, check_prefix(prefix), after, limit, tuple(patterns), depth, offset
                 )

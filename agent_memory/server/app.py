@@ -55,10 +55,11 @@ def create_app(service: StateService, settings: Settings | None = None) -> ASGIA
     """
     settings = settings or Settings(LoopbackGate(), RequestLog(sys.stderr))
     urls = BlobUrls(service.catalog.secret("blob-urls"))
+    transport = LocalTransport(service)
     routes = [
         Route(
             f"/v1/namespaces/{{namespace}}/applications/{{application}}/{state}/{{verb}}",
-            VerbEndpoint(service, settings, urls, state),
+            VerbEndpoint(transport, settings, urls, state),
         )
         for state in ("app_state", "request_state")
     ]
@@ -130,11 +131,11 @@ class BrokenAnswerError(Exception):
 class VerbEndpoint:
     """One message a request, one reply an answer."""
 
-    def __init__(self, service: StateService, settings: Settings, urls: BlobUrls, state: str) -> None:
-        self._transport = LocalTransport(service)
-        self._blobs = service.blobs
+    def __init__(self, transport: LocalTransport, settings: Settings, urls: BlobUrls, state: str) -> None:
+        self._transport = transport
+        self._blobs = transport.service.blobs
         # Signing for an object store may have to fetch credentials first.
-        self._remote = isinstance(service.blobs, ObjectBlobs)
+        self._remote = isinstance(self._blobs, ObjectBlobs)
         self._gate = settings.gate
         self._public_url = settings.public_url
         self._urls = urls

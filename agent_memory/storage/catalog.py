@@ -11,11 +11,14 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
-from ..errors import ConflictError
+from ..errors import ConflictError, LimitExceededError
 from ..messages import CommitWrite, Delete, Entry, List, ListParents, PrepareRead, Scope, Search, Write
 
 Clock: TypeAlias = Callable[[], int]
 """Microseconds since 1970."""
+
+READ_LIMIT: Final = 128 * 1024**2
+"""Bytes of values that one transaction holds in memory: two of the largest searches."""
 
 STAGED: Final = "staged"
 LIVE: Final = "live"
@@ -104,11 +107,24 @@ def has_writes(operations: Sequence[Operation]) -> bool:
     return not _WRITES.isdisjoint(map(type, operations))
 
 
+def add_up(carried: int, rows: Iterable[Row]) -> int:
+    """Return how many bytes of values a transaction has found by now; raise LimitExceededError if they are too many."""
+    carried += sum(len(row.data or b"") for row in rows)
+    if carried > READ_LIMIT:
+        raise LimitExceededError(f"one batch may find {READ_LIMIT // 1024**2} MiB of values; ask for less at once")
+    return carried
+
+
 class Catalog(Protocol):
     """Thread-safe. Raises UnavailableError when a call may be repeated, IntegrityError when the database is damaged."""
 
     @property
     def clock(self) -> Clock: ...
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file of this machine: a row is read in microseconds, and one writer writes at a time."""
+        ...
 
     def read(self, scope: Scope, key: str) -> Row | None:
         """Return the current version; None for a key that is absent, deleted or expired. Never waits for a writer."""
@@ -140,8 +156,8 @@ class Catalog(Protocol):
         """Restart the time to live of those keys that have one and are not expired."""
         ...
 
-    def stage(self, blob: BlobRow) -> None:
-        """Remember a blob before anybody may upload to it."""
+    def stage(self, blobs: Sequence[BlobRow]) -> None:
+        """Remember blobs before anybody may upload to them."""
         ...
 
     def blob(self, blob_id: str) -> BlobRow | None: ...

@@ -38,6 +38,9 @@ __all__ = ["PostgresCatalog", "migrate"]
 
 T = TypeVar("T")
 
+WAIT_SECONDS: Final = 2.0
+STATEMENT_SECONDS: Final = 10.0
+
 _PAGE: Final = 200
 _READ: Final[Any] = (
     f"SELECT {COLUMNS} FROM agent_memory.entry AS entry "
@@ -65,8 +68,8 @@ class PostgresCatalog:
         dsn: str,
         *,
         connections: int = 16,
-        wait_seconds: float = 2.0,
-        statement_seconds: float = 10.0,
+        wait_seconds: float = WAIT_SECONDS,
+        statement_seconds: float = STATEMENT_SECONDS,
         clock: Clock | None = None,
     ) -> None:
         self._clock = clock
@@ -80,6 +83,10 @@ class PostgresCatalog:
     @property
     def clock(self) -> Clock:
         return self._clock or self._database_time
+
+    @property
+    def is_file(self) -> bool:
+        return False
 
     def _database_time(self) -> int:
         return int(self._rows(f"SELECT {DATABASE_TIME}")[0][0])
@@ -159,12 +166,13 @@ class PostgresCatalog:
             {"scope": scope.path, "keys": list(keys), "now": self._now()},
         )
 
-    def stage(self, blob: BlobRow) -> None:
-        self._rows(
-            f"INSERT INTO agent_memory.blob ({BLOB_COLUMNS}) VALUES (%(id)s, %(scope)s, %(key)s, %(size)s, "
-            "%(chunk_size)s, %(state)s, %(at_us)s) ON CONFLICT (id) DO NOTHING",
-            blob._asdict(),
-        )
+    def stage(self, blobs: Sequence[BlobRow]) -> None:
+        for blob in blobs:
+            self._rows(
+                f"INSERT INTO agent_memory.blob ({BLOB_COLUMNS}) VALUES (%(id)s, %(scope)s, %(key)s, %(size)s, "
+                "%(chunk_size)s, %(state)s, %(at_us)s) ON CONFLICT (id) DO NOTHING",
+                blob._asdict(),
+            )
 
     def renew(self, blob_id: str) -> bool:
         rows = self._rows(

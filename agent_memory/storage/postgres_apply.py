@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from ..errors import ConflictError, InvalidRequestError, UnavailableError
 from ..messages import JSON, CommitWrite, Delete, Entry, List, ListParents, PrepareRead, Scope, Search, Write
-from .catalog import Current, LoadBlob, Operation, Receipt, Row, conditions_hold, replay
+from .catalog import Current, LoadBlob, Operation, Receipt, Row, add_up, conditions_hold, replay
 from .postgres_connections import Array, Cursor, Session, Vector, psycopg
 from .postgres_rows import COLUMNS, LIVE, NOW, to_row
 from .postgres_search import list_keys, list_parents, search
@@ -147,6 +147,7 @@ class _Batch:
         self.context = context
         self.results: list[Any] = [None] * len(operations)
         self.pending: list[tuple[Cursor, _Take]] = []
+        self.carried = 0
 
     def execute(self, statement: str, values: dict[str, Any], take: _Take | None = None) -> None:
         cursor = self.session.connection.cursor(binary=True)
@@ -209,15 +210,16 @@ class _Batch:
         self.settle()
         operation = self.operations[index]
         if isinstance(operation, List):
-            self.results[index] = list_keys(self.session, operation, self.context.now)
+            self.results[index] = rows = list_keys(self.session, operation, self.context.now)
+            self.carried = add_up(self.carried, rows)
         elif isinstance(operation, ListParents):
             self.results[index] = list_parents(self.session, operation, self.context.now)
         elif isinstance(operation, Search):
             if operation.vector is not None and self.context.vectors is None:
                 raise no_vectors()
-            self.results[index] = search(
-                self.session, operation, self.context.now, self.context.load, self.context.vectors
-            )
+            hits = search(self.session, operation, self.context.now, self.context.load, self.context.vectors)
+            self.results[index] = hits
+            self.carried = add_up(self.carried, (hit.row for hit in hits))
 
 
 def _read(session: Session, operations: Sequence[Operation], context: Context) -> list[Any]:

@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -38,6 +38,7 @@ from .catalog import (
     StoredRow,
     StoredValue,
     Times,
+    add_up,
     has_writes,
 )
 from .sqlite_connections import BUSY_SECONDS, Connections, translate
@@ -83,6 +84,10 @@ class SqliteCatalog:
     @property
     def clock(self) -> Clock:
         return self._clock
+
+    @property
+    def is_file(self) -> bool:
+        return True
 
     # -- reads ---------------------------------------------------------------------------------------------------------
 
@@ -182,17 +187,11 @@ class SqliteCatalog:
     def apply(self, operations: Sequence[Operation], load: LoadBlob) -> list[Any]:
         if has_writes(operations):
             with self._writing as connection:
-                return [self._apply(connection, operation, load) for operation in operations]
+                return self._apply(connection, operations, load, None)
         with self._reading() as connection:
             all_rows(connection, "BEGIN")
             try:
-                rows = self._read_many(connection, operations)
-                return [
-                    rows.get(operation.key)
-                    if type(operation) is PrepareRead
-                    else self._apply(connection, operation, load)
-                    for operation in operations
-                ]
+                return self._apply(connection, operations, load, self._read_many(connection, operations))
             finally:
                 all_rows(connection, "COMMIT")
 
@@ -205,7 +204,28 @@ class SqliteCatalog:
         rows = all_rows(connection, _SELECT_MANY, (reads[0].scope.path, keys, now))
         return {row[0]: to_row(row) for row in rows}
 
-    def _apply(self, connection: apsw.Connection, operation: Operation, load: LoadBlob) -> Any:
+    def _apply(
+        self, connection: apsw.Connection, operations: Sequence[Operation], load: LoadBlob,
+        read: Mapping[str, Row | None] | None,
+    ) -> list[Any]:  # fmt: skip
+        """Carry out operations in order; ``read`` holds the rows of the reads if nothing is written."""
+        results: list[Any] = []
+        carried = 0
+        for operation in operations:
+            kind = type(operation)
+            result: Any
+            if kind is PrepareRead and read is not None:
+                result = read.get(cast(PrepareRead, operation).key)
+            else:
+                result = self._one(connection, operation, load)
+            if kind is List:
+                carried = add_up(carried, result)
+            elif kind is Search:
+                carried = add_up(carried, (hit.row for hit in result))
+            results.append(result)
+        return results
+
+    def _one(self, connection: apsw.Connection, operation: Operation, load: LoadBlob) -> Any:
         match operation:
             case CommitWrite() | Delete():
                 return write(connection, self._writing.run, operation, self._clock())
@@ -231,9 +251,10 @@ class SqliteCatalog:
 
     # -- blobs and sweeping --------------------------------------------------------------------------------------------
 
-    def stage(self, blob: BlobRow) -> None:
+    def stage(self, blobs: Sequence[BlobRow]) -> None:
         with self._writing as connection:
-            sqlite_sweep.put_blob(connection, blob)
+            for blob in blobs:
+                sqlite_sweep.put_blob(connection, blob)
 
     def renew(self, blob_id: str) -> bool:
         with self._writing as connection:

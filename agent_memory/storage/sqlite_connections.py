@@ -285,7 +285,7 @@ def translate(error: apsw.Error) -> AgentMemoryError:
         case apsw.ConnectionClosedError():
             return UnavailableError("this memory is closed", code="closed")
         case _:
-            return UnavailableError(f"the database failed: {type(error).__name__}")
+            return UnavailableError(f"the database failed: {type(error).__name__}", code="database_failed")
 
 
 def _retry_busy(function: Callable[[], T]) -> T:

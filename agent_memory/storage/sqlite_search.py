@@ -72,7 +72,7 @@ def _newer_than_a_sample(connection: apsw.Connection, request: Search, now: int)
         return "", []
     sample = f"SELECT updated_us FROM entry WHERE {where} AND {IS_LIVE} ORDER BY key DESC LIMIT {_SAMPLE}"
     oldest = f"SELECT updated_us FROM ({sample}) ORDER BY updated_us DESC LIMIT 1 OFFSET ?"
-    return f" AND updated_us >= coalesce(({oldest}), 0)", [*bindings, now, request.offset + request.limit - 1]
+    return f" AND updated_us >= coalesce(({oldest}), updated_us)", [*bindings, now, request.offset + request.limit - 1]
 
 
 _MANY: Final = 1_000
@@ -104,8 +104,7 @@ def _over_candidates(
 ) -> list[Any]:  # fmt: skip
     """Run a statement in which ``{}`` stands for the condition of rows that may be hits."""
     where, bindings = _place(request)
-    # A row that a filter holds for is an object; without one, the first byte tells.
-    where = f"{where} AND {IS_LIVE} AND {_IS_JSON if condition.terms else _IS_OBJECT}"
+    where = f"{where} AND {IS_LIVE} AND {_IS_OBJECT}"
     narrow, values = _narrow(condition)
     bindings = [*before, *bindings, now, *values, *after]
     try:
@@ -244,7 +243,8 @@ def _same_in_sql(field: str, operand: Any) -> bool:
         case int():
             return abs(operand) < 2**53
         case float():
-            return True
+            # A larger integer is a rounded number to SQLite.
+            return abs(operand) < 2**63
         case _:
             return False
 
@@ -257,7 +257,7 @@ def list_parents(connection: apsw.Connection, request: ListParents, now: int) ->
     sql = (
         "WITH known AS MATERIALIZED (SELECT DISTINCT rtrim(key, replace(key, '/', '')) AS parent FROM entry "
         f"WHERE {where} AND instr(key, '/') > 0) SELECT parent FROM known WHERE parent > ? AND EXISTS ("
-        "SELECT 1 FROM entry WHERE scope = ? AND key > parent AND key < substr(parent, 1, length(parent) - 1) || '0' "
+        "SELECT 1 FROM entry WHERE scope = ? AND key >= parent AND key < substr(parent, 1, length(parent) - 1) || '0' "
         f"AND instr(substr(key, length(parent) + 1), '/') = 0 AND {IS_LIVE} AND {_IS_OBJECT}) ORDER BY parent"
     )
     rows: Any = cast(Any, connection).execute(sql, (*bindings, request.cursor or "", request.scope.path, now))

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from ..errors import UnavailableError
+from ..errors import TimedOutError, UnavailableError
 from ..messages import Message, PrepareRead
 from ..service import StateService
 from .cancellation import end_of
@@ -50,7 +50,7 @@ class LocalTransport:
 
     def _handle(self, message: Message, deadline: float) -> Any:
         if time.monotonic() > deadline:
-            raise UnavailableError("the time for this call ran out while others were carried out")
+            raise TimedOutError("the time for this call ran out while others were carried out")
         return self.service.handle(message)
 
     def close(self) -> None:
@@ -72,10 +72,14 @@ class LocalTransport:
         threads = self._threads.get(loop)
         if threads is None:
             threads = self._threads[loop] = _Threads()
-        call = loop.run_in_executor(threads.one if in_turn else threads.many, function, *arguments)
+        work = (threads.one if in_turn else threads.many).submit(function, *arguments)
+        call = asyncio.wrap_future(work)
         try:
             return await asyncio.shield(call)
         except asyncio.CancelledError:
+            if work.cancel():
+                # It had not begun.
+                raise
             await end_of(call)
             raise
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 
 from agent_memory import ConflictError, InvalidKeyError, InvalidRequestError, LimitExceededError, SerializationError
+from agent_memory.ids import uuid7
+from agent_memory.messages import Batch, CommitWrite, PrepareRead, Scope
 from agent_memory.operations import Delete, Get, Parents, Pattern, Search, Set
+from tests.support.blocking import unwrap
 from tests.support.models import Profile
 
 LARGE = b"x" * 200_000
@@ -115,15 +119,26 @@ def test_parents_are_chosen_by_patterns_depth_and_place(memory: Any) -> None:
     assert listed(after="a/b/", limit=2, offset=1) == ["a/d/b/", "ab/"]
 
 
+def test_a_key_that_ends_in_a_slash_has_itself_as_its_parent(memory: Any) -> None:
+    memory.app_state.batch([Set(key, {"n": 1}) for key in ("b/", "//", "a/x", "c//d")])
+
+    assert memory.app_state.batch([Parents()]) == [["//", "a/", "b/", "c//"]]
+
+
 @pytest.mark.parametrize(
     ("wrong", "error"),
     [
+        ({"after": "\ud800"}, ValueError),
+        ({"after": "a\0"}, ValueError),
+        ({"offset": 2**53 + 1}, InvalidRequestError),
+        ({"limit": 5.5}, InvalidRequestError),
+        ({"patterns": [("a",)]}, InvalidRequestError),
         ({"depth": 0}, InvalidRequestError),
         ({"offset": -1}, InvalidRequestError),
         ({"limit": 0}, InvalidRequestError),
         ({"patterns": [Pattern(("a",))] * 101}, LimitExceededError),
     ],
-    ids=["depth", "offset", "limit", "patterns"],
+    ids=["surrogate", "nul", "far", "part", "no pattern", "depth", "offset", "limit", "patterns"],
 )
 def test_a_listing_of_parents_that_makes_no_sense_is_refused(memory: Any, wrong: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
@@ -142,6 +157,51 @@ def test_a_search_may_leave_out_keys_of_one_segment(memory: Any) -> None:
     assert [sorted(hit.entry.key for hit in hits) for hits in all_hits] == [["a/1", "b/c/1", "top", "z"]] * 3
     assert [sorted(hit.entry.key for hit in hits) for hits in nested] == [["a/1", "b/c/1"]] * 3
     assert second == [hits[1:] for hits in nested]
+
+
+@pytest.mark.parametrize("wrong", [{"offset": 2**70}, {"offset": -1}, {"offset": 1.5}, {"limit": 2.5}], ids=str)
+def test_a_search_at_no_place_is_refused(memory: Any, wrong: Any) -> None:
+    with pytest.raises(InvalidRequestError):
+        memory.app_state.search("", **wrong)
+
+
+def test_numbers_that_a_double_rounds_are_found(memory: Any) -> None:
+    memory.app_state.set("large", {"n": 2**70 + 1})
+    memory.app_state.set("huge", {"n": 10**30})
+
+    # Just below the number and just above it, as doubles.
+    assert [hit.entry.key for hit in memory.app_state.search("", filter={"n": {"$gt": 2.0**70, "$lt": 1e25}})] == [
+        "large"
+    ]
+    assert [hit.entry.key for hit in memory.app_state.search("", filter={"n": {"$lt": 1e30, "$gt": 1e25}})] == ["huge"]
+
+
+def test_a_filter_of_empty_parts_is_too_long_as_well(memory: Any) -> None:
+    memory.app_state.set("key", {"n": 1})
+    condition: Any = {"n": 1}
+    for _ in range(10):
+        condition = {"$and": [condition] + [{}] * 20}
+    with pytest.raises(InvalidRequestError):
+        memory.app_state.search("", filter=condition)
+
+
+def test_a_read_of_a_version_does_not_go_with_a_write(memory: Any) -> None:
+    opened = unwrap(memory)
+    scope = Scope(opened.namespace, opened.application)
+    write = CommitWrite(scope, "key", uuid7(), b"1", None, "application/json")
+    transport = opened._client.transport()
+    with pytest.raises(InvalidRequestError):
+        transport.send(Batch(scope, (write, PrepareRead(scope, "other", version=99))), time.monotonic() + 10)
+
+    assert memory.app_state.get("key") is None
+
+
+def test_a_conflict_in_a_batch_tells_what_stands_there_after_it(memory: Any) -> None:
+    before = memory.app_state.set("key", 0)
+    with pytest.raises(ConflictError) as caught:
+        memory.app_state.batch([Set("key", 1), Set("key", 2, expected="stale")])
+
+    assert caught.value.current == (0, before)
 
 
 def test_an_empty_batch_does_nothing(memory: Any) -> None:

@@ -159,6 +159,30 @@ def test_a_call_that_is_cancelled_by_a_timeout_frees_its_thread(database: Path) 
     asyncio.run(run())
 
 
+def test_a_write_that_is_cancelled_before_its_turn_is_not_carried_out(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with AsyncAgentMemory(database, application="faults") as memory:
+            service = memory._client.transport().service
+            handle = service.handle
+
+            def slow(message: object) -> object:
+                time.sleep(0.5)
+                return handle(message)
+
+            monkeypatch.setattr(service, "handle", slow)
+            first = asyncio.create_task(memory.app_state.set("first", 1))
+            began = time.monotonic()
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(memory.app_state.set("second", 2), 0.05)
+            assert time.monotonic() - began < 0.4
+            await first
+            assert await memory.app_state.get_many(["first", "second"]) == {"first": 1}
+
+    asyncio.run(run())
+
+
 def test_a_write_is_over_when_its_cancelled_task_is(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
         async with AsyncAgentMemory(database, application="faults") as memory:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -208,6 +209,33 @@ def test_many_tasks_that_wait_for_their_turn_end_by_their_deadline(tmp_path: Pat
             assert all(isinstance(result, UnavailableError) for result in results)
             assert took < 1.8
             await memory.app_state.set("key", 3)
+
+    asyncio.run(run())
+
+
+def test_small_writes_do_not_wait_for_an_uploaded_value_to_be_read(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with AsyncAgentMemory(database, application="faults") as memory:
+            blobs = memory._client.transport().service.blobs
+            digest = blobs.digest
+            reading = threading.Event()
+
+            def slow(*args: object) -> object:
+                reading.set()
+                time.sleep(1.0)
+                return digest(*args)
+
+            monkeypatch.setattr(blobs, "digest", slow)
+            large = asyncio.create_task(memory.app_state.set("large", value(1, 200_000)))
+            await asyncio.to_thread(reading.wait)
+            began = time.monotonic()
+            for number in range(5):
+                await memory.app_state.set("small", number)
+            assert time.monotonic() - began < 0.5
+            assert not large.done()
+            await large
 
     asyncio.run(run())
 

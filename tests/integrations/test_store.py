@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -354,6 +355,19 @@ def test_pages_of_a_large_namespace_are_its_newest_items_in_order(faced: Faced) 
     assert len(expected) == 1_188
     for offset, limit in ((0, 10), (7, 10), (190, 10), (195, 30), (900, 400)):
         assert keys(faced.search(USER, limit=limit, offset=offset)) == expected[offset : offset + limit]
+
+
+def test_items_from_before_1970_are_found_in_a_large_namespace(tmp_path: Path) -> None:
+    with AgentMemory(tmp_path / "old.db", application="old") as memory:
+        store = AgentMemoryStore(memory)
+        for start in range(0, 1_200, 600):
+            store.batch([PutOp(USER, f"{number:04}", {"n": number}) for number in range(start, start + 600)])
+        state_keys = [f"user/123/{number:04}" for number in range(1_200)]
+        long_ago = datetime(1960, 1, 1, tzinfo=UTC)
+        memory.set_times(dict.fromkeys(state_keys, (long_ago, long_ago)))
+
+        assert len(store.search(USER, limit=300)) == 300
+        assert len(store.search(USER, limit=300, offset=1_000)) == 200
 
 
 def test_pages_skip_what_is_no_item_wherever_it_stands(faced: Faced) -> None:

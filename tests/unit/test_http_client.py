@@ -643,6 +643,28 @@ def test_an_answer_that_trickles_ends_with_the_deadline(face: str) -> None:
         peer.close()
 
 
+@pytest.mark.parametrize("face", ["sync", "async"])
+def test_an_upload_to_a_slow_reader_ends_with_the_deadline(face: str) -> None:
+    stop = threading.Event()
+
+    def handle(connection: socket.socket) -> None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        while not stop.wait(0.02):
+            connection.recv(65_536)
+
+    wire, peer = peer_wire(face, handle)
+    data = memoryview(bytes(32 * 1024 * 1024))
+    url = f"{wire.transport._root.partition('/v1/')[0]}/v1/blobs/b/0"
+    try:
+        started = time.monotonic()
+        wire.fails(PutChunk(Chunk(url, len(data)), data), TimedOutError, seconds=0.3)
+        assert time.monotonic() - started < 2
+    finally:
+        stop.set()
+        wire.transport.close()
+        peer.close()
+
+
 def test_nobody_listening_is_unavailable() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]

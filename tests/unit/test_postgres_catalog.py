@@ -302,7 +302,7 @@ def staged(catalog: PostgresCatalog, key: str = "k") -> CommitWrite:
     from agent_memory.service import blob_of
 
     blob = BlobRow(uuid7(), SCOPE.path, key, 5, None, STAGED, catalog.clock())
-    catalog.stage(blob)
+    catalog.stage([blob])
     return CommitWrite(SCOPE, key, blob.id, None, blob_of(blob.id, 5, None), sha256="0" * 64)
 
 
@@ -658,6 +658,19 @@ def test_when_every_connection_is_in_use_a_call_fails_in_time(address: str) -> N
     with pytest.raises(UnavailableError) as caught:
         catalog.read(SCOPE, "k")
     assert caught.value.code == "closed"
+
+
+def test_a_call_that_waits_for_another_ends_by_its_deadline(address: str, tmp_path: Path) -> None:
+    with (
+        AgentMemory(address, application="waiting", blobs=tmp_path, timeout=0.6) as memory,
+        psycopg.connect(address) as other,
+    ):
+        memory.app_state.set("k", 1)
+        other.execute("SELECT 1 FROM agent_memory.entry WHERE scope = 'default/waiting' FOR UPDATE")
+        began = time.monotonic()
+        with pytest.raises(UnavailableError):
+            memory.app_state.set("k", 2)
+        assert time.monotonic() - began < 1.5
 
 
 def test_a_write_waits_for_another_only_so_long(address: str) -> None:

@@ -558,8 +558,27 @@ def test_an_embedded_store_sweeps_after_a_write_once_a_minute(tmp_path: Path, mo
         monkeypatch.setattr(time, "monotonic", lambda: later)
         memory.app_state.set("k", 2)
         memory.app_state.set("k", 3)
-        assert len(sweeps) == 1
+        with service._sweeping:
+            assert len(sweeps) == 1
         assert sweeps[0] is not None, "a bounded number of things"
+
+
+def test_a_write_does_not_wait_for_the_sweep_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[float] = []
+
+    def sweep(**_: object) -> SweepReport:
+        time.sleep(0.5)
+        ended.append(time.monotonic())
+        return SweepReport()
+
+    with AgentMemory(tmp_path / "store.db", application="app") as memory:
+        service = memory._client.transport().service
+        monkeypatch.setattr(service, "sweep", sweep)
+        monkeypatch.setattr(service, "_next_sweep", 0.0)
+        memory.app_state.set("k", 1)
+        memory.app_state.set("k", 2)
+        assert ended == []
+    assert len(ended) == 1, "closing waits for a sweep that has begun"
 
 
 def test_a_sweep_that_fails_does_not_make_the_write_before_it_fail(
@@ -575,7 +594,8 @@ def test_a_sweep_that_fails_does_not_make_the_write_before_it_fail(
         monkeypatch.setattr(service, "_next_sweep", 0.0)
         entry = memory.app_state.set("k", 1)
         assert entry.version == 1
-        assert memory.app_state.get("k") == 1
+        with service._sweeping:
+            assert memory.app_state.get("k") == 1
 
 
 def test_a_chunk_s_place_does_not_leave_the_blob_folder(service: StateService) -> None:

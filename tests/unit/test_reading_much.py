@@ -1,0 +1,101 @@
+"""Reads of more bytes than one message carries: bounded in bytes, and quick all the same."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent_memory import LimitExceededError
+from agent_memory.ids import uuid7
+from agent_memory.messages import (
+    BATCH_INLINE_LIMIT,
+    INLINE_LIMIT,
+    JSON,
+    Batch,
+    CommitWrite,
+    List,
+    Page,
+    PrepareRead,
+    Scope,
+    Search,
+)
+from agent_memory.service import StateService
+from agent_memory.storage import catalog as catalogs
+from agent_memory.storage.blobs import FileBlobs
+from agent_memory.storage.sqlite import SqliteCatalog
+
+SCOPE = Scope("default", "app")
+KEYS = [f"k{number:03}" for number in range(300)]
+VALUE = b'{"text": "%s"}' % (b"x" * 60_000)
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[StateService]:
+    service = StateService(
+        SqliteCatalog(tmp_path / "store.db", durable=False), FileBlobs(tmp_path / "b", durable=False)
+    )
+    service.handle(Batch(SCOPE, tuple(CommitWrite(SCOPE, key, uuid7(), VALUE, None, JSON) for key in KEYS)))
+    yield service
+    service.close()
+
+
+def read(key: str) -> PrepareRead:
+    return PrepareRead(SCOPE, key, INLINE_LIMIT)
+
+
+def test_what_has_no_room_is_put_beside_it_many_at_a_time(
+    service: StateService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = service.blobs.put
+
+    def slow(blob_id: str, index: int, data: memoryview) -> str:
+        time.sleep(0.03)
+        return put(blob_id, index, data)
+
+    monkeypatch.setattr(service.blobs, "put", slow)
+    began = time.monotonic()
+    found = service.handle(Batch(SCOPE, tuple(map(read, KEYS))))
+    took = time.monotonic() - began
+    aside = [one for one in found if one.data is None]
+
+    assert len(aside) == 300 - BATCH_INLINE_LIMIT // len(VALUE)
+    assert all(one.blob is not None for one in aside)
+    assert took < 0.03 * len(aside) / 3, "one after the other"
+
+
+def test_the_pages_of_a_batch_share_its_room(service: StateService) -> None:
+    pages: list[Page] = service.handle(Batch(SCOPE, (List(SCOPE, "", limit=1_000, max_inline_size=INLINE_LIMIT),) * 10))
+    carried = sum(len(found.data or b"") for page in pages for found in page.found)
+
+    assert carried <= BATCH_INLINE_LIMIT
+    assert sum(found.data is None for page in pages for found in page.found) <= len(pages)
+    assert all(page.found and page.cursor == page.found[-1].entry.key for page in pages)
+
+
+def test_a_cut_page_goes_on_where_it_ended(service: StateService) -> None:
+    keys: list[str] = []
+    cursor: str | None = None
+    while True:
+        other = List(SCOPE, "", limit=100, max_inline_size=INLINE_LIMIT)
+        _, page = service.handle(Batch(SCOPE, (other, other._replace(cursor=cursor, limit=1_000))))
+        keys += [found.entry.key for found in page.found]
+        cursor = page.cursor
+        if cursor is None:
+            break
+
+    assert keys == KEYS
+
+
+def test_a_batch_that_finds_too_much_is_refused_and_writes_nothing(
+    service: StateService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogs, "READ_LIMIT", 30 * 1024 * 1024)
+    search = Search(SCOPE, "", limit=1_000, max_inline_size=INLINE_LIMIT)
+    assert len(service.handle(search)) == 300
+    with pytest.raises(LimitExceededError):
+        service.handle(Batch(SCOPE, (CommitWrite(SCOPE, "new", uuid7(), b"1", None, JSON), search, search)))
+
+    assert service.handle(read("new")) is None
