@@ -43,7 +43,7 @@ test: $(READY)
 
 soak: $(READY)
 	@echo "make soak: running the tests with the long fault runs"
-	@$(BIN)/python -m pytest --soak $(ARGS)
+	@$(BIN)/python -m pytest --soak --timeout 900 $(ARGS)
 
 lint: $(READY)
 	@echo "make lint: checking format, lint rules and types"
