@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
-from .models import KM_PER_MILE
+from .measures import NUMBER, TOO_FAST_KM_H, Units, measure, number
 
 # -- what a clause can mean ------------------------------------------------------------------------------------------
 
@@ -44,6 +44,8 @@ class LogWorkout(NamedTuple):
     day: date
     distance_km: float | None
     duration_s: int | None
+    units: Units = "km"
+    """Those in which the distance was told."""
 
 
 class KeepNote(NamedTuple):
@@ -117,22 +119,18 @@ _SPORTS: Final = {
     "hiking": r"hiked|went hiking|went for a(?:n? \S+)*? hike",
     "rowing": r"rowed|went rowing",
 }
-_KM_PER_UNIT: Final = {"k": 1.0, "mi": KM_PER_MILE, "m": 0.001}
-_DISTANCE: Final = re.compile(
-    r"(?<![\d:.,])(\d+(?:[.,]\d+)?)[ -]?(k(?:m|ms|ilomet(?:re|er)s?)?|mi(?:les?)?|m(?:et(?:re|er)s?)?)\b", re.I
-)
-_RACES: Final = {"half marathon": 21.0975, "half-marathon": 21.0975, "marathon": 42.195}
-# Not "at 7:30", which is a time of day, and not "5:30/km", which is a pace.
-_CLOCK: Final = re.compile(
-    r"(?<!\bat )(?<!\d)(\d{1,2}):(\d\d)(?::(\d\d))?(?!\d| ?[ap]m\b|(?: ?min)? ?(?:/|per\b))( ?h(?:ours?)?\b)?", re.I
-)
-_HOURS: Final = re.compile(r"\b(\d+(?:[.,]\d+)?) ?-?h(?:ours?|rs?)?\b", re.I)
-_MINUTES: Final = re.compile(r"(?<![\w:])(\d+(?:[.,]\d+)?) ?-?min(?:ute)?s?\b", re.I)
-_SECONDS: Final = re.compile(r"\b(\d+) ?s(?:ec(?:ond)?s?)?\b", re.I)
-_WEEKDAYS: Final = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-_TOO_FAST_KM_H: Final = 70.0
 _POUNDS_PER_KG: Final = 2.204623
-_NOT_A_FACT: Final = re.compile(r"\b(?:not|never|didn't|haven't|if|would|could|should|will|almost|dreamt|dreamed)\b")
+_NOT_A_FACT: Final = re.compile(
+    r"\b(?:not|never|if|would|could|should|will|almost|nearly|dreamt|dreamed|every|usually|often|always)\b|n't\b"
+)
+_LEFT_OVER: Final = re.compile(
+    r"\S*\d\S*|\b(?:minus|negative|half|quarter|twice|thrice|times|each|per|rests|breaks|pauses|intervals|reps|sets"
+    r"|elevation|climb(?:ed|ing|s)?|ascent|descent)\b"
+)
+"""What changes the meaning of the numbers in a sentence, if nothing was made of it."""
+_MOST_KM: Final = {"running": 350, "swimming": 250, "cycling": 1300, "walking": 250, "hiking": 250, "rowing": 350}
+"""A little more than anybody has done in a day and a night."""
+_MOST_SECONDS: Final = 100 * 3600
 
 
 def _clauses(message: str) -> list[str]:
@@ -163,70 +161,39 @@ def _workout(text: str, today: date) -> Meaning | None:
         return None
     if _NOT_A_FACT.search(lower):
         return Unclear(text)
-    if len(sports) > 1 or len(_DISTANCE.findall(lower)) > 1:
+    found = measure(text, today)
+    if len(sports) > 1 or len(found.distances) > 1:
         return Unclear(text, "One workout in a sentence, please.")
-    distance = _distance_km(lower)
-    duration = _duration_s(lower, distance)
+    left_over = _LEFT_OVER.search(found.rest)
+    if left_over is not None:
+        return Unclear(text, f'I cannot tell what "{left_over[0]}" means there, and stored nothing of it.')
+    if len(found.durations_s) > 1:
+        return Unclear(text, "How long did it take in all?")
+    distance = found.distances[0] if found.distances else None
+    duration = found.durations_s[0] if found.durations_s else None
     if distance is None and duration is None:
         return Unclear(text, "How far was it, or how long did it take?")
-    day = _day(lower, today)
-    if day is None:
+    days = set(found.days) or {today}
+    day = days.pop()
+    if days or day is None:
         return Unclear(text, "Which day was that?")
-    return LogWorkout(sports[0], day, distance, duration)
+    km, units = distance or (None, "km")
+    if not _possible(sports[0], km, duration):
+        return Unclear(
+            text, "That cannot be right, so I stored nothing of it. How far was it, and how long did it take?"
+        )
+    return LogWorkout(sports[0], day, km, duration, units)
 
 
-def _distance_km(text: str) -> float | None:
-    match = _DISTANCE.search(text)
-    if match is None:
-        return next((km for race, km in _RACES.items() if race in text), None)
-    unit = match[2].lower()
-    factor = _KM_PER_UNIT["k" if unit.startswith("k") else "mi" if unit.startswith("mi") else "m"]
-    return round(_number(match[1]) * factor, 3)
-
-
-def _duration_s(text: str, distance_km: float | None) -> int | None:
-    match = _CLOCK.search(text)
-    if match is not None:
-        first, second, third = int(match[1]), int(match[2]), match[3]
-        if third is not None:
-            return first * 3600 + second * 60 + int(third)
-        seconds = first * 60 + second
-        # 50 km in 2:10 is hours and minutes, as nobody rides that fast.
-        too_fast = distance_km is not None and distance_km * 3600 > _TOO_FAST_KM_H * seconds
-        return seconds * 60 if match[4] or too_fast else seconds
-    parts = [(_HOURS, 3600), (_MINUTES, 60), (_SECONDS, 1)]
-    found = [_number(match[1]) * factor for pattern, factor in parts if (match := pattern.search(text))]
-    if "half an hour" in text:
-        found.append(1800)
-    elif re.search(r"\ban hour\b", text):
-        found.append(3600)
-    return round(sum(found)) if found else None
-
-
-def _day(text: str, today: date) -> date | None:
-    """Return the day a text speaks of, today if it names none, None for one that cannot be told."""
-    if "day before yesterday" in text:
-        return today - timedelta(days=2)
-    if "yesterday" in text or "last night" in text:
-        return today - timedelta(days=1)
-    ago = re.search(r"\b(\d+) days? ago\b", text)
-    if ago is not None:
-        return today - timedelta(days=int(ago[1]))
-    if "tomorrow" in text or re.search(r"\b(?:last|ago|next)\b", text):
-        return None
-    for number, name in enumerate(_WEEKDAYS):
-        if re.search(rf"\b{name}\b", text):
-            return today - timedelta(days=(today.weekday() - number) % 7 or 7)
-    return today
-
-
-def _number(text: str) -> float:
-    return float(text.replace(",", "."))
+def _possible(sport: str, km: float | None, seconds: int | None) -> bool:
+    far = km is None or 0 < km <= _MOST_KM[sport]
+    long = seconds is None or 0 < seconds <= _MOST_SECONDS
+    return far and long and (km is None or seconds is None or km * 3600 <= TOO_FAST_KM_H * seconds)
 
 
 def _weight(match: re.Match[str]) -> Meaning:
     unit = match["unit"].lower()
-    kg = _number(match["number"])
+    kg = number(match["number"])
     return SetField("profile", "weight_kg", round(kg / _POUNDS_PER_KG if unit.startswith(("lb", "pound")) else kg, 1))
 
 
@@ -284,8 +251,8 @@ _RULES: Final = [
         lambda m: SetField("profile", "name", m["name"].strip()),
     ),
     _rule(
-        r"(?:i (?:now )?weigh|my weight is(?: now)?)(?: about)? (?P<number>\d+(?:[.,]\d+)?) ?"
-        r"(?P<unit>kg|kgs|kilos?|kilograms?|lbs?|pounds)(?: now| today)?",
+        r"(?:i (?:now )?weigh|my weight is(?: now)?)(?: about)? "
+        rf"(?P<number>{NUMBER}) ?(?P<unit>kg|kgs|kilos?|kilograms?|lbs?|pounds)(?: now| today)?",
         _weight,
     ),
     _rule(r"(?:my birthday is(?: on)?|i was born on) (?:the )?(?P<day>.+)", _birthday),
