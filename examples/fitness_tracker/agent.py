@@ -106,7 +106,7 @@ def build_agent(memory: AgentMemory, model: BaseChatModel) -> Any:
     def add_note(text: str, runtime: ToolRuntime[Run]) -> str:
         """Keep something the user said, in their own words."""
         run = runtime.context
-        when = datetime.combine(run.today, datetime.now(UTC).time(), UTC)
+        when = datetime.combine(run.today, datetime.now().time(), UTC)  # the hour belongs to the day: local, too
         return f"Added. item_id: {keep_note(memory, run.user, Note(text=text, when=when), note_embedding())}"
 
     @tool("recall_notes")

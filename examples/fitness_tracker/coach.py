@@ -20,6 +20,7 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import Runnable
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
+from .models import Units
 from .sentences import (
     AddToList,
     AskEverything,
@@ -36,7 +37,7 @@ from .sentences import (
     Unclear,
     understand,
 )
-from .summary import clock, counted, day_of
+from .summary import clock, counted, day_of, far, in_units
 
 WHAT_IT_READS: Final = (
     "I am a stand-in for a language model and read only a few kinds of sentences: 'ran 5 km in 28:30', 'my goal is …', "
@@ -149,7 +150,7 @@ def _calls_of(meaning: Meaning, memory: Mapping[str, Any]) -> list[tuple[str, di
             return [(f"add_to_{document}", {field: [value]})]
         case ClearField(document, field):
             return [(f"forget_{document}", {"fields": [field]})]
-        case LogWorkout(sport, day, distance_km, duration_s):
+        case LogWorkout(sport, day, distance_km, duration_s, _):
             facts = {"sport": sport, "when": day.isoformat(), "distance_km": distance_km, "duration_s": duration_s}
             return [("add_workout", {name: value for name, value in facts.items() if value is not None})]
         case KeepNote(text):
@@ -212,8 +213,8 @@ class _Answer:
                 return f"I will keep in mind that you {field.removesuffix('s')} {what}."
             case ClearField(_, field):
                 return f"Forgotten: your {_label(field)}."
-            case LogWorkout(sport, day, distance_km, duration_s):
-                return self._workout(sport, day, distance_km, duration_s)
+            case LogWorkout():
+                return self._workout(meaning)
             case KeepNote(text):
                 return f"I made a note: {_quoted(text)}."
             case AskField(document, field):
@@ -236,17 +237,25 @@ class _Answer:
                 return hint or f"I did not understand {_quoted(text)}, and stored nothing of it."
         raise AssertionError(meaning)
 
-    def _workout(self, sport: str, day: date, distance_km: float | None, duration_s: int | None) -> str:
+    def _workout(self, logged: LogWorkout) -> str:
         lately = {self._today: "today", self._today - timedelta(days=1): "yesterday"}
-        when = lately.get(day, f"on {day_of(day)}")
-        parts = [sport, when]
-        if distance_km is not None:
-            parts.insert(1, f"{round(distance_km, 2):g} km")
-        if duration_s is not None:
-            parts.append(f"in {clock(duration_s)}")
-        if distance_km and duration_s and sport == "running":
-            parts.append(f"({clock(round(duration_s / distance_km))} per km)")
+        parts = [logged.sport, lately.get(logged.day, f"on {day_of(logged.day, self._today)}")]
+        units = self._units(logged.units)
+        if logged.distance_km is not None:
+            parts.insert(1, far(logged.distance_km, units, 2))
+        if logged.duration_s is not None:
+            parts.append(f"in {clock(logged.duration_s)}")
+        if logged.distance_km and logged.duration_s and logged.sport == "running":
+            pace = clock(round(logged.duration_s / in_units(logged.distance_km, units)))
+            parts.append(f"({pace} per {units.removesuffix('s')})")
         return f"Logged: {' '.join(parts)}."
+
+    def _units(self, told: Units) -> Units:
+        """Return the user's units, as they stand after this message; who never named any hears those they used."""
+        set_now = [
+            meaning.value for meaning in self._meanings if isinstance(meaning, SetField) and meaning.field == "units"
+        ]
+        return [self._memory.get("units", told), *set_now][-1]
 
     def _progress(self) -> str:
         summary = self._object("training_summary")

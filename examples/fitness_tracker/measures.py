@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import re
 from datetime import date, timedelta
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
-from .models import KM_PER_MILE
-
-Units: TypeAlias = Literal["km", "miles"]
+from .models import KM_PER_MILE, Units
 
 _ALONE: Final = r"(?<![\w.,:/+−–-])"  # no part of a longer number, and without a sign
 NUMBER: Final = rf"{_ALONE}(?:[1-9]\d{{0,2}}(?:,\d{{3}}){{1,3}}(?:\.\d+)?|\d{{1,9}}(?:[.,]\d+)?)"

@@ -6,13 +6,15 @@ Every field that an older version may lack has a default, so yesterday's values 
 from __future__ import annotations
 
 from datetime import UTC, date, datetime
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, Field
 
 from agent_memory_langchain import Agent
 
 KM_PER_MILE: Final = 1.609344
+
+Units: TypeAlias = Literal["km", "miles"]
 
 
 def _in_utc(time: datetime) -> datetime:
@@ -35,7 +37,7 @@ class Profile(BaseModel):
 class Preferences(BaseModel):
     """How the user likes to train, and the units they think in."""
 
-    units: Literal["km", "miles"] = "km"
+    units: Units = "km"
     likes: list[str] = Field(default_factory=list)
     dislikes: list[str] = Field(default_factory=list)
 
@@ -71,6 +73,10 @@ class Club(BaseModel):
 
 class UnknownModelError(Exception):
     """There is no chat model of that name, or it cannot be loaded here."""
+
+
+class UnusableError(Exception):
+    """What an option names cannot be used: a file that cannot be written, a store or a user that is not there."""
 
 
 class NotEmptyError(Exception):

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from agent_memory import Entity
 
-from .models import Profile, Workout
+from .models import Profile, Units, UnusableError, Workout
 from .summary import Training, Week, clock, counted, day_of, in_units, read_training
 
 _COLOURS: Final = ("#2a6f97", "#e08e45", "#7a9e56", "#8e6c9f")
@@ -43,7 +43,7 @@ class UserReport(NamedTuple):
         return self.training.weeks
 
     @property
-    def units(self) -> str:
+    def units(self) -> Units:
         return self.training.units
 
     @property
@@ -66,7 +66,9 @@ def render_report(console: Console, report: UserReport) -> RenderableType:
         parts.append(Text("Goals: " + "; ".join(report.profile.goals)))
     if report.workouts:
         parts += [Text(), sports_table(report), Text("Latest workouts", style="bold"), latest_table(report)]
-        parts += [Text(f"Distance per week ({report.units})", style="bold"), week_bars(console, report)]
+        parts.append(Text(f"Distance per week ({report.units})", style="bold"))
+        silence = report.training.silence
+        parts.append(week_bars(console, report) if silence is None else Padding(_sentence(silence), (0, 0, 0, 2)))
     else:
         parts.append(Text("Nothing to show yet: tell the coach about a workout, or import some."))
     return Group(*parts)
@@ -90,7 +92,7 @@ def latest_table(report: UserReport, limit: int = 5) -> Table:
     )
     for workout in reversed(report.workouts[-limit:]):
         table.add_row(
-            day_of(workout.when.date()),
+            day_of(workout.when.date(), report.training.today),
             workout.sport,
             _distance(workout.distance_km, report.units),
             clock(workout.duration_s),
@@ -111,7 +113,7 @@ def week_bars(console: Console, report: UserReport) -> RenderableType:
         length = round(width * week.total_km / longest)
         bar = Text(block * max(length, 1 if week.total_km else 0), style="cyan")
         bar.append(f" {_distance(week.total_km, report.units)}" if week.total_km else nothing, style="default")
-        table.add_row(Text(day_of(week.monday), style="dim"), bar)
+        table.add_row(Text(day_of(week.monday, report.training.today), style="dim"), bar)
     return Padding(table, (0, 0, 0, 2))
 
 
@@ -135,8 +137,11 @@ def save_chart(path: Path, reports: Sequence[UserReport]) -> None:
         handles.append(Patch(color=_OTHERS, label="other sports"))
     if handles:
         figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, format="png")  # without a format, matplotlib adds an ending to a name that has none
+    except OSError as error:
+        raise UnusableError(f"the chart cannot be written to {path}: {error.strerror or error}") from None
 
 
 def _draw_weeks(panel: Axes, report: UserReport, colours: Mapping[str, str]) -> None:
@@ -147,28 +152,35 @@ def _draw_weeks(panel: Axes, report: UserReport, colours: Mapping[str, str]) -> 
         heights = [in_units(week.km.get(sport, 0.0), report.units) for week in report.weeks]
         panel.bar(positions, heights, bottom=bottoms, width=0.72, color=colours.get(sport, _OTHERS))
         bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
-    panel.set_title(report.title, loc="left", fontsize=11, fontweight="bold")
+    panel.set_title(report.title, loc="left", fontsize=11, fontweight="bold", parse_math=False)
     panel.set_ylabel(f"{report.units} per week")
     panel.set_ylim(0, max(max(bottoms) * 1.12, 1.0))
     panel.set_xlim(-0.6, len(report.weeks) - 0.4)
-    panel.set_xticks(positions[::-2], [day_of(week.monday) for week in report.weeks[::-2]])
+    panel.set_xticks(positions[::-2], [day_of(week.monday, report.training.today) for week in report.weeks[::-2]])
     panel.tick_params(axis="both", length=0, labelsize=9)
     panel.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
     panel.yaxis.grid(color="#e4e6e8", linewidth=0.8)
     panel.set_axisbelow(True)
     panel.spines[["top", "right", "left"]].set_visible(False)
     panel.spines["bottom"].set_color("#9aa0a6")
-    if max(bottoms) == 0:
-        panel.text(0.5, 0.5, "no distance in these weeks", transform=panel.transAxes, ha="center", color="#6b7075")
+    silence = report.training.silence
+    if silence is not None:
+        panel.set_yticks([])
+        panel.text(0.5, 0.5, silence, transform=panel.transAxes, ha="center", color="#6b7075")
     elif bottoms[-1]:
-        panel.annotate(f"{bottoms[-1]:.1f}", (positions[-1], bottoms[-1]), (0, 3), textcoords="offset points",
+        label = _distance(report.weeks[-1].total_km, report.units)
+        panel.annotate(label, (positions[-1], bottoms[-1]), (0, 3), textcoords="offset points",
                        ha="center", fontsize=9)  # fmt: skip
 
 
 # -- words and numbers -----------------------------------------------------------------------------------------------
 
 
-def _distance(km: float | None, units: str) -> str:
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}."
+
+
+def _distance(km: float | None, units: Units) -> str:
     return f"{in_units(km, units):.1f}" if km else "–"
 
 

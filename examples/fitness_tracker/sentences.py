@@ -11,7 +11,8 @@ from collections.abc import Callable
 from datetime import date, datetime
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
-from .measures import NUMBER, TOO_FAST_KM_H, Units, measure, number
+from .measures import NUMBER, TOO_FAST_KM_H, measure, number
+from .models import Units
 
 # -- what a clause can mean ------------------------------------------------------------------------------------------
 

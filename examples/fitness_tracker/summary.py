@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from agent_memory import Entity
 
-from .models import KM_PER_MILE, Preferences, Workout
+from .models import KM_PER_MILE, Preferences, Units, Workout
 
 WEEKS: Final = 12
 """Weeks that are looked at, the present one included."""
@@ -26,18 +26,32 @@ class Week(NamedTuple):
 
 
 class Training(NamedTuple):
-    """Workouts and the last weeks, oldest first, and the units the user thinks in."""
+    """Workouts and the last weeks, oldest first, the units the user thinks in, and the day it is seen from."""
 
     workouts: list[Workout]
     weeks: list[Week]
-    units: str
+    units: Units
+    today: date
+
+    @property
+    def silence(self) -> str | None:
+        """Why there is no distance to show in these weeks, None if there is some."""
+        if any(week.total_km for week in self.weeks):
+            return None
+        days = [workout.when.date() for workout in self.workouts]
+        lately = f"in the last {len(self.weeks)} weeks"
+        if any(self.weeks[0].monday <= day < self.weeks[-1].monday + timedelta(weeks=1) for day in days):
+            return f"no distance {lately}"
+        before = [day for day in days if day < self.weeks[0].monday]
+        latest = f"; the latest was on {day_of(before[-1], self.today)}" if before else ""
+        return f"no workout {lately}{latest}"
 
 
 def read_training(user: Entity, today: date) -> Training:
     """Read all workouts of a user. Their ids are made of their times, so they come in the order of their happening."""
     workouts = [item.value for item in user.collection(Workout).list()]
     preferences = user.document(Preferences).get(default=Preferences())
-    return Training(workouts, weekly(workouts, today), preferences.units)
+    return Training(workouts, weekly(workouts, today), preferences.units, today)
 
 
 def weekly(workouts: Iterable[Workout], today: date, weeks: int = WEEKS) -> list[Week]:
@@ -58,23 +72,29 @@ def in_short(training: Training) -> dict[str, Any]:
     latest = training.workouts[-1] if training.workouts else None
     return {
         "units": training.units,
-        "this_week": in_units(training.weeks[-1].total_km, training.units),
-        "last_week": in_units(training.weeks[-2].total_km, training.units),
+        "this_week": round(in_units(training.weeks[-1].total_km, training.units), 1),
+        "last_week": round(in_units(training.weeks[-2].total_km, training.units), 1),
         "workouts": len(training.workouts),
-        "latest": None if latest is None else described(latest, training.units),
+        "latest": None if latest is None else described(latest, training.units, training.today),
     }
 
 
-def described(workout: Workout, units: str) -> str:
+def described(workout: Workout, units: Units, today: date) -> str:
     """Say in a few words what a workout was."""
-    distance = "" if workout.distance_km is None else f" {in_units(workout.distance_km, units):g} {units}"
+    distance = "" if workout.distance_km is None else f" {far(workout.distance_km, units, 1)}"
     duration = "" if workout.duration_s is None else f" in {clock(workout.duration_s)}"
-    return f"{workout.sport}{distance}{duration} on {day_of(workout.when.date())}"
+    return f"{workout.sport}{distance}{duration} on {day_of(workout.when.date(), today)}"
 
 
-def in_units(km: float, units: str) -> float:
-    """Return a distance in a user's units, to a tenth."""
-    return round(km if units == "km" else km / KM_PER_MILE, 1)
+def in_units(km: float, units: Units) -> float:
+    """Return a distance in a user's units. Only what is shown is rounded: rounded parts do not add up."""
+    return km if units == "km" else km / KM_PER_MILE
+
+
+def far(km: float, units: Units, digits: int) -> str:
+    """Write a distance as 5 km or 3.1 miles."""
+    number = f"{round(in_units(km, units), digits):g}"
+    return f"{number} {'mile' if (number, units) == ('1', 'miles') else units}"
 
 
 def clock(seconds: int | None) -> str:
@@ -85,9 +105,9 @@ def clock(seconds: int | None) -> str:
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
 
 
-def day_of(day: date) -> str:
-    """Write a day as 18 Apr."""
-    return f"{day.day} {day:%b}"
+def day_of(day: date, today: date) -> str:
+    """Write a day as 18 Apr, and as 18 Apr 2025 if that is not this year."""
+    return f"{day.day} {day:%b}" if day.year == today.year else f"{day.day} {day:%b} {day.year}"
 
 
 def counted(number: int, noun: str) -> str:

@@ -91,6 +91,27 @@ def test_a_whole_conversation_ends_in_typed_memory(memory: AgentMemory, talk: Ta
     assert (note.text, note.when.date()) == ("my knee hurts after long runs", TODAY)
 
 
+def test_the_coach_speaks_in_the_units_of_the_user(talk: Talk) -> None:
+    coach = talk()
+    assert coach.say("I ran 3 miles in 30 min.").answer == "Logged: running 3 miles today in 30:00 (10:00 per mile)."
+    assert coach.say("I think in miles. Ran 5 km in 30 min on 2025-12-31.").answer == (
+        "Noted: your units: miles. Logged: running 3.11 miles on 31 Dec 2025 in 30:00 (9:39 per mile)."
+    )
+    assert coach.say("I ran 1 mile yesterday.").answer == "Logged: running 1 mile yesterday."
+    assert "This week 4.0 miles" in coach.say("How am I doing?").answer
+    assert coach.say("Use km. I ran 3 miles.").answer.endswith("Logged: running 4.83 km today.")
+
+
+@pytest.mark.parametrize(
+    "said", ["I ran 5 km 99999999 days ago", "I ran 5 km on 9999-99-99", "I ran 999999999 km", f"I ran {'9' * 5000} km"]
+)
+def test_a_number_without_measure_is_answered_and_not_stored(memory: AgentMemory, talk: Talk, said: str) -> None:
+    turn = talk().say(said)
+    assert turn.calls == []
+    assert turn.answer
+    assert memory.entity("user", "ada").collection(Workout).list() == []
+
+
 def test_a_new_conversation_knows_what_an_earlier_one_was_told(talk: Talk) -> None:
     talk().say("My name is Ada and I weigh 61 kg. My knee hurts. Ran 5 km.")
     later = talk(today=date(2026, 4, 20))
