@@ -27,6 +27,8 @@ from agent_memory import Collection, item_id
 from .models import Workout
 
 REQUIRED: Final = ("Activity ID", "Activity Date", "Activity Type")
+FIELDS: Final = (*REQUIRED, "Activity Name", "Elapsed Time", "Distance")
+"""The columns that are read."""
 
 _SPORTS: Final = {"run": "running", "ride": "cycling", "swim": "swimming", "walk": "walking", "hike": "hiking",
                   "row": "rowing", "rowing": "rowing", "virtual ride": "cycling", "virtual run": "running",
@@ -88,7 +90,7 @@ def read_activities(
         date_format: how dates are written, in the notation of ``datetime.strptime``; without it, a few usual ways.
 
     Raises:
-        UnreadableFileError: it is not UTF-8, or a required column is missing.
+        UnreadableFileError: it is not UTF-8, or a column that is required or named is missing.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -158,7 +160,7 @@ class _Header:
         for position, name in enumerate(names):
             self._at.setdefault(name.strip(), []).append(position)
         self._columns = columns
-        missing = [name for name in REQUIRED if not self.positions(name)]
+        missing = [name for name in dict.fromkeys([*REQUIRED, *columns]) if not self.positions(name)]
         if missing:
             wanted = ", ".join(columns.get(name, name) for name in missing)
             present = ", ".join(list(self._at)[:6])

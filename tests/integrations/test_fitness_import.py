@@ -115,6 +115,11 @@ def test_columns_and_dates_in_another_language_are_named_by_the_user(tmp_path: P
     assert only_workout(path, columns=columns, date_format="%d.%m.%Y, %H:%M:%S").when.month == 11
 
 
+def test_a_column_that_is_named_and_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableFileError, match="has no column Distanz"):
+        read_activities(export(tmp_path, RUN), columns={"Distance": "Distanz"})
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
