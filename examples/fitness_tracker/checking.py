@@ -98,7 +98,8 @@ def _verify_user(user: Entity, expected: Expected) -> Check:
     notes = [item.value.text for item in user.collection(Note).list()]
     problems += _missing_words("notes", expected.notes, notes)
 
-    facts = len(expected.single) + sum(map(len, expected.lists.values())) + len(expected.notes)
+    remembered = [value for value in expected.single.values() if value is not None]
+    facts = len(remembered) + sum(map(len, expected.lists.values())) + len(expected.notes)
     workouts = f"{_of(len(said), len(expected.workouts))} workouts told, {_of(imported, expected.imported)} imported"
     return Check(f"{user.id}: {workouts}, {facts} facts, and nothing else", problems)
 
