@@ -7,18 +7,20 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from datetime import UTC, date, datetime
+from datetime import date
 from pathlib import Path
 from typing import Final, TextIO
 
 from rich.console import Console
 
-from agent_memory import AgentMemory, AgentMemoryError
+from agent_memory import AgentMemoryError
 
-from .importing import REQUIRED, UnreadableFileError, add_activities, read_activities
-from .models import NotEmptyError, UnknownModelError, Workout
+from .importing import FIELDS, UnreadableFileError, add_activities, read_activities
+from .models import NotEmptyError, UnknownModelError, UnusableError, Workout
+from .opening import open_memory
 
 SHOWN_LINES: Final = 20
+LEAVING: Final = ("quit", "exit", "bye")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,18 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
-    except (AgentMemoryError, UnreadableFileError, UnknownModelError, NotEmptyError) as error:
+    except (AgentMemoryError, UnreadableFileError, UnknownModelError, NotEmptyError, UnusableError) as error:
         print(f"fitness_tracker: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print()
         return 130
-
-
-def open_memory(options: argparse.Namespace) -> AgentMemory:
-    """Open the store that the options name: a file, or a server's URL."""
-    token = options.token if options.url else None
-    return AgentMemory(options.url or options.data, application=options.application, token=token)
 
 
 def _chat(options: argparse.Namespace) -> int:
@@ -63,28 +59,47 @@ def _chat(options: argparse.Namespace) -> int:
 
 def _said(console: Console) -> Iterator[str]:
     """Yield what the user types until they leave; from a pipe, its lines, which nobody has seen yet."""
-    if not sys.stdin.isatty():
-        for text in filter(None, map(str.strip, sys.stdin)):
+    for text in filter(None, map(str.strip, _lines(console))):
+        if not sys.stdin.isatty():
             console.print(f"you   {text}", markup=False)
-            yield text
-        return
+        if text.lower().rstrip(" .!") in LEAVING:
+            return
+        yield text
+
+
+def _lines(console: Console) -> Iterator[str]:
+    if not sys.stdin.isatty():
+        yield from sys.stdin
     with suppress(EOFError):
-        while (text := console.input("[bold]you[/]   ").strip()) not in ("quit", "exit", "bye"):
-            if text:
-                yield text
+        while sys.stdin.isatty():
+            yield console.input("[bold]you[/]   ")
 
 
 def _report(options: argparse.Namespace) -> int:
     from .report import read_report, render_report, save_chart
 
+    if options.png:
+        _check_picture(options.png)
+    if not options.url and not Path(options.data).exists():
+        raise UnusableError(f"there is no store at {options.data}")
     console = Console(highlight=False)
     with open_memory(options) as memory:
-        report = read_report(memory.entity("user", options.user), options.today)
+        user = memory.entity("user", options.user)
+        if next(memory.app_state.keys(user.prefix), None) is None:
+            raise UnusableError(f"nothing is remembered of a user {options.user!r} in {options.url or options.data}")
+        report = read_report(user, options.today)
     console.print(render_report(console, report))
     if options.png:
         save_chart(options.png, [report])
         console.print(f"The chart is in {options.png}", markup=False, soft_wrap=True)
     return 0
+
+
+def _check_picture(path: Path) -> None:
+    if path.is_dir():
+        raise UnusableError(f"{path} is a folder: name the file that the chart is to be written to")
+    if path.suffix.lower() not in ("", ".png"):
+        raise UnusableError(f"the chart is a PNG: {path} has the name of something else")
 
 
 def _import(options: argparse.Namespace) -> int:
@@ -133,7 +148,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_user(report)
     report.add_argument("--png", type=Path, metavar="FILE", help="also draw the chart into this file")
     report.add_argument(
-        "--today", type=date.fromisoformat, default=datetime.now(UTC).date(), help="the day the report is made for"
+        "--today",
+        type=_day,
+        default=date.today(),
+        metavar="YYYY-MM-DD",
+        help="the day the report is made for (default: today)",
     )
     report.set_defaults(run=_report)
 
@@ -147,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=COLUMN",
-        help=f"what a column is called here, if the file is not in English: {', '.join(REQUIRED)}, …",
+        help=f"what a column is called here, if the file is not in English: {', '.join(FIELDS)}",
     )
     importing.add_argument("--date-format", help="how dates are written, for example '%%d.%%m.%%Y, %%H:%%M:%%S'")
     importing.set_defaults(run=_import)
@@ -167,12 +186,13 @@ def _add_store(
 ) -> None:
     place = parser.add_mutually_exclusive_group()
     place.add_argument("--data", default=data, metavar="FILE", help=f"the store (default: {data or 'a new one'})")
-    place.add_argument("--url", help="a server instead: http://127.0.0.1:8420, from agent-memory serve")
+    place.add_argument("--url", type=_http_url, help="a server instead: http://127.0.0.1:8420, from agent-memory serve")
     parser.add_argument(
         "--token",
         default=os.environ.get("AGENT_MEMORY_TOKEN"),
         help="what the server asks for (default: AGENT_MEMORY_TOKEN)",
     )
+    parser.add_argument("--namespace", default="default", help="the tenant that the token is for (default: default)")
     parser.add_argument("--application", default=application, help=f"(default: {application or 'a new one'})")
 
 
@@ -188,8 +208,26 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _day(text: str) -> date:
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a day: write 2026-04-19") from None
+    if day.year <= 1970:  # the weeks before it are looked at, too, and no workout is older
+        raise argparse.ArgumentTypeError(f"{text} is too long ago")
+    return day
+
+
+def _http_url(text: str) -> str:
+    if not text.lower().startswith(("http://", "https://")):
+        raise argparse.ArgumentTypeError(f"{text!r} does not start with http:// or https://")
+    return text
+
+
 def _column(text: str) -> tuple[str, str]:
-    name, separator, column = text.partition("=")
-    if not separator:
+    name, _, column = (part.strip() for part in text.partition("="))
+    if not column:
         raise argparse.ArgumentTypeError("write NAME=COLUMN, such as 'Activity Date=Aktivitätsdatum'")
-    return name.strip(), column.strip()
+    if name not in FIELDS:
+        raise argparse.ArgumentTypeError(f"{name!r} is not among the columns that are read: {', '.join(FIELDS)}")
+    return name, column

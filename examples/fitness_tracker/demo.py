@@ -10,10 +10,12 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
+import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from datetime import date, datetime, timedelta
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
@@ -30,7 +32,8 @@ from agent_memory import AgentMemory
 from .agent import Conversation, choose_model, club_of
 from .checking import Check, Expected, Fact, NoteAbout, Ran, verify
 from .importing import add_activities, read_activities
-from .models import Note, NotEmptyError, Preferences, Profile, Workout
+from .models import Note, NotEmptyError, Preferences, Profile, UnusableError, Workout
+from .opening import open_memory
 
 EXPORTS: Final = Path(__file__).parent / "exports"
 DAY_ONE: Final = date(2026, 4, 18)
@@ -125,18 +128,24 @@ def run_demo(options: argparse.Namespace) -> int:
     started = time.monotonic()
     name = f"demo-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     folder = options.output / name
-    folder.mkdir(parents=True)
-    data = options.data or str(folder / "fitness.db")
     # A store that is not new may hold an earlier demo: unless told otherwise, every run has an application of its own.
-    application = options.application or (name if options.url or options.data else "fitness")
+    given = options.url or options.data
+    store = argparse.Namespace(**vars(options))
+    store.application = options.application or (name if given else "fitness")
+    store.data = options.data or str(folder / "fitness.db")
+    place = ["--url", options.url] if options.url else ["--data", store.data]
+    place += ["--namespace", options.namespace] if options.namespace != "default" else []
+    place += ["--application", store.application] if store.application != "fitness" else []
     coach = options.model or "a stand-in that works by rules; --model takes a real one"
     console.print("[bold]Fitness tracker: three users, three processes, one store[/]")
-    _say(console, "Store", options.url or data)
+    _say(console, "Store", given or store.data)
     _say(console, "Coach", coach)
     console.print()
-    with AgentMemory(options.url or data, application=application, token=options.token) as memory:
+    with _new_folder(folder), open_memory(store) as memory:
         if next(memory.app_state.keys(), None) is not None:
-            raise NotEmptyError(f"the demo needs an application that holds nothing yet; {application!r} is not empty")
+            raise NotEmptyError(
+                f"the demo needs an application that holds nothing yet; {store.application!r} is not empty"
+            )
         for title, day in (("Day one", DAY_ONE), ("Day two", DAY_TWO)):
             diaries = _live(memory, day, options.model)
             _print_day(console, title, day, diaries)
@@ -150,13 +159,30 @@ def run_demo(options: argparse.Namespace) -> int:
     _print_checks(console, checks)
     console.print()
     _say(console, "Chart", str(folder / "weekly.png"))
-    place = f"--url {options.url}" if options.url else f"--data {data}"
-    place += f" --application {application}" if application != "fitness" else ""
-    _say(console, "Go on", f"{_python()} -m examples.fitness_tracker chat --user ada {place}")
+    ada = ["--user", "ada", *place]
+    _say(console, "Go on", shlex.join([_python(), "-m", "examples.fitness_tracker", "chat", *ada]))
+    # The demo's days may be long past: seen from today, there could be nothing in the weeks that a report shows.
+    seen = ["--today", DAY_TWO.isoformat()]
+    _say(console, "", shlex.join([_python(), "-m", "examples.fitness_tracker", "report", *ada, *seen]))
     lost = [check for check in checks if not check.ok]
     verdict = "[bold red]Something was lost.[/]" if lost else "[bold green]Nothing was lost.[/]"
     console.print(f"\n{verdict} {time.monotonic() - started:.0f} seconds.")
     return 1 if lost else 0
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[None]:
+    """Make a folder, and take it away again if nothing came of it: a demo that is refused leaves nothing behind."""
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UnusableError(f"--output: the folder {folder} cannot be made: {error.strerror or error}") from None
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # something is in it
+            folder.rmdir()
+        raise
 
 
 def expectations() -> dict[str, Expected]:

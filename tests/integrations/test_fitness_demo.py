@@ -1,20 +1,27 @@
 """The commands of the fitness tracker as users run them, and the demo's verdict."""
 
+import io
 import re
+import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from rich.console import Console
 
 from agent_memory import AgentMemory
-from examples.fitness_tracker import demo
+from examples.fitness_tracker import cli, demo, opening
 from examples.fitness_tracker.agent import club_of
 from examples.fitness_tracker.checking import Expected, Fact, NoteAbout, Ran, verify
 from examples.fitness_tracker.cli import main
 from examples.fitness_tracker.models import Club, Note, Preferences, Profile, Workout
+from examples.fitness_tracker.report import read_report, save_chart, week_bars
 from examples.fitness_tracker.summary import weekly
 from tests.support.server import ROOT, ServerProcess, child_environment
 
@@ -63,6 +70,13 @@ def problems(memory: AgentMemory, wanted: dict[str, Expected], laps: int = 20) -
 
 def test_nothing_is_missed_where_everything_is_there(memory: AgentMemory) -> None:
     assert problems(memory, expected()) == []
+
+
+def test_what_was_forgotten_is_not_counted_as_remembered(memory: AgentMemory) -> None:
+    wanted = expected()
+    assert "2 facts" in verify(memory, wanted, laps=20)[0].text
+    wanted["ada"].add(Fact("weight_kg", None))
+    assert "2 facts" in verify(memory, wanted, laps=20)[0].text
 
 
 @pytest.mark.parametrize(
@@ -120,12 +134,17 @@ def test_the_demo_in_real_processes_loses_nothing(tmp_path: Path) -> None:
     assert "300 of 300 laps" in done.stdout
     assert 'You said: "my knee hurts after long runs".' in done.stdout
     assert "\x1b" not in done.stdout  # no colours into a pipe
-    assert max(map(len, done.stdout.splitlines()[6:-5])) <= 80
+    assert max(map(len, done.stdout.splitlines()[6:-6])) <= 80
     days = re.findall(r"processes (\d+), (\d+), (\d+)", done.stdout)
     assert len({pid for day in days for pid in day}) == 6
     [chart] = tmp_path.glob("*/weekly.png")
     assert chart.read_bytes().startswith(PNG)
     assert str(chart) in done.stdout
+    assert "running 3.1 miles today in 31:00 (10:00 per mile)" in " ".join(done.stdout.split())
+    [line] = re.findall(r"-m examples.fitness_tracker (report .*)$", done.stdout, re.M)
+    report = run(*shlex.split(line))
+    assert (report.returncode, report.stderr) == (0, "")
+    assert re.search(r"13 Apr [█#]+ 17\.8", report.stdout)
 
 
 def test_the_demo_runs_against_a_server_in_an_application_of_its_own(tmp_path: Path, server: ServerProcess) -> None:
@@ -144,6 +163,16 @@ def test_the_demo_runs_in_an_application_that_is_named_and_empty(tmp_path: Path,
     again = run(*arguments)
     assert again.returncode == 2
     assert "'shop' is not empty" in again.stderr
+    assert len(list(tmp_path.iterdir())) == 1  # the folder of the first
+
+
+@pytest.mark.parametrize("folder", ["a-file", "a-file/below"])
+def test_a_folder_that_cannot_be_made_is_a_clear_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: str
+) -> None:
+    (tmp_path / "a-file").write_text("this")
+    assert main(["demo", "--output", str(tmp_path / folder)]) == 2
+    assert re.fullmatch(r"fitness_tracker: --output: the folder .* cannot be made: .*\n", capsys.readouterr().err)
 
 
 # -- the other commands ----------------------------------------------------------------------------------------------
@@ -159,6 +188,15 @@ def test_chat_reads_lines_from_a_pipe_and_remembers_them(tmp_path: Path) -> None
         "coach Logged: running 5 km today.",
     ]
     assert run("chat", *store, said="Hello").stdout.splitlines()[1].startswith("coach Hello Ada!")
+
+
+@pytest.mark.parametrize("leaving", ["quit", "Bye!", "exit"])
+def test_chat_ends_when_somebody_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], leaving: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"Hello\n{leaving}\nRan 5 km.\n"))
+    assert main(["chat", "--user", "ada", "--data", str(tmp_path / "fitness.db")]) == 0
+    assert capsys.readouterr().out.splitlines()[2:] == [f"you   {leaving}"]
 
 
 def test_import_reports_bad_rows_and_says_so_in_its_exit_code(
@@ -203,24 +241,166 @@ def test_report_shows_tables_and_a_chart_and_draws_a_png(tmp_path: Path, capsys:
     assert chart.read_bytes().startswith(PNG)
 
 
-def test_report_of_somebody_unknown_says_that_there_is_nothing_yet(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def told(tmp_path: Path) -> list[str]:
+    """The options of a store where ada ran on New Year's Eve of 2025, and bob said his name."""
+    path = str(tmp_path / "fitness.db")
+    with AgentMemory(path, application="fitness") as memory:
+        ran = Workout(sport="running", when=datetime(2025, 12, 31, tzinfo=UTC), distance_km=5.0)
+        memory.entity("user", "ada").collection(Workout).add(ran)
+        memory.entity("user", "bob").document(Profile).set(Profile(name="Bob"))
+    return ["--data", path]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """Run a command that is to be refused in one line, and return that."""
+    assert main([*map(str, arguments)]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    return err.removeprefix("fitness_tracker: ").strip()
+
+
+def test_report_of_somebody_unknown_is_refused(
+    tmp_path: Path, told: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = ["--user", "zoe", "--data", str(tmp_path / "fitness.db")]
-    assert main(["report", *store, "--png", str(tmp_path / "zoe.png")]) == 0
-    assert "zoe: 0 workouts\nNothing to show yet" in capsys.readouterr().out
-    assert (tmp_path / "zoe.png").read_bytes().startswith(PNG)
+    said = refused(capsys, "report", "--user", "zoe", *told, "--png", tmp_path / "zoe.png")
+    assert said == f"nothing is remembered of a user 'zoe' in {told[1]}"
+    assert not (tmp_path / "zoe.png").exists()
 
 
-def test_a_server_that_is_not_there_is_a_clear_error(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("examples.fitness_tracker.cli.open_memory", unreachable)
-        assert main(["report", "--user", "ada", "--url", "http://127.0.0.1:1"]) == 2
-    assert capsys.readouterr().err.startswith("fitness_tracker: ")
+def test_report_makes_no_store_where_there_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    absent = tmp_path / "ftiness.db"
+    assert refused(capsys, "report", "--user", "ada", "--data", absent) == f"there is no store at {absent}"
+    assert list(tmp_path.iterdir()) == []
 
 
-def unreachable(_: object) -> AgentMemory:
-    return AgentMemory("http://127.0.0.1:1", application="fitness", timeout=0.2)
+def test_report_of_somebody_without_workouts_says_so(told: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--user", "bob", *told]) == 0
+    assert "Bob: 0 workouts\nNothing to show yet" in capsys.readouterr().out
+
+
+def test_report_says_when_nothing_happened_lately(told: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--user", "ada", *told, "--today", "2026-04-19"]) == 0
+    assert "  No workout in the last 12 weeks; the latest was on 31 Dec 2025." in capsys.readouterr().out
+
+
+def test_dates_of_another_year_carry_it(told: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--user", "ada", *told, "--today", "2026-01-06"]) == 0
+    out = capsys.readouterr().out
+    assert "31 Dec 2025 " in out
+    assert re.search(r"^ +29 Dec 2025 [█#]+ 5\.0 *$", out, re.M)
+    assert re.search(r"^ +5 Jan [.·] *$", out, re.M)
+
+
+@pytest.mark.parametrize("name", ["chart", "chart.PNG", "folder.d/chart.png"])
+def test_the_chart_is_written_to_the_file_that_was_named(
+    tmp_path: Path, told: list[str], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    chart = tmp_path / "charts" / name
+    assert main(["report", "--user", "ada", *told, "--png", str(chart)]) == 0
+    assert capsys.readouterr().out.endswith(f"The chart is in {chart}\n")
+    assert chart.read_bytes().startswith(PNG)
+    assert [path for path in (tmp_path / "charts").rglob("*") if path.is_file()] == [chart]
+
+
+def test_a_chart_is_not_written_under_the_name_of_something_else(
+    tmp_path: Path, told: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, text = tmp_path / "folder", tmp_path / "x.txt"
+    folder.mkdir()
+    assert "is a folder" in refused(capsys, "report", "--user", "ada", *told, "--png", folder)
+    assert "the chart is a PNG" in refused(capsys, "report", "--user", "ada", *told, "--png", text)
+    assert not text.exists()
+    assert not folder.with_suffix(".png").exists()
+
+
+def test_a_chart_that_cannot_be_written_is_a_clear_error(
+    tmp_path: Path, told: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a-file").write_text("this")
+    assert main(["report", "--user", "ada", *told, "--png", str(tmp_path / "a-file" / "chart.png")]) == 2
+    assert re.fullmatch(r"fitness_tracker: the chart cannot be written to .*\n", capsys.readouterr().err)
+
+
+def test_the_chart_and_the_terminal_agree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    console = Console(width=80)
+    with AgentMemory("memory://", application="fitness") as memory:
+        ada = memory.entity("user", "ada")
+        for sport in ("running", "cycling", "swimming", "rowing"):
+            ada.collection(Workout).add(Workout(sport=sport, when=datetime(2026, 4, 18, tzinfo=UTC), distance_km=1.04))
+        report = read_report(ada, DAY)
+    save_chart(tmp_path / "chart.png", [report])
+    with console.capture() as shown:
+        console.print(week_bars(console, report))
+    assert shown.get().split()[-1] == "4.2"
+    panel = figures[0].axes[0]
+    assert [text.get_text() for text in panel.texts] == ["4.2"]
+    assert max(bar.get_bbox().y1 for bar in panel.patches if isinstance(bar, Rectangle)) == pytest.approx(4.16)
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="the zone of a process cannot be changed here")
+@pytest.mark.parametrize("zone", ["UTC+12", "UTC-14"])  # between them it is never the same day
+def test_report_is_made_for_the_day_where_the_user_is(monkeypatch: pytest.MonkeyPatch, zone: str) -> None:
+    try:
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        before = date.today()
+        assert before <= cli._parser().parse_args(["report", "--user", "ada"]).today <= date.today()
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_a_server_that_is_not_there_is_a_clear_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "ANSWER_SECONDS", 0.2)
+    url = "http://127.0.0.1:1"
+    for command in (["chat", "--user", "ada"], ["report", "--user", "ada"], ["demo", "--output", str(tmp_path)]):
+        started = time.monotonic()
+        assert main([*command, "--url", url]) == 2
+        assert time.monotonic() - started < 5
+        assert capsys.readouterr().err == f"fitness_tracker: nothing answers at {url}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_address_without_a_scheme_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        main(["chat", "--user", "ada", "--url", "127.0.0.1:8420"])
+    assert "'127.0.0.1:8420' does not start with http:// or https://" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("day", "said"), [("19.4.2026", "'19.4.2026' is not a day: write 2026-04-19"), ("0001-01-01", "is too long ago")]
+)
+def test_a_day_that_is_none_is_refused(capsys: pytest.CaptureFixture[str], day: str, said: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["report", "--user", "ada", "--today", day])
+    assert said in capsys.readouterr().err
+
+
+def test_a_column_that_nobody_reads_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["import", "--user", "ada", "activities.csv", "--column", "Foo=Bar"])
+    assert "'Foo' is not among the columns that are read: Activity ID, Activity Date" in capsys.readouterr().err
+
+
+def test_a_token_of_another_namespace_will_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("a-secret-token-of-acme acme fitness\n")
+    tokens.chmod(0o600)
+    with ServerProcess(tmp_path, "--token-file", str(tokens)) as server:
+        place = ["--user", "ada", "--url", server.url, "--token", "a-secret-token-of-acme"]
+        export = str(ROOT / "examples/fitness_tracker/exports/ada.csv")
+        assert main(["import", *place, export]) == 2
+        assert main(["import", *place, "--namespace", "acme", export]) == 0
+    assert capsys.readouterr().out.startswith("18 added")
 
 
 def test_weeks_begin_on_monday_and_those_without_a_workout_count() -> None:
