@@ -7,12 +7,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Final, NamedTuple
 
 _PAUSE_SECONDS: Final = 1.0
 _STOP_SECONDS: Final = 10.0
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 def run_workers(count: int, work: Callable[[bool], None]) -> None:
@@ -33,14 +34,25 @@ def run_workers(count: int, work: Callable[[bool], None]) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGTERM)
 
+    def start(core: int | None, *, announce: bool = False) -> int | None:
+        # A signal waits until the new worker is among those that it is passed on to.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            if stopping:
+                return None
+            worker = _start(work, core, before, announce=announce)
+            workers[worker] = _Worker(core, time.monotonic())
+            return worker
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
     workers: dict[int, _Worker] = {}
-    handlers = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {one: signal.signal(one, stop) for one in _SIGNALS}
     try:
         cores = _cores(count)
-        first = _start(work, cores[0], announce=True)
-        workers[first] = _Worker(cores[0], time.monotonic())
+        first = start(cores[0], announce=True)
         for core in cores[1:]:
-            workers[_start(work, core, announce=False)] = _Worker(core, time.monotonic())
+            start(core)
         while workers:
             try:
                 worker, status = os.wait()
@@ -55,8 +67,7 @@ def run_workers(count: int, work: Callable[[bool], None]) -> None:
                 sys.exit(2)
             # One that ends as soon as it has started is not started in a tight loop.
             time.sleep(max(0.0, _PAUSE_SECONDS - (time.monotonic() - ended.started)))
-            if not stopping:
-                workers[_start(work, ended.core, announce=False)] = _Worker(ended.core, time.monotonic())
+            start(ended.core)
     finally:
         for one, handler in handlers.items():
             signal.signal(one, handler)
@@ -79,7 +90,8 @@ def _cores(count: int) -> list[int | None]:
     return [cores[worker % len(cores)] if count >= len(cores) else None for worker in range(count)]
 
 
-def _start(work: Callable[[bool], None], core: int | None, *, announce: bool) -> int:
+def _start(work: Callable[[bool], None], core: int | None, mask: Iterable[int], *, announce: bool) -> int:
+    """Fork a worker, which takes signals with this mask once they end it."""
     worker = os.fork()
     if worker:
         return worker
@@ -88,8 +100,9 @@ def _start(work: Callable[[bool], None], core: int | None, *, announce: bool) ->
         if sys.platform == "linux" and core is not None:
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(0, {core})
-        for one in (signal.SIGINT, signal.SIGTERM):
+        for one in _SIGNALS:
             signal.signal(one, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         work(announce)
         code = 0
     except SystemExit as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +15,9 @@ import pytest
 
 from agent_memory.server.workers import _cores
 from tests.support.api import wait_for
-from tests.support.server import ServerProcess
+from tests.support.server import ROOT, ServerProcess, child_environment
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no process says which cores it may use")
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no process says which cores it may use")
 
 
 @pytest.fixture
@@ -28,6 +30,7 @@ def two_cores() -> Iterator[list[int]]:
     os.sched_setaffinity(0, allowed)
 
 
+@on_linux
 def test_where_there_is_a_worker_for_every_core_each_stays_on_one_and_so_does_its_successor(
     tmp_path: Path, two_cores: list[int]
 ) -> None:
@@ -47,7 +50,46 @@ def test_where_there_is_a_worker_for_every_core_each_stays_on_one_and_so_does_it
         wait_for(lambda: killed not in {worker.pid for worker in parent.children()} and places() == expected)
 
 
+@on_linux
 def test_with_fewer_workers_than_cores_none_is_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 5})
     assert _cores(3) == [None, None, None]
     assert _cores(5) == [0, 1, 2, 5, 0]
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    """Run code that starts workers, in processes of which none is left."""
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT, env=child_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            out, err = process.communicate(timeout=20)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.mark.parametrize("fork", [1, 2, 3], ids=["the first", "the last", "a successor"])
+def test_a_signal_that_comes_while_a_worker_is_started_ends_that_one_too_and_starts_no_other(fork: int) -> None:
+    done = run(f"""
+import os, signal, time
+from agent_memory.server.workers import run_workers
+
+really_fork, forks = os.fork, []
+
+def fork():
+    worker = really_fork()
+    forks.append(worker)
+    if worker and len(forks) == {fork}:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return worker
+
+os.fork = fork
+run_workers(2, lambda announce: None if announce else time.sleep(60))
+print(len(forks))
+""")
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{fork}\n", "")
