@@ -7,9 +7,12 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Final, NamedTuple
+
+from .log import RequestLog
 
 _PAUSE_SECONDS: Final = 1.0
 _STOP_SECONDS: Final = 10.0
@@ -107,6 +110,11 @@ def _start(work: Callable[[bool], None], core: int | None, mask: Iterable[int], 
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
+    except Exception as error:
+        # Its text may hold a value: the type must do, and the place.
+        *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+        place = f"{frame.f_code.co_filename}:{line}"
+        RequestLog(sys.stderr).event({"event": "worker", "error": type(error).__name__, "at": place})
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -93,3 +94,19 @@ print(len(forks))
 """)
 
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{fork}\n", "")
+
+
+def test_a_worker_that_fails_says_what_failed_and_where_and_repeats_no_value() -> None:
+    done = run("""
+import os, signal
+from agent_memory.server.workers import run_workers
+
+def fail(announce):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.kill(os.getppid(), signal.SIGTERM)
+    raise KeyError("the value")
+
+run_workers(1, fail)
+""")
+
+    assert json.loads(done.stderr) == {"event": "worker", "error": "KeyError", "at": "<string>:8"}
