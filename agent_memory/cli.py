@@ -8,18 +8,17 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from .copying import copy
 from .errors import AgentMemoryError, InvalidRequestError
 from .keys import check_scope_name
-from .maintenance import backup, blob_folder, check, signing_key_file
+from .maintenance import blob_folder, lie_here
 from .memory import AgentMemory
+from .messages import Backup, Check
 from .opening import POSTGRES_SCHEMES, open_service, scheme_of
 from .service import StateService
-from .storage.blobs import FileBlobs
-from .storage.sqlite import SqliteCatalog
 
 _NEEDS_SERVER = "the server needs packages that are not installed: pip install 'agent-memory[server]'"
 
@@ -127,6 +126,7 @@ def progress_bar(unit: str) -> Generator[Callable[[int, int | None], object]]:
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="the database file")
+    parser.add_argument("--blobs", help="where its large values lie, if not beside it: a folder, s3://, gs:// or az://")
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -167,34 +167,29 @@ def _token(options: argparse.Namespace) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    catalog, blobs = _open(options.data)
-    service = StateService(catalog, blobs)
-    try:
+    with closing(_open(options)) as service:
+        _refuse_other_blobs(service, options)
         report = service.sweep()
-    finally:
-        service.close()
     print(", ".join(f"{name.replace('_', ' ')}: {count}" for name, count in report._asdict().items()))
     return 0
 
 
 def _check(options: argparse.Namespace) -> int:
-    catalog, blobs = _open(options.data)
-    try:
-        report = check(catalog, blobs, fix=options.fix)
-    finally:
-        catalog.close()
+    with closing(_open(options)) as service:
+        report = service.check(Check(options.fix))
+        lost = not lie_here(service.catalog, service.blobs)
     for problem in report.problems:
         print(f"{problem.kind}: {problem.place}: {problem.detail}{' (fixed)' if problem.fixed else ''}")
     print(f"{report.values} values, {report.objects} files, {len(report.problems)} problems")
+    if lost:
+        print(f"agent-memory: {_not_here(options)}", file=sys.stderr)
     return 0 if report.ok else 1
 
 
 def _backup(options: argparse.Namespace) -> int:
-    catalog, blobs = _open(options.data)
-    try:
-        backup(catalog, blobs, signing_key_file(options.data), options.target)
-    finally:
-        catalog.close()
+    with closing(_open(options)) as service:
+        _refuse_other_blobs(service, options)
+        service.backup(Backup(str(options.target)))
     print(f"copied to {options.target}")
     return 0
 
@@ -259,9 +254,19 @@ def _refuse_missing(address: str) -> None:
         raise AgentMemoryError(f"there is no database {address!r}")
 
 
-def _open(data: Path) -> tuple[SqliteCatalog, FileBlobs]:
-    _refuse_missing(str(data))
-    return SqliteCatalog(data), FileBlobs(blob_folder(data))
+def _open(options: argparse.Namespace) -> StateService:
+    _refuse_missing(str(options.data))
+    return open_service(str(options.data), options.blobs)
+
+
+def _refuse_other_blobs(service: StateService, options: argparse.Namespace) -> None:
+    if not lie_here(service.catalog, service.blobs):
+        raise InvalidRequestError(_not_here(options))
+
+
+def _not_here(options: argparse.Namespace) -> str:
+    place = options.blobs or str(blob_folder(options.data))
+    return f"none of the store's large values lies in {place!r}: say with --blobs where they lie"
 
 
 if __name__ == "__main__":

@@ -7,16 +7,18 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from .errors import InvalidRequestError, UnavailableError
+from .errors import IntegrityError, InvalidRequestError, UnavailableError
 from .messages import Scope
 from .storage.blobs import GRACE_SECONDS, BlobObject, BlobStore, FileBlobs, chunk_sizes, sync_folder
 from .storage.catalog import DEAD, GARBAGE, LIVE, BlobRow, Catalog, StoredValue
 from .storage.sqlite import SqliteCatalog
 
 _COPY_ATTEMPTS: Final = 3
+_SAMPLE: Final = 100
 
 
 class Problem(NamedTuple):
@@ -45,8 +47,8 @@ def check(catalog: Catalog, blobs: BlobStore, *, fix: bool = False) -> CheckRepo
     """Compare every value with its hash, every row with its file and every file with its row.
 
     ``fix=True`` deletes files that no row knows once they are older than any upload, and mends what the catalog says of
-    a blob. Bytes that are damaged or missing cannot be mended: such a key raises IntegrityError until it is written
-    again, and is never taken for absent.
+    a blob. Where the catalog knows none of the files, they may be another's, and stay. Bytes that are damaged or
+    missing cannot be mended: such a key raises IntegrityError until it is written again, and is never taken for absent.
     """
     problems: list[Problem] = []
     values = 0
@@ -67,11 +69,38 @@ def check(catalog: Catalog, blobs: BlobStore, *, fix: bool = False) -> CheckRepo
             )
         problems.append(Problem(kind, f"{value.scope} {value.key}", detail, mended))
     problems += _unused_rows(catalog, live, fix)
-    objects = 0
+    objects = known_objects = 0
+    orphans: list[BlobObject] = []
     for found_object in blobs.objects():
         objects += 1
-        problems += _unknown_file(catalog, blobs, found_object, fix)
+        # An unfinished upload is a file without a row's name; a young one may still be going on.
+        known = catalog.blob(found_object.blob_id) if found_object.number >= 0 else None
+        known_objects += known is not None
+        if (known is None or known.state == DEAD) and found_object.age_seconds >= GRACE_SECONDS:
+            orphans.append(found_object)
+    for orphan in orphans:
+        if fix and known_objects:
+            blobs.discard(orphan)
+        detail = "a file that nothing refers to" if known_objects else "the catalog knows none of the files here"
+        problems.append(Problem("orphan", orphan.blob_id, detail, fix and known_objects > 0))
     return CheckReport(values, objects, tuple(problems))
+
+
+def lie_here(catalog: Catalog, blobs: BlobStore) -> bool:
+    """Say whether a catalog's blobs lie in this store: False if it has some, and none of the oldest hundred is there.
+
+    A catalog does not say where its blobs lie; their ids are unique, so one that is found is enough.
+    """
+    stored = list(islice((blob for blob in catalog.blobs() if blob.state in (LIVE, GARBAGE)), _SAMPLE))
+    return not stored or any(_has(blobs, blob.id) for blob in stored)
+
+
+def _has(blobs: BlobStore, blob_id: str) -> bool:
+    try:
+        blobs.read_into(blob_id, 0, 0, memoryview(bytearray(1)))
+    except IntegrityError as error:
+        return error.code != "chunk_missing"
+    return True
 
 
 def _harm(catalog: Catalog, blobs: BlobStore, value: StoredValue) -> tuple[str, str] | None:
@@ -111,16 +140,6 @@ def _unused_rows(catalog: Catalog, live: set[str], fix: bool) -> Iterator[Proble
         if fix:
             catalog.mend_blob(known._replace(state=GARBAGE, at_us=catalog.clock()))
         yield Problem("unused", blob.id, "no key has this blob as its value", fix)
-
-
-def _unknown_file(catalog: Catalog, blobs: BlobStore, found: BlobObject, fix: bool) -> Iterator[Problem]:
-    known = catalog.blob(found.blob_id) if found.number >= 0 else None
-    # An unfinished upload is a file without a row's name; a young one may still be going on.
-    if (known is not None and known.state != DEAD) or found.age_seconds < GRACE_SECONDS:
-        return
-    if fix:
-        blobs.discard(found)
-    yield Problem("orphan", found.blob_id, "a file that nothing refers to", fix)
 
 
 def backup(catalog: SqliteCatalog, blobs: FileBlobs, key_file: Path, target: Path) -> None:

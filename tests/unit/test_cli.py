@@ -6,8 +6,10 @@ import hashlib
 import re
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
+import apsw
 import pytest
 
 from agent_memory import AgentMemory
@@ -23,9 +25,9 @@ def run(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess
     )  # fmt: skip
 
 
-def store(folder: Path) -> Path:
+def store(folder: Path, blobs: str | None = None) -> Path:
     path = folder / "memory.db"
-    with AgentMemory(str(path), application="shop") as memory:
+    with AgentMemory(str(path), application="shop", blobs=blobs) as memory:
         memory.app_state.set("small", 1)
         memory.app_state.set("large", b"x" * 200_000)
     return path
@@ -175,6 +177,53 @@ def test_a_backup_is_a_store_of_its_own(tmp_path: Path) -> None:
 def test_a_sweep_says_what_it_took_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", "--data", str(store(tmp_path))]) == 0
     assert re.fullmatch(r"([a-z ]+: \d+(, )?)+\n", capsys.readouterr().out)
+
+
+def make_garbage(path: Path) -> None:
+    """Let go of the large value, so long ago that a sweep takes it away."""
+    with closing(apsw.Connection(str(path))) as connection:
+        connection.execute("DELETE FROM entry WHERE key = 'large'")
+        connection.execute("UPDATE blob SET state = 'garbage', at_us = 0")
+
+
+def test_large_values_that_lie_elsewhere_are_checked_copied_and_swept_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blobs, copy = tmp_path / "elsewhere", tmp_path / "copy.db"
+    path = store(tmp_path, str(blobs))
+    there = ["--data", str(path), "--blobs", str(blobs)]
+
+    assert main(["check", *there]) == 0
+    assert capsys.readouterr() == ("2 values, 1 files, 0 problems\n", "")
+    assert main(["backup", *there, str(copy)]) == 0
+    with AgentMemory(str(copy), application="shop") as memory:
+        assert memory.app_state.get("large") == b"x" * 200_000
+    make_garbage(path)
+    assert main(["sweep", *there]) == 0
+    assert not list(blobs.rglob("*.0"))
+
+
+def test_a_sweep_and_a_backup_where_the_large_values_do_not_lie_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blobs, copy = tmp_path / "elsewhere", tmp_path / "copy.db"
+    path = store(tmp_path, str(blobs))
+
+    assert main(["backup", "--data", str(path), str(copy)]) == 2
+    make_garbage(path)
+    assert main(["sweep", "--data", str(path)]) == 2
+    assert capsys.readouterr().err.count("memory.db.blobs': say with --blobs where they lie\n") == 2
+    with closing(apsw.Connection(str(path))) as connection:
+        assert connection.execute("SELECT state FROM blob").fetchall() == [("garbage",)], "a sweep can still find it"
+
+
+def test_a_check_that_finds_none_of_the_large_values_asks_for_their_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = store(tmp_path, str(tmp_path / "elsewhere"))
+
+    assert main(["check", "--data", str(path)]) == 1
+    assert "--blobs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["sweep", "check"])

@@ -188,6 +188,17 @@ def test_a_live_blob_that_no_key_uses_is_found_and_given_to_the_sweep(memory: Ag
     assert sql(database, "SELECT state FROM blob WHERE id = ?", unused) == [("garbage",)]
 
 
+def test_mending_deletes_no_file_where_the_catalog_knows_none_of_them(
+    memory: AgentMemory, database: Path, tmp_path: Path
+) -> None:
+    for path in chunk_files(database):
+        make_old(path)
+    with AgentMemory(tmp_path / "other.db", application="app", blobs=f"{database}.blobs") as other:
+        other.app_state.set("small", 1)
+        assert kinds(other, fix=True) == 2 * [("orphan", False)]
+    assert counter_of(memory.app_state.get("large")) == 1
+
+
 def overwrite(report: Report, database: Path) -> None:
     with AgentMemory(database, application="app") as memory:
         report("ready")
