@@ -61,7 +61,10 @@ class ImportReport(NamedTuple):
 
 
 class SourceItem(NamedTuple):
-    """One item of a source; ``expires_at`` is None if it never does or the source does not say."""
+    """One item of a source; ``expires_at`` is None if it never does or the source does not say.
+
+    ``problem`` says why the rest of it could not be read.
+    """
 
     namespace: tuple[str, ...]
     key: str
@@ -70,6 +73,7 @@ class SourceItem(NamedTuple):
     updated_at: datetime
     expires_at: datetime | None = None
     vectors: Sequence[Sequence[float]] = ()
+    problem: str | None = None
 
 
 def import_langgraph(
@@ -93,7 +97,7 @@ def import_langgraph(
 
     Raises:
         FileNotFoundError: there is no such file.
-        InvalidRequestError: the file or database holds no LangGraph store.
+        InvalidRequestError: the file or database holds no LangGraph store, or is damaged.
         UnavailableError: the database cannot be reached or read.
         ImportError: a PostgresStore needs psycopg.
     """
@@ -129,6 +133,8 @@ class _Importer:
     def _key(self, item: SourceItem) -> str | None:
         key = to_state_key(item.namespace, item.key)
         try:
+            if item.problem is not None:
+                raise InvalidRequestError(item.problem)
             if not isinstance(item.value, dict):
                 raise InvalidRequestError(f"it holds a {type(item.value).__name__}, not an object")
             if not item.namespace or not item.key or not all(item.namespace):
@@ -265,28 +271,52 @@ _VECTORS: Final = (
 
 
 def _items_of_sqlite(path: Path) -> Items:
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-        try:
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if "store" not in tables:
+                raise InvalidRequestError(f"{path.name!r} holds no LangGraph store")
             columns = {row[1] for row in connection.execute("PRAGMA table_info(store)")}
-        except sqlite3.DatabaseError:
-            raise InvalidRequestError(f"{path.name!r} is no SQLite database") from None
-        if "store" not in tables:
-            raise InvalidRequestError(f"{path.name!r} holds no LangGraph store")
-        # Stores of older releases have no time to live.
-        shown = f"{_COLUMNS}, {'expires_at' if 'expires_at' in columns else 'NULL'}"
-        for prefix, key, value, created, updated, expires in connection.execute(f"SELECT {shown} FROM store {_ORDER}"):
-            vectors: list[tuple[float, ...]] = []
-            if "store_vectors" in tables:
-                blobs = connection.execute(
-                    "SELECT embedding FROM store_vectors WHERE prefix = ? AND key = ? ORDER BY field_name",
-                    (prefix, key),
-                )
-                vectors = [struct.unpack(f"<{len(blob) // 4}f", blob) for (blob,) in blobs if blob]
-            yield SourceItem(
-                tuple(prefix.split(".")), key, _json(value), _sqlite_time(created), _sqlite_time(updated),
-                None if expires is None else _sqlite_time(expires), vectors,
-            )  # fmt: skip
+            # Stores of older releases have no time to live.
+            shown = f"{_COLUMNS}, {'expires_at' if 'expires_at' in columns else 'NULL'}"
+            for row in connection.execute(f"SELECT {shown} FROM store {_ORDER}"):
+                embeddings: list[Any] = []
+                if "store_vectors" in tables:
+                    embeddings = connection.execute(
+                        "SELECT embedding FROM store_vectors WHERE prefix = ? AND key = ? ORDER BY field_name", row[:2]
+                    ).fetchall()
+                yield _sqlite_item(row, [blob for (blob,) in embeddings if blob])
+    except sqlite3.Error as error:
+        raise _sqlite_error(error, path.name) from None
+
+
+def _sqlite_item(row: Any, vectors: Sequence[bytes]) -> SourceItem:
+    prefix, key, value, created, updated, expires = row
+    namespace = tuple(prefix.split("."))
+    try:
+        return SourceItem(
+            namespace, key, _json(value), _sqlite_time(created), _sqlite_time(updated),
+            None if expires is None else _sqlite_time(expires),
+            [struct.unpack(f"<{len(blob) // 4}f", blob) for blob in vectors],
+        )  # fmt: skip
+    except (ValueError, TypeError, struct.error):
+        # Their texts repeat the value.
+        now = datetime.now(UTC)
+        return SourceItem(namespace, key, None, now, now, problem="a time or a vector of it cannot be read")
+
+
+def _sqlite_error(error: sqlite3.Error, name: str) -> AgentMemoryError:
+    """Return what an error of SQLite means, without its text, which may hold a value."""
+    # Errors of the module itself have no code.
+    match getattr(error, "sqlite_errorcode", 0) & 0xFF:
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return UnavailableError(f"{name!r} is locked by another program")
+        case sqlite3.SQLITE_NOTADB:
+            return InvalidRequestError(f"{name!r} is no SQLite database")
+        case sqlite3.SQLITE_CORRUPT:
+            return InvalidRequestError(f"{name!r} is damaged: not every item can be read")
+        case _:
+            return UnavailableError(f"{name!r} cannot be read: {type(error).__name__}")
 
 
 def _items_of_postgres(dsn: str) -> Items:

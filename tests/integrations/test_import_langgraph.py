@@ -8,7 +8,9 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +143,19 @@ def test_what_cannot_be_stored_is_reported_and_the_rest_copied(source: Path, mem
     assert any("'list' of ('user', 'bad')" in problem for problem in report.problems)
 
 
+def test_an_item_with_a_time_or_vector_that_is_none_is_refused_and_the_rest_copied(
+    source: Path, memory: AgentMemory
+) -> None:
+    execute(source, "CREATE TABLE store_vectors (prefix, key, field_name, embedding, created_at, updated_at)")
+    execute(source, "INSERT INTO store_vectors VALUES ('user.0', 'item 0', 'text', x'0102030405', '', '')")
+    for column, key in (("created_at", "item 1"), ("updated_at", "item 2"), ("expires_at", "item 3")):
+        execute(source, f"UPDATE store SET {column} = 'yesterday' WHERE key = ?", key)
+    report = import_langgraph(source, memory)
+
+    assert (report.copied, report.refused, len(report.problems)) == (246, 4, 4)
+    assert "yesterday" not in str(report)
+
+
 def test_vectors_are_copied(source: Path, memory: AgentMemory) -> None:
     execute(source, "CREATE TABLE store_vectors (prefix, key, field_name, embedding, created_at, updated_at)")
     for key, text in (("item 0", "swim"), ("item 3", "ride"), ("gone", "swim")):
@@ -196,6 +211,25 @@ def test_a_source_that_is_none_is_an_error(tmp_path: Path, memory: AgentMemory) 
     execute(tmp_path / "other.db", "CREATE TABLE t (a)")
     with pytest.raises(InvalidRequestError, match="no LangGraph store"):
         import_langgraph(tmp_path / "other.db", memory)
+
+
+def test_a_damaged_source_is_an_error_that_says_so(source: Path, memory: AgentMemory) -> None:
+    with source.open("r+b") as file:
+        file.seek(4_096)
+        file.write(b"\xff" * (source.stat().st_size - 4_096))
+    with pytest.raises(InvalidRequestError, match=r"'langgraph\.db' is damaged"):
+        import_langgraph(source, memory)
+
+
+def test_a_locked_source_is_an_error_that_says_so(
+    source: Path, memory: AgentMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(source, "PRAGMA journal_mode = DELETE")
+    with closing(sqlite3.connect(source)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, timeout=0.05))
+        with pytest.raises(UnavailableError, match=r"'langgraph\.db' is locked"):
+            import_langgraph(source, memory)
 
 
 # -- from a PostgresStore --------------------------------------------------------------------------------------------
