@@ -46,14 +46,17 @@ class Keyring:
 
     def known_keys(self) -> tuple[bytes, ...]:
         if not self._keys and self._file is not None:
-            with contextlib.suppress(FileNotFoundError):
-                try:
-                    key = bytes.fromhex(self._file.read_text().strip())
-                except ValueError:
-                    key = b""
-                if len(key) < MIN_SIGNING_KEY_BYTES:
-                    raise IntegrityError(f"the key file {self._file.name!r} is damaged; restore it")
-                self._keys = (key,)
+            try:
+                key = bytes.fromhex(self._file.read_text().strip())
+            except FileNotFoundError:
+                return ()
+            except OSError as error:
+                raise UnavailableError(f"the key file {self._file.name!r} cannot be read: {error.strerror}") from None
+            except ValueError:
+                key = b""
+            if len(key) < MIN_SIGNING_KEY_BYTES:
+                raise IntegrityError(f"the key file {self._file.name!r} is damaged; restore it")
+            self._keys = (key,)
         return self._keys
 
     def sign(self, scope: Scope, key: str, content_type: str, sha256: str) -> str:

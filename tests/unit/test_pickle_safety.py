@@ -14,7 +14,7 @@ from typing import Any
 import apsw
 import pytest
 
-from agent_memory import AgentMemory, IntegrityError, SerializationError
+from agent_memory import AgentMemory, IntegrityError, SerializationError, UnavailableError
 from agent_memory.ids import uuid7
 from agent_memory.messages import BYTES, PICKLE, CommitWrite, Entry, Scope
 from agent_memory.signing import Keyring
@@ -237,6 +237,18 @@ def test_a_key_file_that_was_cut_short_is_not_a_key(tmp_path: Path, content: str
     (tmp_path / "store.db.key").write_text(content)
     with AgentMemory(tmp_path / "store.db", application="app") as memory, pytest.raises(IntegrityError):
         memory.app_state.set("k", Plain(1))
+
+
+def test_a_key_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with AgentMemory(tmp_path / "store.db", application="app") as memory:
+        memory.app_state.set("k", Plain(1))
+    (tmp_path / "store.db.key").unlink()
+    (tmp_path / "store.db.key").mkdir()
+    with AgentMemory(tmp_path / "store.db", application="app") as memory:
+        with pytest.raises(UnavailableError, match=r"'store\.db\.key' cannot be read"):
+            memory.app_state.get("k")
+        with pytest.raises(UnavailableError, match=r"'store\.db\.key' cannot be read"):
+            memory.app_state.set("k", Plain(2))
 
 
 def store_a_pickle(report: Report, database: Path, number: int, moment: float) -> None:
