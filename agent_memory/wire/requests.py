@@ -33,7 +33,7 @@ from .bodies import VERB_OF, VERBS
 
 
 def encode_request(message: Message) -> tuple[str, bytes]:
-    """Return the verb and the body that stand for a message; raise InvalidRequestError for text that is no Unicode."""
+    """Return the verb and the body that stand for a message; raise InvalidRequestError if no JSON can hold it."""
     verb = VERB_OF[type(message)]
     body = _ENCODERS[verb](message)
     request_id = scope_of(message).request_id
@@ -41,10 +41,10 @@ def encode_request(message: Message) -> tuple[str, bytes]:
         body["request_id"] = request_id
     try:
         return verb, to_json(body)
-    except ValueError:
+    except ValueError as error:
         # Its text would repeat the value.
-        pass
-    raise InvalidRequestError("a field of the request is not valid Unicode")
+        deep = "depth exceeded" in str(error)
+    raise InvalidRequestError(f"a field of the request is {'nested too deeply' if deep else 'not valid Unicode'}")
 
 
 def scope_of(message: Message) -> Scope:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
@@ -253,6 +254,19 @@ def test_a_malformed_body_is_described_without_its_values() -> None:
         decode_request("prepare_read", "a", "b", "app_state", b'{"state_key": ["the-secret"], "version": "the-secret"}')
 
     assert str(caught.value) == "state_key: string_type; version: int_type"
+
+
+@pytest.mark.parametrize(
+    ("operand", "complaint"),
+    [
+        (functools.reduce(lambda inner, _: [inner], range(300), []), "nested too deeply"),
+        ("\ud800", "not valid Unicode"),
+    ],
+    ids=["deep", "surrogate"],
+)
+def test_what_json_cannot_hold_is_refused_for_what_it_is(operand: Any, complaint: str) -> None:
+    with pytest.raises(InvalidRequestError, match=complaint):
+        encode_request(Search(SCOPE, "", {"field": operand}))
 
 
 def test_a_reply_that_is_not_of_the_protocol_is_described_without_its_values() -> None:
