@@ -318,6 +318,12 @@ def test_anything_but_json_is_an_unsupported_type(api: Api, content_type: str) -
     assert problem(api.send("list", b'{"prefix": ""}', content_type)) == (415, "unsupported_media_type")
 
 
+def test_a_header_that_stands_there_twice_is_the_clients_fault(api: Api, http: httpx.Client) -> None:
+    twice = [("Content-Type", "application/json")] * 2
+    response = http.post(f"{api.url}/app_state/list", content=b'{"prefix": ""}', headers=twice)
+    assert problem(response) == (400, "malformed_headers")
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
