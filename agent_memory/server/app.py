@@ -230,8 +230,10 @@ def _is_large(message: Any, reply: Any) -> bool:
     if isinstance(message, List):
         return len(reply.found) > _SMALL_PAGE or sum(_inline_size(found) for found in reply.found) > _LARGE
     if isinstance(message, Search):
-        return sum(_inline_size(hit.found) for hit in reply) > _LARGE
-    return isinstance(message, Batch) and len(message.operations) > _SMALL_BATCH
+        return len(reply) > _SMALL_PAGE or sum(_inline_size(hit.found) for hit in reply) > _LARGE
+    if isinstance(message, Batch):
+        return len(message.operations) > _SMALL_BATCH or any(map(_is_large, message.operations, reply))
+    return False
 
 
 def _names_chunks(reply: Any) -> bool:

@@ -20,6 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent_memory import UnavailableError
+from agent_memory.messages import Batch, Entry, Found, Hit, List, Page, Scope, Search
+from agent_memory.server.app import _is_large
 from agent_memory.server.asgi import refuse
 from tests.support.api import Api, inline, part_files, problem, raw, wait_for
 from tests.support.server import ServerProcess
@@ -581,6 +583,18 @@ def test_only_where_there_is_too_much_to_do_a_client_is_told_when_to_come_back(
     answer = asyncio.run(answered())
     assert problem(answer) == (503, error.code)
     assert answer.headers.get("retry-after") == expected
+
+
+def test_a_long_answer_is_made_beside_the_event_loop_whatever_asked_for_it() -> None:
+    scope = Scope("acme", "shop")
+    entry = Entry("k", 1, "1-e", 1, "", "", None, None, None, 0, 0, None, None, False)
+    search, listing = Search(scope, ""), List(scope, "")
+    for size, large in ((100, False), (101, True)):
+        found = [Found(entry, b"1", None)] * size
+        hits = [Hit(one, None) for one in found]
+        assert _is_large(search, hits) is large
+        assert _is_large(listing, Page(found, None)) is large
+        assert _is_large(Batch(scope, (search, listing)), [hits, Page([], None)]) is large
 
 
 def test_many_clients_at_once_are_all_served(api: Api) -> None:
