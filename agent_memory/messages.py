@@ -342,5 +342,3 @@ Message: TypeAlias = (
     | GetRange
     | Maintenance
 )
-Reply: TypeAlias = Any
-"""What each message is answered with stands in its docstring; flows bind it to a typed name at once."""

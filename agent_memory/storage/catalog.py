@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias, cast
+
+import pydantic_core
 
 from ..errors import ConflictError, LimitExceededError
+from ..filters import AllOf, matches
 from ..messages import CommitWrite, Delete, Entry, List, ListParents, PrepareRead, Scope, Search, Write
 
 Clock: TypeAlias = Callable[[], int]
@@ -33,6 +36,13 @@ class Row(NamedTuple):
     data: bytes | None
     blob_id: str | None
     chunk_size: int | None
+
+
+COLUMNS: Final = (
+    "key, version, etag, size, sha256, content_type, signature, schema_name, schema_version, "
+    "created_us, updated_us, expires_us, provenance, deleted, blob_id, chunk_size, value"
+)
+"""The columns that make a Row, in the order in which every catalog reads them."""
 
 
 class ScoredRow(NamedTuple):
@@ -113,6 +123,18 @@ def add_up(carried: int, rows: Iterable[Row]) -> int:
     if carried > READ_LIMIT:
         raise LimitExceededError(f"one batch may find {READ_LIMIT // 1024**2} MiB of values; ask for less at once")
     return carried
+
+
+def holds(condition: AllOf, row: Row, load: LoadBlob) -> bool:
+    """Say whether a row's value is an object that fulfils a condition; ``load`` gives the bytes of a large one."""
+    if row.data is not None and not condition.terms:
+        return True
+    try:
+        value = pydantic_core.from_json(row.data if row.data is not None else load(row))
+    except ValueError:
+        # One unreadable row never fails a search; reading it by key says what is wrong with it.
+        return False
+    return isinstance(value, dict) and matches(condition, cast("dict[str, Any]", value))
 
 
 class Catalog(Protocol):

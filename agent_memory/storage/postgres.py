@@ -15,6 +15,7 @@ from ..messages import List, Scope
 from . import postgres_copy
 from . import postgres_sweep as sweep
 from .catalog import (
+    COLUMNS,
     DEAD,
     STAGED,
     BlobRow,
@@ -30,7 +31,7 @@ from .catalog import (
 from .migrations.postgres import VECTOR_SCHEMA, check_schema, migrate
 from .postgres_apply import Context, apply
 from .postgres_connections import Pool, Session, Settings, psycopg
-from .postgres_rows import COLUMNS, DATABASE_TIME, NOW, live, to_row
+from .postgres_rows import DATABASE_TIME, NOW, live, to_row
 from .postgres_search import list_keys, list_segments
 from .postgres_sweep import BLOB_COLUMNS
 

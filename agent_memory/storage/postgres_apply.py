@@ -13,9 +13,9 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from ..errors import ConflictError, InvalidRequestError, UnavailableError
 from ..messages import JSON, CommitWrite, Delete, Entry, List, ListParents, PrepareRead, Scope, Search, Write
-from .catalog import Current, LoadBlob, Operation, Receipt, Row, add_up, conditions_hold, replay
+from .catalog import COLUMNS, Current, LoadBlob, Operation, Receipt, Row, add_up, conditions_hold, replay
 from .postgres_connections import Array, Cursor, Session, Vector, psycopg
-from .postgres_rows import COLUMNS, LIVE, NOW, to_row
+from .postgres_rows import LIVE, NOW, to_row
 from .postgres_search import list_keys, list_parents, search
 from .postgres_writes import Kind, finish, is_simple, kind_of, start
 

@@ -15,7 +15,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from struct import Struct, pack
-from typing import Any, Final, NamedTuple, NoReturn, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from ..errors import (
     AgentMemoryError,
@@ -405,8 +405,3 @@ _KINDS: Final[dict[str, _Kind]] = {
     "XX001": _Kind("found damaged data; restore it from a backup", IntegrityError),
     "XX002": _Kind("found a damaged index; rebuild it", IntegrityError),
 }
-
-
-def raise_translated(error: Exception) -> NoReturn:
-    """Raise what ``error`` means to a caller."""
-    raise translate(error, lost=False).error from None

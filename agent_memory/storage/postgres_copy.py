@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from ..messages import JSON
-from .catalog import LIVE, ScopeRow, StoredRow
+from .catalog import COLUMNS, LIVE, ScopeRow, StoredRow
 from .postgres_apply import no_vectors
 from .postgres_connections import Session, Vector
-from .postgres_rows import COLUMNS, NOW, to_row
+from .postgres_rows import NOW, to_row
 from .postgres_writes import projectable
 
 _STORED: Final = f"SELECT {COLUMNS}, scope, ttl_us FROM agent_memory.entry"

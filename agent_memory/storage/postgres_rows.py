@@ -1,4 +1,4 @@
-"""How the PostgreSQL catalog reads rows: the columns in their order, the time, and what counts as live."""
+"""How the PostgreSQL catalog reads rows, the time, and what counts as live."""
 
 from __future__ import annotations
 
@@ -9,10 +9,6 @@ from ..keys import successor
 from ..messages import Entry, Scope
 from .catalog import Row
 
-COLUMNS: Final = (
-    "key, version, etag, size, sha256, content_type, signature, schema_name, schema_version, "
-    "created_us, updated_us, expires_us, provenance, deleted, blob_id, chunk_size, value"
-)
 DATABASE_TIME: Final = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 
 

@@ -11,14 +11,12 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, cast
 
-import pydantic_core
-
-from ..filters import AllOf, AnyOf, Comparison, Condition, matches, parse
+from ..filters import AllOf, AnyOf, Comparison, Condition, parse
 from ..keys import successor
 from ..messages import BATCH_INLINE_LIMIT, List, ListParents, Scope, Search
-from .catalog import LoadBlob, Row, ScoredRow, chosen_parents
+from .catalog import COLUMNS, LoadBlob, Row, ScoredRow, chosen_parents, holds
 from .postgres_connections import Session, Vector, sql
-from .postgres_rows import COLUMNS, LIVE, key_range, to_row
+from .postgres_rows import LIVE, key_range, to_row
 
 _FETCH: Final = 200
 _MANY: Final = 1_000
@@ -121,7 +119,7 @@ def _hits(rows: Iterable[Any], request: Search, condition: AllOf, load: LoadBlob
     skip = request.offset
     for values in rows:
         row = to_row(values[:-1])
-        if not _holds(condition, row, load):
+        if not holds(condition, row, load):
             continue
         if skip:
             skip -= 1
@@ -130,17 +128,6 @@ def _hits(rows: Iterable[Any], request: Search, condition: AllOf, load: LoadBlob
         if len(found) == request.limit:
             break
     return found
-
-
-def _holds(condition: AllOf, row: Row, load: LoadBlob) -> bool:
-    if row.data is not None and not condition.terms:
-        return True
-    try:
-        value = pydantic_core.from_json(row.data if row.data is not None else load(row))
-    except ValueError:
-        # One unreadable row never fails a search; reading it by key says what is wrong with it.
-        return False
-    return isinstance(value, dict) and matches(condition, cast("dict[str, Any]", value))
 
 
 def _newest(request: Search, condition: AllOf, now: int | None) -> tuple[str, dict[str, Any]]:

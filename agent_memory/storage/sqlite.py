@@ -29,6 +29,7 @@ from ..messages import (
 )
 from . import sqlite_copy, sqlite_sweep
 from .catalog import (
+    COLUMNS,
     BlobRow,
     Clock,
     LoadBlob,
@@ -42,7 +43,7 @@ from .catalog import (
     has_writes,
 )
 from .sqlite_connections import BUSY_SECONDS, Connections, translate
-from .sqlite_rows import COLUMNS, IS_LIVE, all_rows, key_range, live_row, to_row
+from .sqlite_rows import IS_LIVE, all_rows, key_range, live_row, to_row
 from .sqlite_search import list_parents, search
 from .sqlite_writes import write
 

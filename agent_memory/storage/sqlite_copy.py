@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import apsw
 
-from .catalog import LIVE, ScopeRow, StoredRow
-from .sqlite_rows import COLUMNS, all_rows, to_row
+from .catalog import COLUMNS, LIVE, ScopeRow, StoredRow
+from .sqlite_rows import all_rows, to_row
 from .sqlite_writes import raise_floor, retire
 
 _STORED: Final = f"SELECT {COLUMNS}, scope, ttl_us, vectors FROM entry"

@@ -1,4 +1,4 @@
-"""How the SQLite catalog reads rows: the columns in their order, and what counts as live."""
+"""How the SQLite catalog reads rows, and what counts as live."""
 
 from __future__ import annotations
 
@@ -12,10 +12,6 @@ from ..keys import successor
 from ..messages import Entry, Scope
 from .catalog import Row
 
-COLUMNS: Final = (
-    "key, version, etag, size, sha256, content_type, signature, schema_name, schema_version, "
-    "created_us, updated_us, expires_us, provenance, deleted, blob_id, chunk_size, value"
-)
 _new: Final = cast(Any, tuple).__new__
 """What the constructors of NamedTuples come down to: without their way there a row takes half the time."""
 

@@ -11,13 +11,12 @@ from itertools import groupby, islice
 from typing import Any, Final, cast
 
 import apsw
-import pydantic_core
 
 from ..errors import InvalidRequestError
-from ..filters import AllOf, AnyOf, Comparison, Condition, matches, parse
+from ..filters import AllOf, AnyOf, Comparison, Condition, parse
 from ..messages import JSON, CommitWrite, ListParents, Search
-from .catalog import LoadBlob, Row, ScoredRow, chosen_parents
-from .sqlite_rows import COLUMNS, IS_LIVE, all_rows, key_range, to_row
+from .catalog import COLUMNS, LoadBlob, Row, ScoredRow, chosen_parents, holds
+from .sqlite_rows import IS_LIVE, all_rows, key_range, to_row
 
 _SQL_OPERATORS: Final = {"$eq": "=", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 _NEWEST_FIRST: Final = "ORDER BY updated_us DESC, key"
@@ -84,7 +83,7 @@ def _newest(connection: apsw.Connection, request: Search, condition: AllOf, now:
     sql = f"SELECT rowid FROM entry WHERE {{}} {_NEWEST_FIRST}"
     for (rowid,) in _over_candidates(connection, sql, request, condition, now):
         row = _row_at(connection, rowid)
-        if _holds(condition, row, load):
+        if holds(condition, row, load):
             yield row
 
 
@@ -134,7 +133,7 @@ def _most_similar(
         best, complete = _best_scores(connection, request, condition, now, most)
         for score, group in groupby(best.items(), key=lambda one: one[1]):
             rows = [_live_object(connection, request, key, now) for key, _ in group if key not in seen]
-            hits = [row for row in rows if row is not None and _holds(condition, row, load)]
+            hits = [row for row in rows if row is not None and holds(condition, row, load)]
             for row in sorted(hits, key=lambda row: (-row.entry.updated_us, row.entry.key)):
                 seen.add(row.entry.key)
                 yield ScoredRow(row, score)
@@ -187,17 +186,6 @@ def _live_object(connection: apsw.Connection, request: Search, key: str, now: in
         (request.scope.path, key, now),
     )
     return to_row(rows[0]) if rows else None
-
-
-def _holds(condition: AllOf, row: Row, load: LoadBlob) -> bool:
-    if row.data is not None and not condition.terms:
-        return True
-    try:
-        value = pydantic_core.from_json(row.data if row.data is not None else load(row))
-    except ValueError:
-        # One unreadable row never fails a search; reading it by key says what is wrong with it.
-        return False
-    return isinstance(value, dict) and matches(condition, cast("dict[str, Any]", value))
 
 
 def _narrow(condition: Condition) -> tuple[str, list[Any]]:

@@ -11,6 +11,7 @@ import apsw
 from ..errors import ConflictError
 from ..messages import CommitWrite, Entry, Write
 from .catalog import (
+    COLUMNS,
     GARBAGE,
     LIVE,
     STAGED,
@@ -24,7 +25,7 @@ from .catalog import (
     swept_requests,
     write_digest,
 )
-from .sqlite_rows import COLUMNS, IS_LIVE, all_rows, live_row
+from .sqlite_rows import IS_LIVE, all_rows, live_row
 from .sqlite_search import forget_vectors, keep_vectors
 
 Run: TypeAlias = Callable[..., Any]
