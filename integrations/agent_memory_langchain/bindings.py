@@ -25,6 +25,7 @@ from agent_memory import (
 )
 
 from .annotations import check_model, ordering_field
+from .namespaces import unescape
 
 R = TypeVar("R")
 
@@ -37,7 +38,7 @@ Models: TypeAlias = Sequence[type[BaseModel]] | Mapping[str, type[BaseModel]]
 
 Plan: TypeAlias = Generator[Callable[[Any], Any], Any, R]
 
-_LABEL_BYTES: Final = 200  # Provenance holds 2,048 bytes in all.
+_LABEL_BYTES: Final = 200  # Provenance holds 4,096 bytes in all.
 
 
 class Spec(NamedTuple):
@@ -75,7 +76,7 @@ def _named(models: Models) -> list[tuple[str | None, type[BaseModel]]]:
 
 
 def _spec(key: str, model: type[BaseModel], many: bool) -> Spec:
-    name = key.rpartition("/")[2].replace("%2F", "/").replace("%25", "%")
+    name = unescape(key.rpartition("/")[2])
     label = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_")
     if not label:
         raise InvalidRequestError(f"no tool can be named after {name!r}; give the model a name with letters")
