@@ -114,8 +114,8 @@ def is_exposed(path: Path) -> bool:
 def _grants(lines: Sequence[str]) -> dict[bytes, list[Grant]]:
     grants: dict[bytes, list[Grant]] = {}
     for number, line in enumerate(lines, 1):
-        words = line.split("#", 1)[0].split() if line.lstrip().startswith("#") else line.split()
-        if not words:
+        words = line.split()
+        if not words or words[0].startswith("#"):
             continue
         if len(words) not in (2, 3):
             raise TokenFileError(f"line {number} of the token file is not TOKEN NAMESPACE [APPLICATION]")

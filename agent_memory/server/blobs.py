@@ -155,7 +155,7 @@ def _range(text: str | None, size: int) -> tuple[int, int]:
     if match is None or not (match[1] or match[2]):
         return 0, size
     if match[1]:
-        start, end = int(match[1]), min(int(match[2] or size) + 1, size) if match[2] else size
+        start, end = int(match[1]), min(int(match[2]) + 1, size) if match[2] else size
         if match[2] and int(match[2]) < start:
             return 0, size
     else:
