@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from agent_memory.wire.problems import _CODES
+
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -34,3 +36,17 @@ def test_a_code_block_runs_as_it_stands(block: str, tmp_path: Path) -> None:
 def test_a_link_within_the_repository_leads_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", document.read_text()):
         assert (document.parent / target).exists(), target
+
+
+def test_every_code_of_a_refused_request_stands_in_the_protocol_beside_its_status() -> None:
+    table = re.findall(r"^\| (\d{3}[\d, ]*) \| (.*) \|$", (ROOT / "docs" / "protocol.md").read_text(), re.M)
+    told = {
+        (int(status), code) for row in table for status in row[0].split(", ") for code in re.findall(r"`(\w+)`", row[1])
+    }
+    # A client raises these before it asks.
+    never_answered = {"serialization", "no_request_context", "not_found"}
+    answered = {
+        (kind.status, code) for code, kind in _CODES.items() if kind.status < 500 and code not in never_answered
+    }
+
+    assert answered <= told
