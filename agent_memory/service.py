@@ -49,6 +49,7 @@ from .messages import (
     SegmentPage,
     SetTimes,
     Sweep,
+    Write,
 )
 from .storage.blobs import GRACE_SECONDS, BlobStore, FileBlobs, chunk_sizes
 from .storage.catalog import GARBAGE, STAGED, BlobRow, Catalog, Operation, Row, Times, has_writes
@@ -278,10 +279,10 @@ class StateService:
         if not self.catalog.renew(known.id):
             raise ConflictError("the prepared write has expired; prepare it again", code="blob_gone")
 
-    def write(self, request: CommitWrite | Delete) -> Any:
+    def write(self, request: Write) -> Entry | None:
         """Commit a write -> Entry, or carry out a deletion -> Entry | None."""
         try:
-            result = self.catalog.apply([self._ready(request)], self._load)[0]
+            result = self.catalog.write(self._ready_write(request))
         except ConflictError as error:
             raise self._explained(error, [request]) from None
         self._sweep_after_write()
@@ -376,14 +377,8 @@ class StateService:
             case PrepareRead():
                 check_key(request.key)
                 return request
-            case CommitWrite():
-                check_key(request.key)
-                check_write(request)
-                return self._ready_blob(request) if request.data is None else self._ready_inline(request, request.data)
-            case Delete():
-                check_key(request.key)
-                check_write(request)
-                return request
+            case CommitWrite() | Delete():
+                return self._ready_write(request)
             case List():
                 return _one_more(checked_list(request))
             case ListParents():
@@ -391,6 +386,13 @@ class StateService:
             case Search():
                 check_search(request)
                 return request
+
+    def _ready_write(self, request: Write) -> Write:
+        check_key(request.key)
+        check_write(request)
+        if isinstance(request, Delete):
+            return request
+        return self._ready_blob(request) if request.data is None else self._ready_inline(request, request.data)
 
     def _ready_inline(self, request: CommitWrite, data: bytes) -> CommitWrite:
         if len(data) > INLINE_LIMIT:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 from ..errors import UnavailableError
-from ..messages import List, Scope
+from ..messages import Entry, List, Scope, Write
 from . import postgres_copy
 from . import postgres_sweep as sweep
 from .catalog import (
@@ -47,6 +47,10 @@ _READ: Final[Any] = (
     f"SELECT {COLUMNS} FROM agent_memory.entry AS entry "
     f"WHERE scope = $1::text AND key = $2::text AND {live(parameter='$3')}"
 )
+
+
+def _load_nothing(_: Row) -> bytes:
+    raise AssertionError("a write looks into no large value")
 
 
 class PostgresCatalog:
@@ -152,6 +156,9 @@ class PostgresCatalog:
         self._rows("SELECT 1 FROM agent_memory.migration LIMIT 1")
 
     # -- writes ------------------------------------------------------------------------------------------------------
+
+    def write(self, write: Write) -> Entry | None:
+        return self.apply([write], _load_nothing)[0]
 
     def apply(self, operations: Sequence[Operation], load: LoadBlob) -> list[Any]:
         context = Context(self._now(), self._vectors, load)

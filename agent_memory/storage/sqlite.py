@@ -21,11 +21,13 @@ from ..messages import (
     BATCH_INLINE_LIMIT,
     CommitWrite,
     Delete,
+    Entry,
     List,
     ListParents,
     PrepareRead,
     Scope,
     Search,
+    Write,
 )
 from . import sqlite_copy, sqlite_sweep
 from .catalog import (
@@ -45,7 +47,7 @@ from .catalog import (
 from .sqlite_connections import BUSY_SECONDS, Connections, translate
 from .sqlite_rows import IS_LIVE, all_rows, key_range, live_row, to_row
 from .sqlite_search import list_parents, search
-from .sqlite_writes import write
+from .sqlite_writes import carry_out
 
 _PAGE: Final = 500
 
@@ -185,6 +187,10 @@ class SqliteCatalog:
 
     # -- writes --------------------------------------------------------------------------------------------------------
 
+    def write(self, write: Write) -> Entry | None:
+        with self._writing as connection:
+            return carry_out(connection, self._writing.run, write, self._clock())
+
     def apply(self, operations: Sequence[Operation], load: LoadBlob) -> list[Any]:
         if has_writes(operations):
             with self._writing as connection:
@@ -229,7 +235,7 @@ class SqliteCatalog:
     def _one(self, connection: apsw.Connection, operation: Operation, load: LoadBlob) -> Any:
         match operation:
             case CommitWrite() | Delete():
-                return write(connection, self._writing.run, operation, self._clock())
+                return carry_out(connection, self._writing.run, operation, self._clock())
             case List():
                 return self._list(connection, operation)
             case Search():

@@ -56,7 +56,7 @@ _UPDATE: Final = f"UPDATE entry SET {', '.join(f'{column} = ?' for column in _WR
 _INSERT_RECEIPT: Final = "INSERT INTO receipt VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
-def write(connection: apsw.Connection, run: Run, request: Write, now: int) -> Entry | None:
+def carry_out(connection: apsw.Connection, run: Run, request: Write, now: int) -> Entry | None:
     """Carry out a write, or give the first result of one that is repeated; ``run`` is ``Writing.run``."""
     scope, key = request.scope.path, request.key
     digest = write_digest(scope, request.write_id)

@@ -185,6 +185,18 @@ def test_a_filter_of_empty_parts_is_too_long_as_well(memory: Any) -> None:
         memory.app_state.search("", filter=condition)
 
 
+def test_json_with_blanks_before_it_is_found_by_no_search(memory: Any) -> None:
+    opened = unwrap(memory)
+    write = CommitWrite(
+        Scope(opened.namespace, opened.application), "blank", uuid7(), b' {"n": 1}', None, "application/json"
+    )
+    opened._client.transport().send(write, time.monotonic() + 10)
+    memory.app_state.set("plain", {"n": 1})
+
+    assert [hit.entry.key for hit in memory.app_state.search("")] == ["plain"]
+    assert [hit.entry.key for hit in memory.app_state.search("", filter={"n": 1})] == ["plain"]
+
+
 def test_a_read_of_a_version_does_not_go_with_a_write(memory: Any) -> None:
     opened = unwrap(memory)
     scope = Scope(opened.namespace, opened.application)
