@@ -184,15 +184,15 @@ def test_a_large_value_and_its_name_are_on_the_disk_before_the_commit(
     with AgentMemory(database, application="faults") as memory:
         memory.app_state.set("k", value(0, LARGE))
         catalog = memory._client.transport().service.catalog
-        real_apply = catalog.apply
+        real_write = catalog.write
 
-        def apply(*args: Any, **options: Any) -> Any:
+        def write(*args: Any, **options: Any) -> Any:
             events.append("commit")
-            return real_apply(*args, **options)
+            return real_write(*args, **options)
 
         monkeypatch.setattr(os, "fsync", sync)
         monkeypatch.setattr(os, "link", link)
-        monkeypatch.setattr(catalog, "apply", apply)
+        monkeypatch.setattr(catalog, "write", write)
         # Enough of them for a folder that is there and one that is not.
         for counter in range(3):
             memory.app_state.set("k", value(counter, LARGE))
