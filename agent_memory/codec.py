@@ -128,9 +128,13 @@ class TypedCodec(Generic[T]):
         if isinstance(self._type, type) and not isinstance(value, self._type):
             raise SerializationError(f"expected {_a(self.type_name)}, not {_a(type(value).__name__)}")
         if isinstance(value, BaseModel):
-            found = _validated(lambda fields: self._adapter.validate_python(fields, strict=True), dict(value))
+            found = _validated(self._validate_fields, dict(value))
             problem = _join(found.problems) if isinstance(found, _Invalid) else problem
         raise SerializationError(f"the value is not {_a(self.type_name)}: {problem}")
+
+    def _validate_fields(self, fields: dict[str, Any]) -> T:
+        # A model's fields go by their names here, whatever they are called in JSON.
+        return self._adapter.validate_python(fields, strict=True, by_name=True, by_alias=False)
 
 
 class _Invalid(NamedTuple):

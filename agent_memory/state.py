@@ -119,6 +119,8 @@ class _StateFlows:
 
     def _explained(self, error: ConflictError) -> ConflictError:
         found = error.found
+        if isinstance(found, Found):
+            error.about(repr(found.entry.key))
         if not isinstance(found, Found) or found.data is None:
             return error.with_loader(lambda: None)
         data, entry = found.data, found.entry

@@ -88,10 +88,10 @@ class Values(Generic[T]):
 
     def encode(self, value: T) -> tuple[Encoded, T]:
         """Return the bytes, and the value as a reader will get it."""
-        if self._codec is None:
-            return encode_untyped(value), value
         kind = self.value_type
         try:
+            if self._codec is None:
+                return encode_untyped(value), value
             # The identity first: for a model, isinstance runs Python code of Pydantic.
             if type(value) is not kind and isinstance(value, BaseModel) and isinstance(kind, type):
                 # Pydantic would write the declared model's fields and drop the others in silence.

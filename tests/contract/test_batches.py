@@ -214,6 +214,7 @@ def test_a_conflict_in_a_batch_tells_what_stands_there_after_it(memory: Any) -> 
         memory.app_state.batch([Set("key", 1), Set("key", 2, expected="stale")])
 
     assert caught.value.current == (0, before)
+    assert str(caught.value).startswith("'key': ")
 
 
 def test_an_empty_batch_does_nothing(memory: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, field_validator
+from pydantic import BaseModel, Field, field_validator
 
 from agent_memory import (
     AgentMemoryError,
@@ -236,6 +236,10 @@ def test_closing_twice_is_no_error(memory: Any) -> None:
     memory.close()
 
 
+class Renamed(BaseModel):
+    full_name: str = Field(alias="fullName")
+
+
 class Ticket(BaseModel):
     status: str = "new"
     reason: str = ""
@@ -252,10 +256,13 @@ def test_a_value_of_another_type_is_told_from_a_field_of_one(memory: Any) -> Non
     document = memory.entity("user", "1").document(Profile)
     expected = "'user/1/profile': expected a Profile, not a dict"
     assert failing(lambda: document.set({"name": "Ada"})) == expected
-    wrong = Profile(name="Ada")
-    wrong.goals = "run"  # type: ignore[assignment]
+    wrong = Profile.model_construct(name="Ada", goals="run")
     assert failing(lambda: document.set(wrong)) == "'user/1/profile': the value is not a Profile: goals: list_type"
     document.set(Profile(name="Ada"))
+    renamed = memory.entity("user", "1").document(Renamed)
+    assert failing(lambda: renamed.set(Renamed.model_construct(full_name=1))).endswith(
+        "not a Renamed: full_name: string_type"
+    )
     assert failing(lambda: document.update(lambda profile: profile.name)) == (
         "'user/1/profile': the function returned a str; it is to return a Profile, or None after changing its argument"
     )
