@@ -30,7 +30,7 @@ from .catalog import (
 )
 from .migrations.postgres import VECTOR_SCHEMA, check_schema, migrate
 from .postgres_apply import Context, apply
-from .postgres_connections import Pool, Session, Settings, psycopg
+from .postgres_connections import Array, Pool, Session, Settings, psycopg
 from .postgres_rows import DATABASE_TIME, NOW, live, to_row
 from .postgres_search import list_keys, list_segments
 from .postgres_sweep import BLOB_COLUMNS
@@ -46,6 +46,14 @@ _PAGE: Final = 200
 _READ: Final[Any] = (
     f"SELECT {COLUMNS} FROM agent_memory.entry AS entry "
     f"WHERE scope = $1::text AND key = $2::text AND {live(parameter='$3')}"
+)
+
+
+_BLOB_TYPES: Final = ("text", "text", "text", "bigint", "bigint", "text", "bigint")
+_STAGE: Final = (
+    f"INSERT INTO agent_memory.blob ({BLOB_COLUMNS}) SELECT * FROM unnest("
+    f"{', '.join(f'%({name})s::{of}[]' for name, of in zip(BlobRow._fields, _BLOB_TYPES, strict=True))}) "
+    "ON CONFLICT (id) DO NOTHING"
 )
 
 
@@ -175,12 +183,8 @@ class PostgresCatalog:
         )
 
     def stage(self, blobs: Sequence[BlobRow]) -> None:
-        for blob in blobs:
-            self._rows(
-                f"INSERT INTO agent_memory.blob ({BLOB_COLUMNS}) VALUES (%(id)s, %(scope)s, %(key)s, %(size)s, "
-                "%(chunk_size)s, %(state)s, %(at_us)s) ON CONFLICT (id) DO NOTHING",
-                blob._asdict(),
-            )
+        columns = zip(BlobRow._fields, _BLOB_TYPES, zip(*blobs, strict=True), strict=True)
+        self._rows(_STAGE, {name: Array(of, column) for name, of, column in columns})
 
     def renew(self, blob_id: str) -> bool:
         rows = self._rows(
