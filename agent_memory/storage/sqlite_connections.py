@@ -121,7 +121,8 @@ class Connections:
             raise UnavailableError(f"cannot open the database {str(self._path)!r}: {error.strerror}") from None
 
     def _open(self) -> apsw.Connection:
-        connection = apsw.Connection(str(self._path))
+        # A file that was taken away meanwhile is not made anew here, readable by others.
+        connection = apsw.Connection(str(self._path), flags=apsw.SQLITE_OPEN_READWRITE)
         connection.set_busy_timeout(round(self._busy_seconds * 1000))
         all_rows(connection, "PRAGMA trusted_schema = OFF")
         all_rows(connection, f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
