@@ -156,7 +156,7 @@ class StateService:
         self._refresh(request.scope, [row.entry] if request.refresh_ttl else [])
         copies: list[_Copy] = []
         found = self._found(request, row, request.max_inline_size, copies)
-        self._put(copies)
+        self._put_copies(copies)
         return found
 
     def read_at_once(self, request: PrepareRead) -> tuple[bool, Found | None]:
@@ -186,7 +186,7 @@ class StateService:
         rows = self.catalog.list(_one_more(checked_list(request)))
         copies: list[_Copy] = []
         page, _ = self._page(request, rows, BATCH_INLINE_LIMIT, copies)
-        self._put(copies)
+        self._put_copies(copies)
         return page
 
     def list_segments(self, request: ListSegments) -> SegmentPage:
@@ -238,7 +238,7 @@ class StateService:
             return Found(entry, self._load(row), None)
         return Found(entry, None, blob)
 
-    def _put(self, copies: Sequence[_Copy]) -> None:
+    def _put_copies(self, copies: Sequence[_Copy]) -> None:
         """Put inline values where URLs can name them, pinned while their keys move on; garbage from the start."""
         if not copies:
             return
@@ -246,9 +246,14 @@ class StateService:
         self.catalog.stage(
             [BlobRow(one.blob_id, one.scope.path, one.entry.key, one.entry.size, None, GARBAGE, now) for one in copies]
         )
+        if len(copies) == 1:
+            self._put_copy(copies[0])
+            return
         with ThreadPoolExecutor(min(_PUTS_AT_ONCE, len(copies)), "agent-memory-copy") as pool:
-            for done in [pool.submit(self.blobs.put, copy.blob_id, 0, memoryview(copy.data)) for copy in copies]:
-                done.result()
+            list(pool.map(self._put_copy, copies))
+
+    def _put_copy(self, copy: _Copy) -> None:
+        self.blobs.put(copy.blob_id, 0, memoryview(copy.data))
 
     # -- writes ------------------------------------------------------------------------------------------------------
 
@@ -313,7 +318,7 @@ class StateService:
             reply, size = self._reply(request, result, room, refreshed, copies)
             room -= size
             replies.append(reply)
-        self._put(copies)
+        self._put_copies(copies)
         if refreshed:
             self._refresh(requests[0].scope, refreshed)
         if has_writes(requests):
@@ -491,8 +496,12 @@ class StateService:
         if time.monotonic() < self._next_sweep or not self._sweeping.acquire(blocking=False):
             return
         self._next_sweep = time.monotonic() + _SWEEP_EVERY_SECONDS
-        # The writer, and those behind it, do not wait for an object store.
-        threading.Thread(target=self._small_sweep, name="agent-memory-sweep", daemon=True).start()
+        try:
+            # The writer, and those behind it, do not wait for an object store.
+            threading.Thread(target=self._small_sweep, name="agent-memory-sweep", daemon=True).start()
+        except RuntimeError:
+            # No thread is to be had. The write before it is done and must not look as if it were not.
+            self._sweeping.release()
 
     def _small_sweep(self) -> None:
         try:

@@ -564,11 +564,11 @@ def test_an_embedded_store_sweeps_after_a_write_once_a_minute(tmp_path: Path, mo
 
 
 def test_a_write_does_not_wait_for_the_sweep_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended: list[float] = []
+    ended: list[bool] = []
+    go_on = threading.Event()
 
     def sweep(**_: object) -> SweepReport:
-        time.sleep(0.5)
-        ended.append(time.monotonic())
+        ended.append(go_on.wait(10))
         return SweepReport()
 
     with AgentMemory(tmp_path / "store.db", application="app") as memory:
@@ -578,7 +578,19 @@ def test_a_write_does_not_wait_for_the_sweep_after_it(tmp_path: Path, monkeypatc
         memory.app_state.set("k", 1)
         memory.app_state.set("k", 2)
         assert ended == []
-    assert len(ended) == 1, "closing waits for a sweep that has begun"
+        threading.Timer(0.1, go_on.set).start()
+    assert ended == [True], "closing waits for a sweep that has begun"
+
+
+def test_a_write_is_done_where_no_thread_is_to_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with AgentMemory(tmp_path / "store.db", application="app") as memory:
+        monkeypatch.setattr(memory._client.transport().service, "_next_sweep", 0.0)
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        assert memory.app_state.set("k", 1).version == 1
+        monkeypatch.undo()
 
 
 def test_a_sweep_that_fails_does_not_make_the_write_before_it_fail(
