@@ -94,7 +94,7 @@ def _cores(count: int) -> list[int | None]:
 
 
 def _start(work: Callable[[bool], None], core: int | None, mask: Iterable[int], *, announce: bool) -> int:
-    """Fork a worker, which takes signals with this mask once they end it."""
+    """Fork a worker; with this mask it lets signals in again, when they would end it."""
     worker = os.fork()
     if worker:
         return worker

@@ -141,6 +141,30 @@ def holds(condition: AllOf, row: Row, load: LoadBlob) -> bool:
     return matches(condition, cast("dict[str, Any]", value))
 
 
+def chosen_parents(request: ListParents, parents: Iterable[str]) -> list[str]:
+    """Return the names that a listing shows, from all parents after its cursor in byte order.
+
+    No more of them are taken than the listing needs. Those that are cut to the same name stand together.
+    """
+    names: list[str] = []
+    last, skip = request.cursor, request.offset
+    for parent in parents:
+        segments = parent.split("/")[:-1]
+        if not all(pattern.fits(segments) for pattern in request.patterns):
+            continue
+        name = parent if request.depth is None else "".join(f"{segment}/" for segment in segments[: request.depth])
+        if name == last:
+            continue
+        last = name
+        if skip:
+            skip -= 1
+            continue
+        names.append(name)
+        if len(names) == request.limit:
+            break
+    return names
+
+
 class Catalog(Protocol):
     """Thread-safe. Raises UnavailableError when a call may be repeated, IntegrityError when the database is damaged."""
 
@@ -301,30 +325,6 @@ def fingerprint(write: Write) -> str:
             write.vectors,
         )  # fmt: skip
     return hashlib.blake2b(repr(intent).encode(), digest_size=16).hexdigest()
-
-
-def chosen_parents(request: ListParents, parents: Iterable[str]) -> list[str]:
-    """Return the names that a listing shows, from all parents after its cursor in byte order.
-
-    No more of them are taken than the listing needs. Those that are cut to the same name stand together.
-    """
-    names: list[str] = []
-    last, skip = request.cursor, request.offset
-    for parent in parents:
-        segments = parent.split("/")[:-1]
-        if not all(pattern.fits(segments) for pattern in request.patterns):
-            continue
-        name = parent if request.depth is None else "".join(f"{segment}/" for segment in segments[: request.depth])
-        if name == last:
-            continue
-        last = name
-        if skip:
-            skip -= 1
-            continue
-        names.append(name)
-        if len(names) == request.limit:
-            break
-    return names
 
 
 def write_digest(scope: str, write_id: str) -> bytes:

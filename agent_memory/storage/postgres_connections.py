@@ -193,7 +193,9 @@ class Pool:
                 failure = self.failed(session, error)
                 if not failure.again or attempt == _ATTEMPTS or (failure.lost and attempt > 1):
                     raise failure.error from None
-                time.sleep(0.005 * attempt * random.uniform(1, 2) if not failure.lost else 0)
+                if not failure.lost:
+                    # Those that met in a deadlock would meet again if all waited alike.
+                    time.sleep(0.005 * attempt * random.uniform(1, 2))
             except BaseException:
                 self.release(session)
                 raise

@@ -19,6 +19,8 @@ from .catalog import COLUMNS, LoadBlob, Row, ScoredRow, chosen_parents, holds
 from .sqlite_rows import IS_LIVE, all_rows, key_range, to_row
 
 _SQL_OPERATORS: Final = {"$eq": "=", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
+_MANY: Final = 1_000
+_SAMPLE: Final = 200
 _NEWEST_FIRST: Final = "ORDER BY updated_us DESC, key"
 _IS_JSON: Final = "content_type = 'application/json'"
 _IS_OBJECT: Final = f"{_IS_JSON} AND (value IS NULL OR substr(value, 1, 1) = x'7b')"
@@ -72,10 +74,6 @@ def _newer_than_a_sample(connection: apsw.Connection, request: Search, now: int)
     sample = f"SELECT updated_us FROM entry WHERE {where} AND {IS_LIVE} ORDER BY key DESC LIMIT {_SAMPLE}"
     oldest = f"SELECT updated_us FROM ({sample}) ORDER BY updated_us DESC LIMIT 1 OFFSET ?"
     return f" AND updated_us >= coalesce(({oldest}), updated_us)", [*bindings, now, request.offset + request.limit - 1]
-
-
-_MANY: Final = 1_000
-_SAMPLE: Final = 200
 
 
 def _newest(connection: apsw.Connection, request: Search, condition: AllOf, now: int, load: LoadBlob) -> Iterator[Row]:

@@ -39,6 +39,9 @@ _CONNECTIONS: Final = 100
 _KEPT: Final = 32
 _KEPT_SECONDS: Final = 30.0
 _FAILURES: Final = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError)
+# Steps of httpcore's trace extension: between these and those, a cancelled connection is neither used nor closed.
+_CONNECTED: Final = frozenset({"connection.connect_tcp.complete", "connection.start_tls.complete"})
+_ON_ITS_WAY: Final = frozenset({"connection.start_tls.started", "http11.send_request_headers.started"})
 _PORTS: Final = {"http": 80, "https": 443}
 _AGENT: Final = (b"User-Agent", b"agent-memory")
 # Azure takes no upload without it; other stores do not know it.
@@ -254,10 +257,6 @@ class HttpTransport:
         self.close()
 
 
-_CONNECTED: Final = frozenset({"connection.connect_tcp.complete", "connection.start_tls.complete"})
-_ON_ITS_WAY: Final = frozenset({"connection.start_tls.started", "http11.send_request_headers.started"})
-
-
 class _AsyncPool:
     """The connections of one event loop.
 
@@ -301,6 +300,7 @@ class _Call:
         elif event in _ON_ITS_WAY:
             self._fragile = False
             if self._abandoned:
+                # It could not be cancelled before; here httpcore closes the connection.
                 raise asyncio.CancelledError
 
     async def end(self, deadline: float) -> None:
