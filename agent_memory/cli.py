@@ -88,6 +88,12 @@ def _parser() -> argparse.ArgumentParser:
     migrate.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
     migrate.set_defaults(run=_migrate)
 
+    index = commands.add_parser("index-vectors", help="make semantic search in PostgreSQL fast, and approximate")
+    index.add_argument("--database", required=True, help="postgresql://…")
+    index.add_argument("--dimensions", type=int, required=True, help="how many numbers the vectors have, up to 2,000")
+    index.add_argument("--drop", action="store_true", help="drop the index: search is exact again")
+    index.set_defaults(run=_index_vectors)
+
     copy = commands.add_parser("copy", help="move a store: between files, PostgreSQL and object stores")
     copy.add_argument("source", help="a database file, or postgresql://…")
     copy.add_argument("target", help="a database file, or postgresql://…; what is there already is not copied again")
@@ -202,6 +208,20 @@ def _migrate(options: argparse.Namespace) -> int:
         print(f"{'would take' if options.dry_run else 'took'} {step}")
     if not steps:
         print("the database is up to date")
+    return 0
+
+
+def _index_vectors(options: argparse.Namespace) -> int:
+    from .storage.postgres_vector_index import create_index, drop_index
+
+    what = f"the index of vectors with {options.dimensions} numbers"
+    if options.drop:
+        dropped = drop_index(options.database, options.dimensions)
+        print(f"dropped {what}" if dropped else f"there is no index of vectors with {options.dimensions} numbers")
+        return 0
+    with progress_bar("parts") as progress:
+        made = create_index(options.database, options.dimensions, progress=progress)
+    print(f"made {what}" if made else f"{what} is there already")
     return 0
 
 

@@ -29,7 +29,8 @@ from ..errors import (
 # The catalog's other modules take psycopg from here, so that one place says what is missing.
 try:
     import psycopg
-    from psycopg import conninfo, pq
+    from psycopg import conninfo
+    from psycopg import pq as pq
     from psycopg import sql as sql
     from psycopg.adapt import AdaptersMap, Dumper
     from psycopg.types.numeric import Int8BinaryDumper
@@ -154,7 +155,7 @@ def _adapters() -> AdaptersMap:
 class Session:
     """A connection in use by one thread."""
 
-    __slots__ = ("born", "connection", "cursor", "idle_since", "reader")
+    __slots__ = ("born", "connection", "cursor", "idle_since", "reader", "searches_vectors")
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -162,6 +163,7 @@ class Session:
         self.reader = psycopg.RawCursor(connection)
         self.cursor = connection.cursor(binary=True)
         self.born = self.idle_since = time.monotonic()
+        self.searches_vectors = False
 
     def rows(self, statement: Any, values: Any = None, *, prepare: bool | None = None) -> list[Any]:
         """Run a statement and return its rows; ``prepare=False`` has it planned for these values."""
@@ -326,6 +328,11 @@ def connect(dsn: str, context: AdaptersMap | None = None) -> Connection:
             "the database",
             code="unreachable",
         ) from None
+
+
+def execute(connection: Connection, statement: Any) -> None:
+    """Execute a statement that was put together; psycopg's types want it to be written out."""
+    connection.execute(statement)
 
 
 class _Connection(psycopg.Connection[Any]):

@@ -15,11 +15,18 @@ from ..filters import AllOf, AnyOf, Comparison, Condition, parse
 from ..keys import successor
 from ..messages import BATCH_INLINE_LIMIT, List, ListParents, Scope, Search
 from .catalog import COLUMNS, LoadBlob, Row, ScoredRow, chosen_parents, holds
-from .postgres_connections import Session, Vector, sql
+from .postgres_connections import Session, Vector, pq, sql
 from .postgres_rows import LIVE, key_range, to_row
 
 _FETCH: Final = 200
 _MANY: Final = 1_000
+# A search with an index holds so many candidates, for pgvector's 40 miss more. With pgvector 0.8 and later it goes on
+# until it has enough of what the conditions on keys leave.
+_TUNE: Final = (
+    "SELECT set_config(name, value, false) FROM (VALUES ('hnsw.ef_search', '100'), "
+    "('hnsw.iterative_scan', 'strict_order')) AS wanted (name, value) "
+    "WHERE name IN (SELECT pg_settings.name FROM pg_settings)"
+)
 _ORDERED: Final = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 
 
@@ -96,7 +103,9 @@ def search(session: Session, request: Search, now: int | None, load: LoadBlob, v
     if request.vector is None:
         statement, values = _newest(request, condition, now)
     else:
+        assert vectors is not None
         if not condition.terms:
+            _tune(session, vectors)
             # Nearly always the most similar vectors are those of the hits: no other row is looked at.
             statement, values = _similar(request, condition, now, vectors, best=first)
             hits = _hits(session.rows(statement, values, prepare=False), request, condition, load)
@@ -140,18 +149,20 @@ def _newest(request: Search, condition: AllOf, now: int | None) -> tuple[str, di
 
 
 def _similar(
-    request: Search, condition: AllOf, now: int | None, vectors: str | None, *, best: int | None = None
+    request: Search, condition: AllOf, now: int | None, vectors: str, *, best: int | None = None
 ) -> tuple[str, dict[str, Any]]:
     """Return the statement that finds rows by similarity: all of them, or at least the ``best`` ones that have
     vectors, unless values with several crowd them out."""
     assert request.vector is not None
     where, values = _where(request, condition, now)
-    values |= {"vector": Vector(request.vector), "dimensions": len(request.vector) // 4}
+    values["vector"] = Vector(request.vector)
     columns = ", ".join(f"entry.{name}" for name in COLUMNS.split(", "))
+    dimensions = len(request.vector) // 4
+    # The length stands in the statement itself: only so an index of vectors of that length can be used.
     scored = (
-        f"SELECT entry.key, entry.version, entry.embedding OPERATOR({vectors}.<=>) %(vector)s::{vectors}.vector "
-        f"AS distance FROM agent_memory.vector AS entry WHERE {_place(request)} "
-        f"AND {vectors}.vector_dims(entry.embedding) = %(dimensions)s "
+        f"SELECT entry.key, entry.version, {indexed('entry.embedding', dimensions, vectors)} "
+        f"OPERATOR({vectors}.<=>) %(vector)s::{vectors}.vector AS distance FROM agent_memory.vector AS entry "
+        f"WHERE {_place(request)} AND {vectors}.vector_dims(entry.embedding) = {dimensions} "
     )
     # A value may have several vectors. Either way the vectors themselves are not what is grouped and sorted.
     scored += "OFFSET 0" if best is None else f"ORDER BY distance FETCH FIRST {2 * best} ROWS WITH TIES"
@@ -165,6 +176,23 @@ def _similar(
         "ORDER BY best.score DESC NULLS LAST, entry.updated_us DESC, entry.key",
         values,
     )
+
+
+def indexed(column: str, dimensions: int, schema: str) -> str:
+    """Return the expression of a vector that an index is of, and by which a search that may use it has to order."""
+    return f"({column}::{schema}.vector({dimensions}))"
+
+
+def _tune(session: Session, schema: str) -> None:
+    """Prepare a session, once, for searches with an index of pgvector."""
+    idle = session.connection.info.transaction_status == pq.TransactionStatus.IDLE
+    if session.searches_vectors or not idle:
+        # What is set within a transaction may be undone with it.
+        return
+    # Settings of an extension are known once it is loaded, which this does.
+    session.rows(f"SELECT '[0]'::{schema}.vector")
+    session.rows(_TUNE)
+    session.searches_vectors = True
 
 
 def _where(request: Search, condition: AllOf, now: int | None) -> tuple[str, dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import threading
 import time
 import unicodedata
@@ -16,6 +17,7 @@ import psycopg
 import pytest
 
 from agent_memory import AgentMemory
+from agent_memory.cli import main
 from agent_memory.errors import AgentMemoryError, ConflictError, InvalidRequestError, UnavailableError
 from agent_memory.ids import uuid7
 from agent_memory.messages import JSON, CommitWrite, Delete, Entry, List, ListParents, PrepareRead, Scope, Search
@@ -24,6 +26,7 @@ from agent_memory.storage.postgres import PostgresCatalog, migrate
 from agent_memory.storage.postgres_apply import Context
 from agent_memory.storage.postgres_apply import apply as apply_in
 from agent_memory.storage.postgres_connections import Session
+from agent_memory.storage.postgres_vector_index import create_index, drop_index
 from agent_memory.vectors import pack_vector
 from tests.support.models import Counter
 from tests.support.postgres import PostgresServer, name_of
@@ -563,6 +566,119 @@ def test_vectors_go_with_the_version_they_stand_for(catalog: PostgresCatalog) ->
     time.sleep(0.01)
     catalog.expire(limit=10)
     assert catalog._rows("SELECT count(*) FROM agent_memory.vector") == [(0,)]
+
+
+@pytest.fixture(scope="module")
+def many_vectors(server: PostgresServer) -> Iterator[str]:
+    """A database with 10,000 vectors of three numbers, and some that no index has."""
+    address = server.database()
+    chance = random.Random(7)
+    catalog = PostgresCatalog(address)
+    for start in range(0, 10_000, 500):
+        vectors = [pack_vector([chance.gauss(0, 1) for _ in range(3)]) for _ in range(500)]
+        apply(catalog, *[commit(SCOPE, f"item/{start + n}", vectors=(one,)) for n, one in enumerate(vectors)])
+    put(catalog, SCOPE, "zero", vectors=(pack_vector([0, 0, 0]),))
+    put(catalog, SCOPE, "longer", vectors=(pack_vector([1, 0, 0, 0]),))
+    catalog.close()
+    server.execute("VACUUM ANALYZE", name_of(address))
+    yield address
+    server.drop(address)
+
+
+def index_scans(server: PostgresServer, address: str) -> int:
+    [[scans]] = server.execute(
+        "SELECT coalesce(sum(idx_scan), 0) FROM pg_stat_user_indexes WHERE indexrelname LIKE 'vector_similar%'",
+        name_of(address),
+    )
+    return int(scans)
+
+
+def test_an_index_finds_nearly_what_is_found_without(server: PostgresServer, many_vectors: str) -> None:
+    chance = random.Random(8)
+    queries = [pack_vector([chance.gauss(0, 1) for _ in range(3)]) for _ in range(20)]
+
+    def search() -> list[str]:
+        catalog = PostgresCatalog(many_vectors)
+        nearest = [found(catalog, SCOPE, vector=query, limit=10) for query in queries]
+        catalog.close()
+        return [key for keys in nearest for key in keys]
+
+    exact = search()
+    assert index_scans(server, many_vectors) == 0
+    parts: list[tuple[int, int]] = []
+    assert create_index(many_vectors, 3, progress=lambda done, of: parts.append((done, of)))
+    assert parts == [(n, 16) for n in range(1, 17)]
+    assert not create_index(many_vectors, 3)
+    indexed = search()
+    # A session tells what it did when it ends, which nobody waits for.
+    stop = time.monotonic() + 10
+    while index_scans(server, many_vectors) < len(queries) and time.monotonic() < stop:
+        time.sleep(0.05)
+    assert index_scans(server, many_vectors) == len(queries)
+    assert len(set(indexed) & set(exact)) >= 0.95 * len(set(exact))
+
+    catalog = PostgresCatalog(many_vectors)
+    near = found(catalog, SCOPE, vector=queries[0], limit=2)
+    settings = "SELECT current_setting('hnsw.ef_search'), current_setting('hnsw.iterative_scan')"
+    assert catalog._rows(settings) == [("100", "strict_order")]
+    apply(catalog, Delete(SCOPE, near[0], uuid7()))
+    put(catalog, SCOPE, near[1])
+    assert not {*near} & {*found(catalog, SCOPE, vector=queries[0], limit=10)}
+    assert len(found(catalog, SCOPE, vector=queries[0], limit=1_000)) == 1_000
+    assert found(catalog, SCOPE, vector=pack_vector([1, 0, 0, 0]), limit=1) == ["longer"]
+    few = [row.entry.key for row, _ in apply(catalog, Search(SCOPE, "item/123", vector=queries[0], limit=20))[0]]
+    assert len(few) == 11
+    catalog.close()
+
+    assert drop_index(many_vectors, 3)
+    assert not drop_index(many_vectors, 3)
+
+
+def test_an_index_that_was_interrupted_is_gone_on_with(server: PostgresServer, address: str) -> None:
+    def interrupt(done: int, _: int) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        create_index(address, 3, progress=interrupt)
+    for statement in (
+        "CREATE INDEX vector_similar_3_09 ON agent_memory.vector_09 (key)",
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'agent_memory.vector_similar_3_09'::regclass",
+    ):
+        server.execute(statement, name_of(address))
+    assert create_index(address, 3)
+    valid = "SELECT count(*) FROM pg_index JOIN pg_class ON oid = indexrelid WHERE relname LIKE 'vector_similar_3%' "
+    assert server.execute(f"{valid} AND indisvalid", name_of(address)) == [(17,)]
+    assert drop_index(address, 3)
+    assert server.execute(valid, name_of(address)) == [(0,)]
+
+
+def test_the_command_makes_and_drops_an_index(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["index-vectors", "--database", address, "--dimensions", "3"]
+    for options, said in (
+        ([], "made the index of vectors with 3 numbers"),
+        ([], "the index of vectors with 3 numbers is there already"),
+        (["--drop"], "dropped the index of vectors with 3 numbers"),
+        (["--drop"], "there is no index of vectors with 3 numbers"),
+    ):
+        assert main([*command, *options]) == 0
+        assert capsys.readouterr().out == f"{said}\n"
+    assert main([*command[:-1], "3000"]) == 2
+    assert capsys.readouterr().err == "agent-memory: an index takes vectors of 1 to 2000 numbers, not 3000\n"
+
+
+def test_an_index_is_refused_where_there_can_be_none(server: PostgresServer, address: str) -> None:
+    for dimensions in (0, 2_001):
+        with pytest.raises(InvalidRequestError, match="1 to 2000 numbers"):
+            create_index(address, dimensions)
+    with psycopg.connect(address, autocommit=True) as other:
+        other.execute("SELECT pg_advisory_lock('agent_memory.vector'::regclass::bigint)")
+        with pytest.raises(UnavailableError, match="another agent-memory index-vectors"):
+            create_index(address, 3)
+    empty = server.empty_database()
+    with pytest.raises(UnavailableError, match="agent-memory migrate"):
+        create_index(empty, 3)
+    server.drop(empty)
 
 
 def test_without_pgvector_vectors_are_refused_by_name(server: PostgresServer) -> None:

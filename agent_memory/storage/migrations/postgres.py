@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from ...errors import UnavailableError
-from ..postgres_connections import DUPLICATES, Connection, connect, psycopg, translate
+from ..postgres_connections import DUPLICATES, Connection, connect, execute, psycopg, translate
 
 PARTS: Final = 16
 _ATTEMPTS: Final = 20
@@ -71,7 +71,7 @@ def create_vectors(connection: Connection) -> None:
     connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
     row = connection.execute(VECTOR_SCHEMA).fetchone()
     assert row is not None
-    _execute(
+    execute(
         connection,
         f"""CREATE TABLE agent_memory.vector (
             scope text COLLATE "C" NOT NULL, key text COLLATE "C" NOT NULL, version bigint NOT NULL,
@@ -99,15 +99,11 @@ def _has_pgvector(connection: Connection) -> bool:
 
 def _split(connection: Connection, table: str) -> None:
     for part in range(PARTS):
-        _execute(
+        execute(
             connection,
             f"CREATE TABLE agent_memory.{table}_{part:02} PARTITION OF agent_memory.{table} "
             f"FOR VALUES WITH (MODULUS {PARTS}, REMAINDER {part})",
         )
-
-
-def _execute(connection: Connection, statement: Any) -> None:
-    connection.execute(statement)
 
 
 VECTOR_SCHEMA: Final = (
