@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from datetime import UTC, datetime
 from typing import TextIO
@@ -74,6 +75,20 @@ class RequestLog:
         except (OSError, ValueError):
             # Nobody reads the log any more: that is no reason to stop serving.
             return
+
+
+class ServerEvents(logging.Handler):
+    """Writes what uvicorn has to say as lines of the same log, of an exception its type alone."""
+
+    def __init__(self, log: RequestLog) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line: dict[str, str | int | float] = {"event": "server", "message": record.getMessage().strip()}
+        if record.exc_info and record.exc_info[0] is not None:
+            line["error"] = record.exc_info[0].__name__
+        self._log.event(line)
 
 
 def _is_name(value: str) -> bool:

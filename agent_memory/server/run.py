@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
 import signal
 import socket
 import sys
@@ -16,11 +17,13 @@ from urllib.parse import urlsplit
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ..errors import AgentMemoryError, InvalidRequestError, UnavailableError
+from ..errors import AgentMemoryError, InvalidRequestError, ProtocolError, UnavailableError
 from ..opening import open_service
+from ..wire import encode_error
+from ..wire.problems import PROBLEM_TYPE
 from .app import Settings, create_app
 from .auth import Gate, LoopbackGate, TokenGate, is_exposed, read_tokens
-from .log import RequestLog
+from .log import RequestLog, ServerEvents
 from .workers import run_workers
 
 _STOP_SECONDS: Final = 5
@@ -70,11 +73,15 @@ def _work(options: Options, settings: Settings, listener: socket.socket, announc
 
 def _serve(options: Options, settings: Settings, listener: socket.socket, *, announce: bool) -> None:
     service = open_service(options.store, options.blobs)
+    logger = logging.getLogger("uvicorn.error")
+    events = ServerEvents(settings.log)
+    logger.addHandler(events)
+    logger.propagate = False
     try:
         app = create_app(service, settings)
         config = uvicorn.Config(
             app,
-            http=_BoundedProtocol,
+            http=_Protocol,
             ws="none",
             lifespan="on",
             loop="asyncio",
@@ -87,11 +94,15 @@ def _serve(options: Options, settings: Settings, listener: socket.socket, *, ann
         )
         _Server(config, announce=announce).run(sockets=[listener])
     finally:
+        logger.removeHandler(events)
         service.close()
 
 
-class _BoundedProtocol(HttpToolsProtocol):
-    """Ends a connection whose request line and headers go on and on; the parser itself would keep them all."""
+class _Protocol(HttpToolsProtocol):
+    """Ends a connection whose request line and headers go on and on; the parser itself would keep them all.
+
+    What is no HTTP at all is refused like everything else.
+    """
 
     _in_head = False
     _head_size = 0
@@ -110,6 +121,12 @@ class _BoundedProtocol(HttpToolsProtocol):
             self._head_size += len(data)
             if self._head_size > _HEAD_BYTES:
                 self.transport.abort()
+
+    def send_400_response(self, msg: str) -> None:
+        _, body = encode_error(ProtocolError(msg, code="malformed_http"))
+        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: {PROBLEM_TYPE}\r\ncontent-length: {len(body)}\r\n"
+        self.transport.write(f"{head}connection: close\r\n\r\n".encode() + body)
+        self.transport.close()
 
 
 class _Server(uvicorn.Server):

@@ -48,6 +48,7 @@ _CODES: Final[Mapping[str, _Kind]] = {
     "invalid_key": _Kind(InvalidKeyError, 400),
     "invalid_request": _Kind(InvalidRequestError, 400),
     "malformed_headers": _Kind(ProtocolError, 400),
+    "malformed_http": _Kind(ProtocolError, 400),
     "malformed": _Kind(InvalidRequestError, 422),
     "serialization": _Kind(SerializationError, 422),
     "deserialization": _Kind(DeserializationError, 500),

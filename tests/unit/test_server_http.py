@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import http.client as http_client
 import json
 import re
 import socket
@@ -491,6 +492,27 @@ def test_headers_without_an_end_close_the_connection(server: ServerProcess) -> N
 
         with pytest.raises(OSError, match=r"reset|Broken"):
             connection.sendall(b"x" * 64 * 1024 * 1024)
+
+
+def test_what_is_no_http_is_refused_and_logged_like_everything_else(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path) as server:
+        parts = urlsplit(server.url)
+        for request in (
+            b"\x16\x03\x01the-secret\r\n\r\n",
+            b"GET / HTTP/9.9\r\n\r\n",
+            b"GET / HTTP/1.1\r\nX: a\0b\r\n\r\n",
+        ):
+            with socket.create_connection((parts.hostname, parts.port), 5) as connection:
+                connection.sendall(request)
+                answer = http_client.HTTPResponse(connection)
+                answer.begin()
+                body = json.loads(answer.read())
+            assert (answer.status, answer.headers["content-type"]) == (400, "application/problem+json")
+            assert (body["status"], body["code"]) == (400, "malformed_http")
+        server.stop()
+        log = server.log.splitlines()[1:]
+    assert [json.loads(line)["event"] for line in log] == ["server"] * 3
+    assert "the-secret" not in server.log
 
 
 def test_the_log_names_requests_and_repeats_nothing_of_them(tmp_path: Path, http: httpx.Client) -> None:
