@@ -86,6 +86,7 @@ _FINAL: Final = frozenset(
         "blobs_refused",
         "forked",
         "schema_missing",
+        "tls_failed",
     }
 )
 

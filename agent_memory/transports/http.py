@@ -42,6 +42,7 @@ _FAILURES: Final = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSErro
 # Steps of httpcore's trace extension: between these and those, a cancelled connection is neither used nor closed.
 _CONNECTED: Final = frozenset({"connection.connect_tcp.complete", "connection.start_tls.complete"})
 _ON_ITS_WAY: Final = frozenset({"connection.start_tls.started", "http11.send_request_headers.started"})
+_BROKEN_OFF: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 _PORTS: Final = {"http": 80, "https": 443}
 _AGENT: Final = (b"User-Agent", b"agent-memory")
 # Azure takes no upload without it; other stores do not know it.
@@ -66,7 +67,8 @@ class HttpTransport:
         token: sent to the API's own routes and nowhere else.
         blob_hosts: ``host`` or ``host:port`` of object stores that chunks may be fetched from and sent to, over https;
             a loopback host may be reached over http.
-        ssl_context: what certificates are checked with; by default the ones that come with ``certifi``.
+        ssl_context: what certificates are checked with; by default the authorities that ``SSL_CERT_FILE`` or
+            ``SSL_CERT_DIR`` name, else those that come with ``certifi``.
     """
 
     def __init__(
@@ -236,6 +238,9 @@ class HttpTransport:
         who = "the blob store" if is_transfer else f"the server at {self._origin.host}:{self._origin.port}"
         if time.monotonic() >= deadline:
             return TimedOutError(f"{who} did not answer in the call's time")
+        reason = _tls_reason(error)
+        if reason is not None:
+            return UnavailableError(f"no TLS connection to {who} is possible: {reason}", code="tls_failed")
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
             return UnavailableError(f"{who} cannot be reached", code="no_answer")
         return UnavailableError(f"the connection to {who} broke before the answer was whole", code="no_answer")
@@ -379,4 +384,22 @@ def _is_loopback(host: str) -> bool:
 
 def _ssl_context(needed: bool) -> ssl.SSLContext:
     # Reading the certificates takes 20 ms. Without them every https connection is refused, which is right: none is due.
-    return httpx.create_ssl_context(trust_env=False) if needed else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if not needed:
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        return httpx.create_ssl_context()
+    except OSError:
+        raise InvalidRequestError(
+            "the certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be read as PEM"
+        ) from None
+
+
+def _tls_reason(error: BaseException | None) -> str | None:
+    """Return what is in the way of TLS, where trying again would not help."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return f"{error.verify_message} (SSL_CERT_FILE can name the authorities to trust)"
+        if isinstance(error, ssl.SSLError) and not isinstance(error, _BROKEN_OFF):
+            return f"{(error.reason or 'unknown').lower().replace('_', ' ')} (an http:// address speaks none)"
+        error = error.__cause__ or error.__context__
+    return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
+import ssl
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,10 +21,12 @@ _Streams: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 class Balancer:
     """Sends every request to the next of the servers, whichever connection it came by.
 
-    A server that takes no connections is passed over. When one breaks off an answer, so does the balancer.
+    A server that takes no connections is passed over. When one breaks off an answer, so does the balancer. With ``tls``
+    it is reached by https.
     """
 
-    def __init__(self, urls: Sequence[str]) -> None:
+    def __init__(self, urls: Sequence[str], tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.servers = [(str(parts.hostname), int(parts.port or 80)) for parts in map(urlsplit, urls)]
         self.answered = [0] * len(self.servers)
         self._turns = itertools.count()
@@ -36,8 +39,8 @@ class Balancer:
 
     async def _run(self) -> None:
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
-        server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=_PIECE)
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=_PIECE, ssl=self._tls)
+        self.url = f"{'https' if self._tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         self._ready.set()
         await self._stopping.wait()
         server.close()

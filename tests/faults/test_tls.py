@@ -1,0 +1,106 @@
+"""A server behind TLS: who is trusted, and what is said of whom is not."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+
+from agent_memory import AgentMemory, AsyncAgentMemory
+from agent_memory.errors import InvalidRequestError, UnavailableError
+from tests.support.balancer import Balancer
+from tests.support.server import ServerProcess
+
+LARGE = b"x" * 300_000
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def url(authority: trustme.CA, tmp_path: Path) -> Iterator[str]:
+    """The address of a server behind a proxy that speaks TLS for it, as 127.0.0.1 and under no other name."""
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with (
+        Balancer([f"http://127.0.0.1:{port}"], tls) as proxy,
+        ServerProcess(tmp_path, "--public-url", proxy.url, port=port),
+    ):
+        yield proxy.url
+
+
+@pytest.fixture
+def trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+
+
+@pytest.mark.usefixtures("trusted")
+def test_an_authority_of_ones_own_is_trusted_by_the_usual_variable(url: str) -> None:
+    with AgentMemory(url, application="app") as memory:
+        memory.app_state.set("small", 1)
+        memory.app_state.set("large", LARGE)
+        assert memory.app_state.get("small") == 1
+        assert memory.app_state.get("large") == LARGE
+
+    async def read() -> list[object]:
+        async with AsyncAgentMemory(url, application="app") as memory:
+            return [await memory.app_state.get("small"), await memory.app_state.get("large")]
+
+    assert asyncio.run(read()) == [1, LARGE]
+
+
+def test_a_certificate_of_an_unknown_authority_is_refused_at_once_and_by_name(url: str) -> None:
+    expected = f"no TLS connection to the server at {url.removeprefix('https://')} is possible: .*SSL_CERT_FILE"
+    began = time.monotonic()
+    with AgentMemory(url, application="app") as memory, pytest.raises(UnavailableError, match=expected) as caught:
+        memory.app_state.get("small")
+    assert caught.value.code == "tls_failed"
+
+    async def read() -> None:
+        async with AsyncAgentMemory(url, application="app") as memory:
+            await memory.app_state.get("small")
+
+    with pytest.raises(UnavailableError, match=expected):
+        asyncio.run(read())
+    assert time.monotonic() - began < 5, "nothing is gained by trying again until the call's time is over"
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_certificate_of_another_host_is_refused(url: str) -> None:
+    with (
+        AgentMemory(url.replace("127.0.0.1", "localhost"), application="app") as memory,
+        pytest.raises(UnavailableError, match="not valid for 'localhost'"),
+    ):
+        memory.app_state.set("small", 1)
+
+
+def test_a_server_that_speaks_no_tls_is_told_from_one_that_is_away(tmp_path: Path) -> None:
+    began = time.monotonic()
+    with (
+        ServerProcess(tmp_path) as server,
+        AgentMemory(server.url.replace("http", "https"), application="app") as memory,
+        pytest.raises(UnavailableError, match=r"wrong version number .*http://"),
+    ):
+        memory.app_state.get("small")
+    assert time.monotonic() - began < 10
+
+
+def test_a_file_without_certificates_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for content in (None, "no certificates"):
+        file = tmp_path / "authority.pem"
+        if content is not None:
+            file.write_text(content)
+        monkeypatch.setenv("SSL_CERT_FILE", str(file))
+        with pytest.raises(InvalidRequestError, match="SSL_CERT_FILE"):
+            AgentMemory("https://127.0.0.1:1", application="app")
