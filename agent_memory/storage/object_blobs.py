@@ -280,7 +280,7 @@ def _no_bucket() -> UnavailableError:
 
 def _names_http() -> bool:
     """Say whether the environment names an endpoint without TLS: whoever writes http:// there means it."""
-    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT", "GOOGLE_BASE_URL")
     return any(os.environ.get(name, "").startswith("http://") for name in names)
 
 

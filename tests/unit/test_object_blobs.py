@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from agent_memory.errors import ConflictError, IntegrityError, InvalidRequestError, UnavailableError
 from agent_memory.storage import object_blobs
@@ -380,10 +384,17 @@ def test_an_endpoint_without_tls_is_only_used_where_the_environment_names_it(mon
     assert ObjectBlobs("s3://bucket/prefix").url("GET", ID, 0, 60).startswith(f"https://s3.{REGION}.amazonaws.com/")
 
 
-def test_google_and_azure_are_reached_by_their_schemes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_google_and_azure_are_reached_by_their_schemes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = rsa.generate_private_key(public_exponent=65_537, key_size=2_048)
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    account = {"private_key": pem, "private_key_id": "1", "client_email": "a@b.example"}
+    (tmp_path / "account.json").write_text(json.dumps(account))
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "account.json"))
+    url = ObjectBlobs("gs://bucket/prefix").url("PUT", ID, 0, 60)
+    assert url.startswith(f"https://storage.googleapis.com/bucket/prefix/ab/{ID}/0?X-Goog-Algorithm=GOOG4-RSA-SHA256&")
+
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "c2VjcmV0")
-    ObjectBlobs("gs://bucket/prefix")
     url = ObjectBlobs("az://container/prefix").url("PUT", ID, 0, 60)
     assert url.startswith(f"https://account.blob.core.windows.net/container/prefix/ab/{ID}/0?")
 
