@@ -29,9 +29,10 @@ from ..errors import (
 # The catalog's other modules take psycopg from here, so that one place says what is missing.
 try:
     import psycopg
-    from psycopg import conninfo
+    from psycopg import conninfo, waiting
     from psycopg import pq as pq
     from psycopg import sql as sql
+    from psycopg.abc import PQGen
     from psycopg.adapt import AdaptersMap, Dumper
     from psycopg.types.numeric import Int8BinaryDumper
 except ImportError:
@@ -45,6 +46,8 @@ DUPLICATES: Final = frozenset({"23505", "42P06", "42P07", "42710"})
 """What two sessions that make the same table or schema at once may meet."""
 
 _CONNECT_SECONDS: Final = 5
+# PostgreSQL ends a statement that takes too long; for so much longer it may take to say so.
+_GRACE_SECONDS: Final = 1.0
 _LIFETIME_SECONDS: Final = 3_600.0
 _IDLE_SECONDS: Final = 300.0
 _ATTEMPTS: Final = 5
@@ -297,7 +300,7 @@ class Pool:
             "idle_in_transaction_session_timeout": f"{(settings.statement + 20) * 1000:.0f}",
             **_SESSION,
         }
-        connection = connect(self._dsn, self._context)
+        connection = connect(self._dsn, self._context, patience=settings.statement + _GRACE_SECONDS)
         try:
             row = connection.execute(
                 f"SELECT {', '.join('set_config(%s, %s, false)' for _ in options)}, current_setting('server_encoding')",
@@ -312,8 +315,11 @@ class Pool:
         return Session(connection)
 
 
-def connect(dsn: str, context: AdaptersMap | None = None) -> Connection:
-    """Open one connection in autocommit mode, or raise UnavailableError within seconds."""
+def connect(dsn: str, context: AdaptersMap | None = None, *, patience: float | None = None) -> Connection:
+    """Open one connection in autocommit mode, or raise UnavailableError within seconds.
+
+    No answer on it is waited for longer than ``patience`` seconds.
+    """
     try:
         given = conninfo.conninfo_to_dict(dsn)
     except psycopg.ProgrammingError:
@@ -321,7 +327,9 @@ def connect(dsn: str, context: AdaptersMap | None = None) -> Connection:
         raise InvalidRequestError("the address of the PostgreSQL database cannot be read") from None
     options: dict[str, Any] = {name: value for name, value in _NETWORK.items() if name not in given}
     try:
-        return _Connection.connect(dsn, autocommit=True, context=_Context(context or _adapters()), **options)
+        connection = _Connection.connect(dsn, autocommit=True, context=_Context(context or _adapters()), **options)
+        connection.patience = patience
+        return connection
     except psycopg.Error:
         raise UnavailableError(
             "cannot connect to PostgreSQL: no server answers at that address, or it refuses the user, the password or "
@@ -335,9 +343,33 @@ def execute(connection: Connection, statement: Any) -> None:
     connection.execute(statement)
 
 
+class _NoAnswer(psycopg.OperationalError):
+    """A server that took a statement said nothing for too long: it hangs, or a pooler has no connection for us."""
+
+
 class _Connection(psycopg.Connection[Any]):
+    patience: float | None = None
+
+    def wait(self, gen: PQGen[T], *arguments: Any, **options: Any) -> T:
+        if self.patience is not None:
+            gen = _impatient(gen, time.monotonic() + self.patience)
+        return super().wait(gen, *arguments, **options)
+
     def __del__(self, __warn: Any = None) -> None:
         """Say nothing: a pool may end with the program, and with a forked child."""
+
+
+def _impatient(gen: PQGen[T], deadline: float) -> PQGen[T]:
+    """Do what a generator of psycopg does; raise _NoAnswer at the deadline. psycopg asks ten times a second."""
+    try:
+        wanted = next(gen)
+        while True:
+            ready = yield wanted
+            if ready == waiting.Ready.NONE and time.monotonic() > deadline:
+                raise _NoAnswer
+            wanted = gen.send(ready)
+    except StopIteration as end:
+        return end.value
 
 
 class _Context:
@@ -365,6 +397,9 @@ def translate(error: Exception, *, lost: bool) -> Failure:
     state: str | None = getattr(error, "sqlstate", None)
     if isinstance(error, UnicodeEncodeError) or (isinstance(error, psycopg.DataError) and state is None):
         return Failure(InvalidRequestError("PostgreSQL cannot store NUL or a lone surrogate in a text"))
+    if isinstance(error, _NoAnswer):
+        # What was sent may be carried out yet, and the next connection would hang as well.
+        return Failure(UnavailableError("PostgreSQL does not answer"), lost=True)
     kind = _KINDS.get(state or "") or _KINDS.get((state or "")[:2])
     if kind is None:
         if lost or isinstance(error, psycopg.InterfaceError) or state is None:

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 
@@ -534,6 +535,36 @@ def test_a_search_looks_into_large_values(catalog: PostgresCatalog) -> None:
     write = staged(catalog, "large")
     apply(catalog, write._replace(content_type=JSON))
     assert found(catalog, SCOPE, {"large": True}) == found(catalog, SCOPE) == ["large"]
+
+
+# -- a server that hangs ---------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_hangs_is_waited_for_no_longer_than_a_statement_may_take(
+    server: PostgresServer, address: str
+) -> None:
+    catalog = PostgresCatalog(address, statement_seconds=0.5)
+    put(catalog, SCOPE, "k")
+    # Connected before, as a pool is, so that the system answers for a process that does not.
+    frozen = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+    for process in frozen:
+        process.suspend()
+    try:
+        for call in (
+            lambda: catalog.read(SCOPE, "k"),
+            lambda: put(catalog, SCOPE, "k"),
+            lambda: apply(catalog, commit(SCOPE, "k"), commit(SCOPE, "l")),
+        ):
+            began = time.monotonic()
+            with pytest.raises(UnavailableError, match="PostgreSQL"):
+                call()
+            assert time.monotonic() - began < 8
+    finally:
+        for process in frozen:
+            process.resume()
+    put(catalog, SCOPE, "k")
+    assert catalog.read(SCOPE, "k") is not None
+    catalog.close()
 
 
 # -- vectors ---------------------------------------------------------------------------------------------------------
