@@ -1,7 +1,8 @@
 """Moving a store: every version that is current, with its etag, times, provenance, time to live, vectors and bytes.
 
 Rows are taken over as they stand, never written anew, so a condition that held before the move holds after it. What is
-there already is left alone: a copy that was interrupted goes on where it stopped.
+there already is left alone: a copy that was interrupted goes on where it stopped. Once an application writes to the
+target, its versions are later than the source's, and nothing takes their place.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def copy(
     Nobody may write to the source meanwhile. ``progress`` is told how many keys are done, and of how many.
 
     Raises:
+        ConflictError: the target has a later version of a key; the copy stops there.
         IntegrityError: what arrived is not what left; the places are named.
     """
     total = source.catalog.count()

@@ -165,6 +165,14 @@ def chosen_parents(request: ListParents, parents: Iterable[str]) -> list[str]:
     return names
 
 
+def not_older(row: StoredRow) -> ConflictError:
+    """Return the error for a row that cannot be taken over."""
+    return ConflictError(
+        f"{row.scope} {row.row.entry.key} has a later version in the target: an application writes there already",
+        code="not_older",
+    )
+
+
 class Catalog(Protocol):
     """Thread-safe. Raises UnavailableError when a call may be repeated, IntegrityError when the database is damaged."""
 
@@ -261,7 +269,10 @@ class Catalog(Protocol):
     def stored_at(self, scope: str, key: str) -> StoredRow | None: ...
 
     def take(self, rows: Sequence[StoredRow]) -> None:
-        """Take over rows as they stand, in one transaction; the blobs that they name must be known."""
+        """Take over rows as they stand, in one transaction; the blobs that they name must be known.
+
+        Raises ConflictError, having changed nothing, where a row would take the place of a version that is not older.
+        """
         ...
 
     def scopes(self, *, after: str, limit: int) -> list[ScopeRow]: ...

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from ..messages import JSON
-from .catalog import COLUMNS, LIVE, ScopeRow, StoredRow
+from .catalog import COLUMNS, LIVE, ScopeRow, StoredRow, not_older
 from .postgres_apply import no_vectors
 from .postgres_connections import Session, Vector
 from .postgres_rows import NOW, to_row
@@ -21,11 +21,11 @@ _TAKEN: Final = (
     "searchable",
 )  # fmt: skip
 _TAKE: Final = (
-    f"INSERT INTO agent_memory.entry ({', '.join(_TAKEN)}, projection) "
+    f"INSERT INTO agent_memory.entry AS entry ({', '.join(_TAKEN)}, projection) "
     f"VALUES ({', '.join(f'%({name})s' for name in _TAKEN)}, "
     "CASE WHEN %(projectable)s THEN convert_from(%(value)s::bytea, 'UTF8')::jsonb END) "
     f"ON CONFLICT (scope, key) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _TAKEN[2:])}, "
-    "projection = excluded.projection, replaced_blob_id = NULL"
+    "projection = excluded.projection, replaced_blob_id = NULL WHERE entry.version < excluded.version RETURNING key"
 )
 
 
@@ -69,10 +69,8 @@ def _take_one(session: Session, stored_row: StoredRow, now: int | None, vectors:
     scope, row, ttl_us, embeddings = stored_row
     entry, data = row.entry, row.data
     place = {"scope": scope, "key": entry.key, "version": entry.version, "now": now, "blob_id": row.blob_id}
-    session.rows(
-        f"UPDATE agent_memory.blob SET state = 'garbage', at_us = {NOW} WHERE id = (SELECT blob_id FROM "
-        "agent_memory.entry WHERE scope = %(scope)s AND key = %(key)s) AND id IS DISTINCT FROM %(blob_id)s",
-        place,
+    there = session.rows(
+        "SELECT blob_id FROM agent_memory.entry WHERE scope = %(scope)s AND key = %(key)s FOR UPDATE", place
     )
     searchable = entry.content_type == JSON and not entry.deleted and (data is None or data[:1] == b"{")
     provenance = json.dumps(dict(entry.provenance)) if entry.provenance else None
@@ -84,7 +82,13 @@ def _take_one(session: Session, stored_row: StoredRow, now: int | None, vectors:
         )
     )
     values["projectable"] = searchable and data is not None and projectable(data)
-    session.rows(_TAKE, values)
+    if not session.rows(_TAKE, values):
+        raise not_older(stored_row)
+    if there and there[0][0] != row.blob_id:
+        session.rows(
+            f"UPDATE agent_memory.blob SET state = 'garbage', at_us = {NOW} WHERE id = %(old)s",
+            {**place, "old": there[0][0]},
+        )
     if row.blob_id is not None:
         session.rows(f"UPDATE agent_memory.blob SET state = '{LIVE}', at_us = {NOW} WHERE id = %(blob_id)s", place)
     if vectors is not None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import apsw
 
-from .catalog import COLUMNS, LIVE, ScopeRow, StoredRow
+from .catalog import COLUMNS, LIVE, ScopeRow, StoredRow, not_older
 from .sqlite_rows import all_rows, to_row
 from .sqlite_writes import raise_floor, retire
 
@@ -46,12 +46,15 @@ def _stored_row(connection: apsw.Connection, row: Any) -> StoredRow:
 
 def take(connection: apsw.Connection, rows: Sequence[StoredRow], now: int) -> None:
     """See ``Catalog.take``."""
-    for scope, row, ttl_us, vectors in rows:
+    for stored_row in rows:
+        scope, row, ttl_us, vectors = stored_row
         entry = row.entry
         there = all_rows(
-            connection, "SELECT blob_id, vectors FROM entry WHERE scope = ? AND key = ?", (scope, entry.key)
+            connection, "SELECT version, blob_id, vectors FROM entry WHERE scope = ? AND key = ?", (scope, entry.key)
         )
-        for blob_id, count in there:
+        for version, blob_id, count in there:
+            if version >= entry.version:
+                raise not_older(stored_row)
             retire(connection, scope, entry.key, None if blob_id == row.blob_id else blob_id, count, now)
         provenance = json.dumps(dict(entry.provenance)) if entry.provenance else None
         all_rows(

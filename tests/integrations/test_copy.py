@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from agent_memory import AgentMemory, IntegrityError
+from agent_memory import AgentMemory, ConflictError, IntegrityError
 from agent_memory.copying import copy
+from agent_memory.ids import uuid7
+from agent_memory.messages import Delete, PrepareRead, Scope
 from agent_memory.opening import open_service
 from agent_memory.operations import Set
 from agent_memory.storage.migrations.postgres import migrate
@@ -113,6 +115,36 @@ def test_a_copy_that_was_interrupted_goes_on_where_it_stopped(tmp_path: Path, mo
     finally:
         source.close()
         target.close()
+
+
+@pytest.mark.parametrize("kind", ["file", "postgresql"])
+def test_what_an_application_wrote_to_the_target_is_never_replaced(
+    tmp_path: Path, postgres: PostgresServer, kind: str
+) -> None:
+    filled(tmp_path / "source.db")
+    address = str(tmp_path / "target.db") if kind == "file" else postgres.database()
+    blobs = str(tmp_path / "blobs")
+
+    def move() -> None:
+        source, target = open_service(str(tmp_path / "source.db")), open_service(address, blobs)
+        try:
+            copy(source, target)
+        finally:
+            source.close()
+            target.close()
+
+    move()
+    with AgentMemory(tmp_path / "source.db", application="app") as memory:
+        memory.app_state.set("empty", b"later")
+    move()
+    service = open_service(address, blobs)
+    service.handle(Delete(Scope("default", "app"), "large", uuid7()))
+    with pytest.raises(ConflictError, match="default/app large has a later version in the target"):
+        move()
+    assert service.handle(PrepareRead(Scope("default", "app"), "large")) is None
+    found = service.handle(PrepareRead(Scope("default", "app"), "empty", 100))
+    assert (found.data, found.entry.version) == (b"later", 2)
+    service.close()
 
 
 def test_bytes_that_arrive_otherwise_are_found_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
