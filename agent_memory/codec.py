@@ -17,6 +17,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar, cast, get_args, get
 import cloudpickle  # pyright: ignore[reportMissingTypeStubs]
 import pydantic_core
 from pydantic import (
+    AliasChoices,
     BaseModel,
     PydanticSchemaGenerationError,
     PydanticUserError,
@@ -57,6 +58,19 @@ def schema_name(model: Any) -> str | None:
         return None
     pinned = getattr(model, "memory_name", None)
     return pinned if isinstance(pinned, str) else snake_case(model.__name__)
+
+
+def by_stored_keys(model: type[BaseModel], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model's fields by the keys that they have in JSON, by which validators that run before know them."""
+    keys: dict[str, str] = {}
+    for name, field in model.model_fields.items():
+        read = field.validation_alias
+        accepted = read.choices if isinstance(read, AliasChoices) else [read]
+        key = field.serialization_alias or name
+        keys[name] = key if key in accepted else name
+    if len(set(keys.values())) < len(keys):
+        return dict(fields)
+    return {keys.get(name, name): value for name, value in fields.items()}
 
 
 # -- typed values ----------------------------------------------------------------------------------------------------

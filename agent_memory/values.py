@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from .checks import check_type
 from .client import Client, provenance
-from .codec import Encoded, decode_untyped, encode_untyped, typed_codec
+from .codec import Encoded, by_stored_keys, decode_untyped, encode_untyped, typed_codec
 from .drivers import Flow, Sleep, Wait
 from .errors import ConflictError, DeserializationError, InvalidRequestError, NotFoundError, SerializationError
 from .flows import call, fetch, read, write
@@ -270,7 +270,8 @@ def with_fields(value_type: Any, fields: Mapping[str, Any]) -> Callable[[Any], A
 
     def change(value: Any) -> Any:
         try:
-            return model.model_validate({**dict(value), **fields}, by_name=True, by_alias=True)
+            changed = by_stored_keys(model, {**dict(value), **fields})
+            return model.model_validate(changed, by_name=True, by_alias=True)
         except ValidationError as error:
             places = ", ".join(f"{'.'.join(map(str, one['loc']))}: {one['type']}" for one in error.errors()[:5])
         # Outside the handler: Pydantic's text repeats the value, and must not be this error's context.

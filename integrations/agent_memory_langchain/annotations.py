@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from datetime import date
 from typing import Any, Final, cast, get_args, get_type_hints, is_typeddict
 
-from pydantic import BaseModel, PlainSerializer, RootModel, WrapSerializer
+from pydantic import AliasChoices, BaseModel, PlainSerializer, RootModel, WrapSerializer
 from pydantic.fields import FieldInfo
 
 from agent_memory import InvalidRequestError
@@ -63,6 +63,17 @@ def rule(field: FieldInfo) -> Agent:
 def visible_fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
     """Return the fields that agents see, in the order of their declaration."""
     return {name: field for name, field in model.model_fields.items() if not rule(field).hidden}
+
+
+def stored_keys(model: type[BaseModel]) -> dict[str, str]:
+    """Return the keys that fields have in JSON, by which validators that run before know them."""
+    keys: dict[str, str] = {}
+    for name, field in model.model_fields.items():
+        read = field.validation_alias
+        accepted = read.choices if isinstance(read, AliasChoices) else [read]
+        key = field.serialization_alias or name
+        keys[name] = key if key in accepted else name
+    return keys if len(set(keys.values())) == len(keys) else {}
 
 
 def writable_fields(model: type[BaseModel]) -> dict[str, FieldInfo]:

@@ -18,7 +18,7 @@ from agent_memory import (
     SerializationError,
 )
 
-from .annotations import hides_something, visible
+from .annotations import hides_something, stored_keys, visible
 from .bindings import Plan, Spec
 from .reading import problem_of, safe_fields, safe_json
 from .schemas import Addition, Arguments, Refused, of_result, refusal
@@ -87,8 +87,10 @@ def write(
 
 def validated(model: type[BaseModel], tool: str, data: Fields, sent: Mapping[str, Any], *, absent: bool) -> BaseModel:
     """Return the model with these fields; raise Refused, without any stored value, if they are not valid together."""
+    keys = stored_keys(model)
     try:
-        return model.model_validate(data, by_name=True, by_alias=True)
+        changed = {keys.get(name, name): value for name, value in data.items()}
+        return model.model_validate(changed, by_name=True, by_alias=True)
     except ValidationError as error:
         private = hides_something(model)
         problems = [of_result(one, model, sent, private=private, absent=absent) for one in error.errors()]

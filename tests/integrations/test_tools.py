@@ -16,7 +16,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.tools import BaseTool
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from agent_memory import (
     AgentMemory,
@@ -166,6 +166,24 @@ def test_strict_nested_and_discriminated_models_are_taken_from_json(memory: Agen
     assert plan is not None
     assert (plan.start, plan.next, plan.heart_rate) == (date(2026, 1, 2), Swim(sort="swim", laps=4), 60)
     assert plan.pair == (1, 2)
+
+
+def test_a_validator_that_runs_before_gets_the_fields_as_they_are_stored(memory: AgentMemory) -> None:
+    class Measured(BaseModel):
+        weight: float = Field(0, alias="weightKg")
+        note: str = ""
+
+        @model_validator(mode="before")
+        @classmethod
+        def upgrade(cls, data: Any) -> Any:
+            return {"weightKg": 0, **data} if isinstance(data, dict) else data
+
+    tools = named(memory, documents=[Measured], collections=[])
+    document = memory.entity("user", "bob").document(Measured)
+    document.set(Measured(weightKg=70))
+    assert call(tools["update_measured"], {"note": "after lunch"}).status == "success"
+    assert call(tools["add_to_measured"], {"weight": 1}).status == "success"
+    assert document.get() == Measured(weightKg=71, note="after lunch")
 
 
 # -- documents -------------------------------------------------------------------------------------------------------
