@@ -42,7 +42,16 @@ _FAILURES: Final = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSErro
 # Steps of httpcore's trace extension: between these and those, a cancelled connection is neither used nor closed.
 _CONNECTED: Final = frozenset({"connection.connect_tcp.complete", "connection.start_tls.complete"})
 _ON_ITS_WAY: Final = frozenset({"connection.start_tls.started", "http11.send_request_headers.started"})
-_BROKEN_OFF: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
+_NO_COMMON_TLS: Final = frozenset(
+    {
+        "HTTP_REQUEST",
+        "RECORD_LAYER_FAILURE",
+        "SSLV3_ALERT_HANDSHAKE_FAILURE",
+        "TLSV1_ALERT_PROTOCOL_VERSION",
+        "UNSUPPORTED_PROTOCOL",
+        "WRONG_VERSION_NUMBER",
+    }
+)
 _PORTS: Final = {"http": 80, "https": 443}
 _AGENT: Final = (b"User-Agent", b"agent-memory")
 # Azure takes no upload without it; other stores do not know it.
@@ -394,12 +403,13 @@ def _ssl_context(needed: bool) -> ssl.SSLContext:
         ) from None
 
 
-def _tls_reason(error: BaseException | None) -> str | None:
+def _tls_reason(error: Exception) -> str | None:
     """Return what is in the way of TLS, where trying again would not help."""
-    while error is not None:
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return f"{error.verify_message} (SSL_CERT_FILE can name the authorities to trust)"
-        if isinstance(error, ssl.SSLError) and not isinstance(error, _BROKEN_OFF):
-            return f"{(error.reason or 'unknown').lower().replace('_', ' ')} (an http:// address speaks none)"
-        error = error.__cause__ or error.__context__
+    # httpx's error comes from httpcore's, which was raised while it handled the one of the connection. No further: what
+    # that one was raised in may be an error that the caller is just handling.
+    failure = error.__cause__ and error.__cause__.__context__
+    if isinstance(failure, ssl.SSLCertVerificationError):
+        return f"{failure.verify_message} (SSL_CERT_FILE can name the authorities to trust)"
+    if isinstance(failure, ssl.SSLError) and failure.reason in _NO_COMMON_TLS:
+        return f"{failure.reason.lower().replace('_', ' ')} (an http:// address speaks none)"
     return None

@@ -96,6 +96,19 @@ def test_a_server_that_speaks_no_tls_is_told_from_one_that_is_away(tmp_path: Pat
     assert time.monotonic() - began < 10
 
 
+def test_a_failure_that_the_caller_is_handling_is_not_taken_for_the_calls_own() -> None:
+    def call() -> str | None:
+        with AgentMemory("http://127.0.0.1:1", application="app", timeout=0.3) as memory:
+            with pytest.raises(UnavailableError) as caught:
+                memory.app_state.get("small")
+            return caught.value.code
+
+    try:
+        raise ssl.SSLCertVerificationError("of another connection")
+    except ssl.SSLError:
+        assert call() == "no_answer"
+
+
 def test_a_file_without_certificates_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for content in (None, "no certificates"):
         file = tmp_path / "authority.pem"
