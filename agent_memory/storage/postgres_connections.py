@@ -7,6 +7,7 @@ failover has cut, so that the next attempt starts with a fresh one.
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 import threading
@@ -37,6 +38,9 @@ try:
     from psycopg.types.numeric import Int8BinaryDumper
 except ImportError:
     raise ImportError("PostgreSQL needs psycopg: pip install 'agent-memory[postgres]'") from None
+
+# It warns of what it ignores, where an error is on its way to the caller anyway.
+logging.getLogger("psycopg").addHandler(logging.NullHandler())
 
 T = TypeVar("T")
 Connection: TypeAlias = "psycopg.Connection[tuple[Any, ...]]"
@@ -326,6 +330,9 @@ def connect(dsn: str, context: AdaptersMap | None = None, *, patience: float | N
         # Its text may repeat the password.
         raise InvalidRequestError("the address of the PostgreSQL database cannot be read") from None
     options: dict[str, Any] = {name: value for name, value in _NETWORK.items() if name not in given}
+    if patience is not None and "connect_timeout" in options:
+        # libpq takes whole seconds, two of them at least.
+        options["connect_timeout"] = max(2, min(_CONNECT_SECONDS, round(patience)))
     try:
         connection = _Connection.connect(dsn, autocommit=True, context=_Context(context or _adapters()), **options)
         connection.patience = patience
@@ -351,9 +358,14 @@ class _Connection(psycopg.Connection[Any]):
     patience: float | None = None
 
     def wait(self, gen: PQGen[T], *arguments: Any, **options: Any) -> T:
-        if self.patience is not None:
-            gen = _impatient(gen, time.monotonic() + self.patience)
-        return super().wait(gen, *arguments, **options)
+        if self.patience is None:
+            return super().wait(gen, *arguments, **options)
+        try:
+            return super().wait(_impatient(gen, time.monotonic() + self.patience), *arguments, **options)
+        except _NoAnswer:
+            # Those who leave a pipeline and a transaction now would each wait once more.
+            self.pgconn.finish()
+            raise
 
     def __del__(self, __warn: Any = None) -> None:
         """Say nothing: a pool may end with the program, and with a forked child."""
