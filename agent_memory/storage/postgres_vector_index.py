@@ -6,6 +6,7 @@ PostgreSQL chooses, by what it estimates either to cost.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
@@ -20,6 +21,8 @@ MAX_DIMENSIONS: Final = 2_000
 Progress: TypeAlias = Callable[[int, int], object]
 """Is told how many parts of the table are done, and of how many."""
 
+_ATTEMPTS: Final = 60
+_LOCK_SECONDS: Final = 1
 _TABLE: Final = "agent_memory.vector"
 
 
@@ -71,14 +74,14 @@ def _create(connection: Connection, dimensions: int, progress: Progress | None) 
         f"USING hnsw ({indexed('embedding', dimensions, schema)} {schema}.vector_cosine_ops) "
         f"WHERE {schema}.vector_dims(embedding) = {dimensions}"
     )
-    execute(connection, f"CREATE INDEX IF NOT EXISTS {name} ON ONLY {_TABLE} {definition}")
+    _execute_in_a_gap(connection, f"CREATE INDEX IF NOT EXISTS {name} ON ONLY {_TABLE} {definition}")
     for part in range(PARTS):
         of_part = f"{name}_{part:02}"
         if not _is_valid(connection, of_part):
             # What an interrupted CREATE INDEX CONCURRENTLY leaves is of no use.
-            execute(connection, f"DROP INDEX IF EXISTS agent_memory.{of_part}")
+            _execute_in_a_gap(connection, f"DROP INDEX IF EXISTS agent_memory.{of_part}")
             execute(connection, f"CREATE INDEX CONCURRENTLY {of_part} ON {_TABLE}_{part:02} {definition}")
-        execute(connection, f"ALTER INDEX agent_memory.{name} ATTACH PARTITION agent_memory.{of_part}")
+        _execute_in_a_gap(connection, f"ALTER INDEX agent_memory.{name} ATTACH PARTITION agent_memory.{of_part}")
         if progress is not None:
             progress(part + 1, PARTS)
     return True
@@ -86,11 +89,29 @@ def _create(connection: Connection, dimensions: int, progress: Progress | None) 
 
 def _drop(connection: Connection, dimensions: int) -> bool:
     there = connection.execute("SELECT to_regclass(%s)", [f"agent_memory.{_name(dimensions)}"]).fetchone()
-    execute(connection, f"DROP INDEX IF EXISTS agent_memory.{_name(dimensions)}")
+    _execute_in_a_gap(connection, f"DROP INDEX IF EXISTS agent_memory.{_name(dimensions)}")
     for part in range(PARTS):
         # Those that were made and not attached yet.
-        execute(connection, f"DROP INDEX IF EXISTS agent_memory.{_name(dimensions)}_{part:02}")
+        _execute_in_a_gap(connection, f"DROP INDEX IF EXISTS agent_memory.{_name(dimensions)}_{part:02}")
     return there is not None and there[0] is not None
+
+
+def _execute_in_a_gap(connection: Connection, statement: str) -> None:
+    """Execute a statement that locks the table for a moment, when no transaction holds it.
+
+    Whoever came after a statement that waits for its lock would wait behind it: so it waits a second at most, and
+    comes again.
+    """
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            with connection.transaction():
+                execute(connection, f"SET LOCAL lock_timeout = '{_LOCK_SECONDS}s'")
+                execute(connection, statement)
+            return
+        except psycopg.errors.LockNotAvailable:
+            if attempt == _ATTEMPTS:
+                raise UnavailableError("PostgreSQL: long transactions hold the vectors; try again later") from None
+            time.sleep(_LOCK_SECONDS)
 
 
 def _is_valid(connection: Connection, name: str) -> bool:

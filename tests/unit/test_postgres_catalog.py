@@ -700,6 +700,22 @@ def test_the_command_makes_and_drops_an_index(address: str, capsys: pytest.Captu
     assert capsys.readouterr().err == "agent-memory: an index takes vectors of 1 to 2000 numbers, not 3000\n"
 
 
+def test_writers_do_not_wait_behind_the_drop_of_an_index(address: str) -> None:
+    create_index(address, 3)
+    catalog = PostgresCatalog(address, statement_seconds=4)
+    with psycopg.connect(address) as reader, ThreadPoolExecutor(1) as pool:
+        # A transaction that stays open, as that of a backup does.
+        reader.execute("SELECT count(*) FROM agent_memory.vector")
+        dropped = pool.submit(drop_index, address, 3)
+        time.sleep(0.5)
+        for _ in range(5):
+            put(catalog, SCOPE, "k")
+        assert not dropped.done()
+        reader.rollback()
+        assert dropped.result(10)
+    catalog.close()
+
+
 def test_an_index_is_refused_where_there_can_be_none(server: PostgresServer, address: str) -> None:
     for dimensions in (0, 2_001):
         with pytest.raises(InvalidRequestError, match="1 to 2000 numbers"):
