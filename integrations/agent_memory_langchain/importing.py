@@ -21,10 +21,14 @@ from langgraph.store.base import BaseStore
 from agent_memory import (
     AgentMemory,
     AgentMemoryError,
+    AuthenticationError,
     ConflictError,
+    DeserializationError,
+    IntegrityError,
     InvalidKeyError,
     InvalidRequestError,
     PermissionDeniedError,
+    ProtocolError,
     UnavailableError,
 )
 from agent_memory.operations import Get, Set
@@ -148,13 +152,17 @@ class _Importer:
 
     def _wanted(self, items: dict[str, SourceItem]) -> dict[str, tuple[SourceItem, Any]]:
         """Return the items to write, each with what stands in its place."""
-        there = self._state.batch([Get(key) for key in items])
+        there = self._there(list(items))
         wanted: dict[str, tuple[SourceItem, Any]] = {}
         untimed: dict[str, SourceItem] = {}
         for (key, item), snapshot in zip(items.items(), there, strict=True):
             if snapshot is not None and snapshot.value == item.value:
                 self._count(unchanged=1)
-                if (snapshot.entry.created_at, snapshot.entry.updated_at) != (item.created_at, item.updated_at):
+                imported = ((snapshot.entry.provenance or {}).get("reason") or "").startswith(_IMPORTED)
+                if imported and (snapshot.entry.created_at, snapshot.entry.updated_at) != (
+                    item.created_at,
+                    item.updated_at,
+                ):
                     untimed[key] = item
             elif snapshot is not None and not self._overwrite:
                 self._count(kept=1)
@@ -163,6 +171,15 @@ class _Importer:
         # An import that was cut short between an item and its times goes on here.
         self._set_times(untimed)
         return wanted
+
+    def _there(self, keys: list[str]) -> list[Any]:
+        """Return what stands at keys: snapshots, of bytes where a value cannot be read, and None."""
+        try:
+            return self._state.batch([Get(key) for key in keys])
+        except (DeserializationError, IntegrityError):
+            if len(keys) > 1:
+                return [found for key in keys for found in self._there([key])]
+            return [self._state.key(keys[0], _JSON_OBJECT).raw()]
 
     def _set_times(self, items: Mapping[str, SourceItem]) -> None:
         """Give items their times; a server keeps its own, for only whoever runs it may set them."""
@@ -185,9 +202,10 @@ class _Importer:
             self._state.batch(sets)
         except ConflictError:
             return {key: item for key, (item, _) in wanted.items()}
+        except (UnavailableError, AuthenticationError, PermissionDeniedError, ProtocolError):
+            # No other item would be spared.
+            raise
         except AgentMemoryError as error:
-            if error.code in _NOT_THE_ITEMS:
-                raise
             if len(sets) == 1:
                 self._refuse(next(iter(wanted.values()))[0], error)
                 return {}
@@ -217,16 +235,13 @@ class _Importer:
         self.report = self.report._replace(**{name: getattr(self.report, name) + n for name, n in more.items()})
 
 
-_NOT_THE_ITEMS: Final = frozenset(
-    {"unavailable", "timeout", "closed", "disk_full", "disk_failed", "unauthenticated", "permission_denied", "protocol"}
-)
-"""Codes of errors that no other item would be spared."""
+_IMPORTED: Final = "imported from LangGraph"
 
 
 def _set(key: str, item: SourceItem, snapshot: Any, vectors: Sequence[Sequence[float]], now: datetime) -> Set:
     ttl = None if item.expires_at is None else (item.expires_at - now).total_seconds()
     # The source's times stand here too, for a server does not take them over.
-    reason = f"imported from LangGraph, created {_text(item.created_at)}, updated {_text(item.updated_at)}"
+    reason = f"{_IMPORTED}, created {_text(item.created_at)}, updated {_text(item.updated_at)}"
     return Set(key, item.value, _JSON_OBJECT, expected=snapshot, ttl=ttl, reason=reason, vectors=vectors)
 
 

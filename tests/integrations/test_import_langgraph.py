@@ -7,6 +7,7 @@ import sqlite3
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,7 @@ from langgraph.store.postgres import PostgresStore
 from langgraph.store.sqlite import SqliteStore
 
 from agent_memory import AgentMemory, InvalidRequestError, UnavailableError
+from agent_memory.messages import Batch, CommitWrite
 from agent_memory_langchain import AgentMemoryStore, ImportReport, import_langgraph
 from tests.support.faults import Lossy, put_between
 from tests.support.langgraph import DIMENSIONS, INDEX, embed
@@ -199,6 +201,47 @@ def test_a_store_that_fails_ends_the_import(source: Path, memory: AgentMemory) -
     memory.close()
     with pytest.raises(UnavailableError):
         import_langgraph(source, memory)
+
+
+def test_a_store_that_fails_between_reading_and_writing_ends_the_import(source: Path, memory: AgentMemory) -> None:
+    class Overloaded:
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        def send(self, message: Any, deadline: float) -> Any:
+            if isinstance(message, Batch) and any(isinstance(one, CommitWrite) for one in message.operations):
+                raise UnavailableError("no room", code="overloaded")
+            return self.inner.send(message, deadline)
+
+        def close(self) -> None:
+            self.inner.close()
+
+    memory.app_state.set("other", 1)
+    put_between(memory, Overloaded)
+    began = time.monotonic()
+    with pytest.raises(UnavailableError, match="no room"):
+        import_langgraph(source, memory)
+    assert time.monotonic() - began < 8, "one call's time, not that of every item"
+
+
+def test_what_the_application_wrote_itself_keeps_its_times(source: Path, memory: AgentMemory) -> None:
+    import_langgraph(source, memory)
+    key = memory.app_state.key("user/1/item 7", dict)
+    key.set({})
+    written = key.set({"n": 7, "text": "tëxt"})
+
+    assert import_langgraph(source, memory) == ImportReport(unchanged=250)
+    assert memory.app_state.snapshot("user/1/item 7").entry == written
+
+
+def test_a_value_in_the_way_that_cannot_be_read_is_kept_like_any_other(source: Path, tmp_path: Path) -> None:
+    path = tmp_path / "signed.db"
+    with AgentMemory(path, application="import", signing_keys=[b"a" * 32]) as memory:
+        memory.app_state.set("user/1/item 7", (1, 2))
+    with AgentMemory(path, application="import", signing_keys=[b"b" * 32]) as memory:
+        assert import_langgraph(source, memory) == ImportReport(copied=249, kept=1)
+        assert import_langgraph(source, memory, overwrite=True) == ImportReport(copied=1, unchanged=249)
+        assert memory.app_state.get("user/1/item 7") == {"n": 7, "text": "tëxt"}
 
 
 def test_a_source_that_is_none_is_an_error(tmp_path: Path, memory: AgentMemory) -> None:
