@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from ..errors import ConflictError, IntegrityError, InvalidRequestError, ProtocolError, UnavailableError
 from ..service import StateService
 from ..storage.blobs import FileBlobs, Upload
-from .asgi import BODY_SECONDS, answer, declared_size, header, next_part, record_of, refuse
+from .asgi import BODY_SECONDS, Disconnected, answer, declared_size, header, next_part, record_of, refuse
 from .blob_urls import BlobUrls, Place
 
 T = TypeVar("T")
@@ -23,6 +23,8 @@ T = TypeVar("T")
 _BLOCK: Final = 1024 * 1024
 _TRANSFERS: Final = 64
 _THREADS: Final = 8
+# Bytes a second that a transfer has to reach in the end: a link of half a megabit is enough.
+_SLOWEST: Final = 50_000
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
@@ -47,12 +49,17 @@ class BlobEndpoint:
             raise UnavailableError("too many transfers at once", code="overloaded", retry_after=1)
         self._active += 1
         try:
-            if method == "PUT":
-                await self._put(place, scope, receive, send)
-            else:
-                await self._get(place, scope, send)
+            async with asyncio.timeout(BODY_SECONDS + place.size / _SLOWEST):
+                if method == "PUT":
+                    await self._put(place, scope, receive, send)
+                else:
+                    await self._get(place, scope, receive, send)
+            return
+        except TimeoutError:
+            pass
         finally:
             self._active -= 1
+        raise UnavailableError("the chunk's bytes did not travel in time", code="request_timeout")
 
     async def _thread(self, function: Callable[..., T], *args: object) -> T:
         return await anyio.to_thread.run_sync(lambda: function(*args), limiter=self._threads)
@@ -81,7 +88,8 @@ class BlobEndpoint:
         block = bytearray()
         more = True
         while more:
-            part, more = await _in_time(receive)
+            async with asyncio.timeout(BODY_SECONDS):
+                part, more = await next_part(receive)
             record.bytes_in += len(part)
             if record.bytes_in > place.size:
                 raise _wrong_size(place)
@@ -94,8 +102,10 @@ class BlobEndpoint:
 
     # -- GET ---------------------------------------------------------------------------------------------------------
 
-    async def _get(self, place: Place, scope: Scope, send: Send) -> None:
+    async def _get(self, place: Place, scope: Scope, receive: Receive, send: Send) -> None:
         file = await self._thread(self._open, place)
+        # What is sent to somebody who has left goes nowhere, without an error.
+        leaving = asyncio.ensure_future(_wait_until_gone(receive))
         try:
             start, end = _range(header(scope["headers"], b"range"), place.size)
             headers = [
@@ -115,10 +125,14 @@ class BlobEndpoint:
                     # Too late for another status: the connection ends before the announced length.
                     raise IntegrityError("a stored chunk is shorter than the catalog says")
                 start += len(block)
-                await send({"type": "http.response.body", "body": block, "more_body": start < end})
+                if leaving.done():
+                    raise Disconnected
+                async with asyncio.timeout(BODY_SECONDS):
+                    await send({"type": "http.response.body", "body": block, "more_body": start < end})
             if scope["method"] == "HEAD" or place.size == 0:
                 await send({"type": "http.response.body", "body": b""})
         finally:
+            leaving.cancel()
             os.close(file)
 
     def _open(self, place: Place) -> int:
@@ -136,13 +150,9 @@ class BlobEndpoint:
         return file
 
 
-async def _in_time(receive: Receive) -> tuple[bytes, bool]:
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            return await next_part(receive)
-    except TimeoutError:
+async def _wait_until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
         pass
-    raise UnavailableError("the chunk's bytes did not arrive in time", code="request_timeout")
 
 
 def _wrong_size(place: Place) -> InvalidRequestError:

@@ -27,6 +27,7 @@ from .log import RequestLog, ServerEvents
 from .workers import run_workers
 
 _STOP_SECONDS: Final = 5
+_STALLED_MS: Final = 30_000
 _HEAD_BYTES: Final = 64 * 1024
 # Longer than clients keep an idle connection, so that it is they who close it.
 _KEEP_ALIVE_SECONDS: Final = 75
@@ -192,6 +193,9 @@ def _listen(host: str, port: int) -> socket.socket:
         with contextlib.ExitStack() as stack:
             listener = stack.enter_context(socket.socket(family, kind, protocol))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):
+                # Linux ends a connection whose other side takes nothing for so long; accepted ones inherit it.
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STALLED_MS)
             listener.bind(address)
             stack.pop_all()
             return listener

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import io
+import json
 import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
-from agent_memory.messages import Chunk
+from agent_memory.messages import Chunk, PrepareWrite, Scope
+from agent_memory.opening import open_service
+from agent_memory.server import blobs
+from agent_memory.server.app import BrokenAnswerError, Settings, create_app
+from agent_memory.server.auth import LoopbackGate
 from agent_memory.server.blob_urls import BlobUrls
+from agent_memory.server.log import RequestLog
 from agent_memory.storage.sqlite import SqliteCatalog
 from tests.support.api import Api, part_files, problem, wait_for
 from tests.support.server import ServerProcess
+
+SIZE = 20_000_000
 
 
 @pytest.fixture(scope="module")
@@ -182,3 +195,50 @@ def test_a_renewed_upload_keeps_its_blob(api: Api) -> None:
 
     assert renewed["id"] == blob["id"]
     assert [chunk["size"] for chunk in renewed["chunks"]] == [65_536, 34_464]
+
+
+# -- the other side stops --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["takes nothing", "leaves", "sends nothing"])
+def test_a_transfer_ends_when_the_other_side_does_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Without sockets, whose buffers would have to be filled first."""
+    monkeypatch.setattr(blobs, "BODY_SECONDS", 0.3)
+    service = open_service(str(tmp_path / "store.db"), None)
+    place = service.prepare_write(PrepareWrite(Scope("acme", "shop"), "large", SIZE))
+    service.blobs.put(place.id, 0, memoryview(bytes(SIZE)))
+    log = io.StringIO()
+    app = create_app(service, Settings(LoopbackGate(()), RequestLog(log), None))
+    method = "PUT" if way == "sends nothing" else "GET"
+    signed = urlsplit(BlobUrls(service.catalog.secret("blob-urls")).sign("http://localhost", method, place.chunks[0]))
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        while way != "leaves" or len(sent) < 2:
+            await asyncio.sleep(0.01)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+        if way == "takes nothing" and message["type"] == "http.response.body":
+            await asyncio.sleep(60)
+        await asyncio.sleep(0.01)
+
+    scope = {
+        "type": "http", "method": method, "path": signed.path, "raw_path": signed.path.encode(),
+        "query_string": signed.query.encode(), "headers": [(b"host", b"localhost")],
+    }  # fmt: skip
+
+    async def run() -> None:
+        with contextlib.suppress(BrokenAnswerError):
+            await app(scope, receive, send)
+
+    asyncio.run(asyncio.wait_for(run(), 5))
+    service.close()
+    assert sum(len(message.get("body", b"")) for message in sent) < SIZE
+    line = json.loads(log.getvalue())
+    assert line.get("error" if way == "leaves" else "code") == (
+        "disconnected" if way == "leaves" else "request_timeout"
+    )
