@@ -193,7 +193,8 @@ class Values(Generic[T]):
                 if error.code != "condition_failed" or not (yield Sleep(_contention_pause(attempt))):
                     raise
                 attempt += 1
-                stored = yield from self._found(error)
+                # What came with the error has been written over while this one paused.
+                stored = yield from read(self._request(), self.client.config.transfer)
 
     def begin(self, default: Any) -> Flow[Draft[T]]:
         """Return a private copy to edit."""

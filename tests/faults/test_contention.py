@@ -246,3 +246,25 @@ def test_the_writes_of_an_event_loop_take_turns_in_the_order_they_came(database:
             return [entry.version for entry in entries]
 
     assert asyncio.run(run()) == list(range(1, 101))
+
+
+def test_whoever_updates_one_key_at_once_gets_a_turn(database: Path) -> None:
+    """A writer that paused, and then wrote what it had read before, lost again and again to those that did not."""
+    turns = [0] * 6
+
+    async def run() -> None:
+        async with AsyncAgentMemory(database, application="faults") as memory:
+            counter = memory.app_state.key("counter", int)
+            await counter.set(0)
+            stop = time.monotonic() + 2
+
+            async def count(number: int) -> None:
+                while time.monotonic() < stop:
+                    await counter.update(lambda value: value + 1)
+                    turns[number] += 1
+
+            await asyncio.gather(*map(count, range(len(turns))))
+            assert await counter.get() == sum(turns)
+
+    asyncio.run(run())
+    assert min(turns) >= 10, turns
