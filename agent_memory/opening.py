@@ -62,7 +62,7 @@ def open_service(
         timeout: seconds that one call may take, retries included; one attempt takes no longer.
     """
     path = None if scheme_of(address) in POSTGRES_SCHEMES else Path(address).absolute()
-    store = _open_blobs(path, blobs, durable)
+    store = _open_blobs(path, blobs, durable, timeout)
     try:
         return StateService(
             _open_catalog(address, path, durable, timeout),
@@ -86,7 +86,7 @@ def _open_catalog(address: str, path: Path | None, durable: bool, timeout: float
     )
 
 
-def _open_blobs(path: Path | None, blobs: str | None, durable: bool) -> BlobStore:
+def _open_blobs(path: Path | None, blobs: str | None, durable: bool, timeout: float) -> BlobStore:
     if blobs is None:
         if path is None:
             raise InvalidRequestError("say where large values lie: blobs is a folder, or s3://bucket/prefix")
@@ -94,7 +94,7 @@ def _open_blobs(path: Path | None, blobs: str | None, durable: bool) -> BlobStor
     if _SCHEME.match(blobs):
         from .storage.object_blobs import ObjectBlobs
 
-        return ObjectBlobs(blobs)
+        return ObjectBlobs(blobs, timeout=timeout)
     return FileBlobs(Path(blobs).absolute(), durable=durable)
 
 

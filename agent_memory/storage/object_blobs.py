@@ -10,6 +10,7 @@ from the machine's own identity; profiles in ``~/.aws`` are not read.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from collections import deque
@@ -28,16 +29,16 @@ SCHEMES: Final = ("s3", "gs", "az")
 _BLOCK: Final = 8 * 1024 * 1024
 _AHEAD: Final = 4
 _BULK: Final = 1_000
-_CONNECT: Final = timedelta(seconds=3)
+_CONNECT_SECONDS: Final = 3.0
 # Until the answer begins, and between the pieces of its body: an upload has to be through within it.
-_TRANSFER: Final = {"timeout": timedelta(seconds=120), "read_timeout": timedelta(seconds=20)}
-_CONTROL: Final = {"timeout": timedelta(seconds=8)}
+_TRANSFER_SECONDS: Final = 120.0
+_SILENCE_SECONDS: Final = 20.0
+# What moves no bytes is answered at once or not at all.
+_CONTROL_SECONDS: Final = 8.0
 # The flows repeat a whole step within the call's deadline; here a blip is all that is bridged.
-_RETRIES: Final = {
-    "max_retries": 2,
-    "retry_timeout": timedelta(seconds=10),
-    "backoff": {"init_backoff": timedelta(milliseconds=50), "max_backoff": timedelta(seconds=1), "base": 2},
-}
+_RETRIES: Final = 2
+_RETRY_SECONDS: Final = 10.0
+_BACKOFF: Final = {"init_backoff": timedelta(milliseconds=50), "max_backoff": timedelta(seconds=1), "base": 2}
 _STATUS: Final = re.compile(r"status code: (\d{3})")
 _NO_BUCKET: Final = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
 # Where a machine's own identity comes from, once the environment has named no credentials.
@@ -52,12 +53,13 @@ class ObjectBlobs:
 
     Args:
         url: a scheme of SCHEMES, the bucket or container, and optionally a prefix.
+        timeout: seconds that a call may take; without it a transfer may take two minutes.
 
     Raises:
         InvalidRequestError: the URL or the environment's settings make no sense.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, timeout: float = math.inf) -> None:
         try:
             import obstore
         except ImportError:
@@ -65,9 +67,10 @@ class ObjectBlobs:
         if url.partition("://")[0] not in SCHEMES:
             raise InvalidRequestError("blobs lie in a folder or behind s3://, gs:// or az://")
         self._api = cast(Any, obstore)
-        self._store = _open(url, _TRANSFER)
-        # What moves no bytes is answered at once or not at all.
-        self._control = _open(url, _CONTROL)
+        # A call gets a second attempt before its time is over.
+        once = timeout / 2
+        self._store = _open(url, once, min(_TRANSFER_SECONDS, timeout), read_timeout=min(_SILENCE_SECONDS, once))
+        self._control = _open(url, once, min(_CONTROL_SECONDS, once))
 
     def put(self, blob_id: str, index: int, data: memoryview) -> str:
         path = _path(blob_id, index)
@@ -229,12 +232,20 @@ class ObjectBlobs:
         raise failure
 
 
-def _open(url: str, timeouts: dict[str, timedelta]) -> Any:
+def _open(url: str, once: float, timeout: float, **more: float) -> Any:
     from obstore import store
 
-    options = {**timeouts, "connect_timeout": _CONNECT, "allow_http": _names_http()}
+    seconds = {"timeout": timeout, "connect_timeout": min(_CONNECT_SECONDS, once), **more}
+    options = {name: timedelta(seconds=number) for name, number in seconds.items()}
+    retries = {
+        "max_retries": _RETRIES,
+        "retry_timeout": timedelta(seconds=min(_RETRY_SECONDS, once)),
+        "backoff": _BACKOFF,
+    }
     try:
-        return cast(Any, store).from_url(url, client_options=options, retry_config=_RETRIES)
+        return cast(Any, store).from_url(
+            url, client_options={**options, "allow_http": _names_http()}, retry_config=retries
+        )
     except Exception as error:
         # The library's own text may repeat a secret from the environment.
         failure = InvalidRequestError(f"the object store's address makes no sense: {type(error).__name__}")

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import json
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from agent_memory import AgentMemory
 from agent_memory.errors import ConflictError, IntegrityError, InvalidRequestError, UnavailableError
 from agent_memory.storage import object_blobs
 from agent_memory.storage.blobs import BlobObject
@@ -312,7 +314,7 @@ def test_a_machine_without_credentials_is_told_so(s3: StrictS3, monkeypatch: pyt
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", s3.url.replace("127.0.0.1", "169.254.169.254"))
-    monkeypatch.setattr(object_blobs, "_RETRIES", {"max_retries": 0})
+    monkeypatch.setattr(object_blobs, "_RETRIES", 0)
     with pytest.raises(UnavailableError, match="no credentials for the object store"):
         ObjectBlobs(f"s3://{BUCKET}").ping()
 
@@ -382,6 +384,24 @@ def test_an_endpoint_without_tls_is_only_used_where_the_environment_names_it(mon
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_REGION", REGION)
     assert ObjectBlobs("s3://bucket/prefix").url("GET", ID, 0, 60).startswith(f"https://s3.{REGION}.amazonaws.com/")
+
+
+def test_a_store_that_hangs_is_waited_for_no_longer_than_a_call_may_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The system takes the connection; nobody ever answers.
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        for name, text in (("ENDPOINT_URL", endpoint), ("ACCESS_KEY_ID", "key"), ("SECRET_ACCESS_KEY", "secret")):
+            monkeypatch.setenv(f"AWS_{name}", text)
+        monkeypatch.setenv("AWS_REGION", REGION)
+        with AgentMemory(
+            str(tmp_path / "store.db"), application="app", blobs="s3://bucket/prefix", timeout=1
+        ) as memory:
+            began = time.monotonic()
+            with pytest.raises(UnavailableError, match="the object store does not serve"):
+                memory.app_state.set("large", bytes(200_000))
+            assert time.monotonic() - began < 5
 
 
 def test_google_and_azure_are_reached_by_their_schemes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
