@@ -70,11 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     token.set_defaults(run=_token)
 
     sweep = commands.add_parser("sweep", help="take away what nobody can reach any more")
-    _add_data(sweep)
+    _add_data(sweep, or_database=True)
     sweep.set_defaults(run=_sweep)
 
     check = commands.add_parser("check", help="compare the database with the stored bytes")
-    _add_data(check)
+    _add_data(check, or_database=True)
     check.add_argument("--fix", action="store_true", help="mend what can be mended")
     check.set_defaults(run=_check)
 
@@ -130,8 +130,12 @@ def progress_bar(unit: str) -> Generator[Callable[[int, int | None], object]]:
         yield show
 
 
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, required=True, help="the database file")
+def _add_data(parser: argparse.ArgumentParser, *, or_database: bool = False) -> None:
+    store = parser.add_mutually_exclusive_group(required=True)
+    store.add_argument("--data", help="the database file")
+    if or_database:
+        store.add_argument("--database", help="postgresql://…, instead of a file")
+    parser.set_defaults(database=None)
     parser.add_argument("--blobs", help="where its large values lie, if not beside it: a folder, s3://, gs:// or az://")
 
 
@@ -143,13 +147,9 @@ def _serve(options: argparse.Namespace) -> int:
             raise
         print(f"agent-memory: {_NEEDS_SERVER}", file=sys.stderr)
         return 2
-    if options.database is not None and scheme_of(options.database) not in POSTGRES_SCHEMES:
-        raise InvalidRequestError("--database is a postgresql:// address; --data names a file")
-    if options.database is None and scheme_of(options.data) is not None:
-        raise InvalidRequestError("--data is the path of a database file; --database takes postgresql://")
     serve(
         Options(
-            options.database or options.data,
+            _store(options),
             options.blobs,
             options.workers,
             options.host,
@@ -268,6 +268,15 @@ def _import_langgraph(options: argparse.Namespace) -> int:
     return 1 if report.refused else 0
 
 
+def _store(options: argparse.Namespace) -> str:
+    """Return the store that --data or --database names."""
+    if options.database is not None and scheme_of(options.database) not in POSTGRES_SCHEMES:
+        raise InvalidRequestError("--database is a postgresql:// address; --data names a file")
+    if options.database is None and scheme_of(options.data) is not None:
+        raise InvalidRequestError("--data is the path of a database file; --database takes postgresql://")
+    return options.database or options.data
+
+
 def _refuse_missing(address: str) -> None:
     if "://" not in address and not Path(address).is_file():
         # Opening would make a new, empty store, and all would seem well.
@@ -275,8 +284,9 @@ def _refuse_missing(address: str) -> None:
 
 
 def _open(options: argparse.Namespace) -> StateService:
-    _refuse_missing(str(options.data))
-    return open_service(str(options.data), options.blobs)
+    store = _store(options)
+    _refuse_missing(store)
+    return open_service(store, options.blobs)
 
 
 def _refuse_other_blobs(service: StateService, options: argparse.Namespace) -> None:
@@ -285,7 +295,7 @@ def _refuse_other_blobs(service: StateService, options: argparse.Namespace) -> N
 
 
 def _not_here(options: argparse.Namespace) -> str:
-    place = options.blobs or str(blob_folder(options.data))
+    place = options.blobs or str(blob_folder(Path(options.data)))
     return f"none of the store's large values lies in {place!r}: say with --blobs where they lie"
 
 

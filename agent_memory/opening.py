@@ -61,7 +61,11 @@ def open_service(
         durable: False for a store that goes with its process.
         timeout: seconds that one call may take, retries included; one attempt takes no longer.
     """
-    path = None if scheme_of(address) in POSTGRES_SCHEMES else Path(address).absolute()
+    scheme = scheme_of(address)
+    if scheme is not None and scheme not in POSTGRES_SCHEMES:
+        # The rest of it may hold a password.
+        raise InvalidRequestError(f"a store is opened from a file or postgresql://, not from {scheme}://")
+    path = None if scheme else Path(address).absolute()
     store = _open_blobs(path, blobs, durable, timeout)
     try:
         return StateService(

@@ -18,7 +18,9 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ..errors import AgentMemoryError, InvalidRequestError, ProtocolError, UnavailableError
+from ..maintenance import lie_here
 from ..opening import open_service
+from ..service import StateService
 from ..wire import encode_error
 from ..wire.problems import PROBLEM_TYPE
 from .app import Settings, create_app
@@ -74,6 +76,11 @@ def _work(options: Options, settings: Settings, listener: socket.socket, announc
 
 def _serve(options: Options, settings: Settings, listener: socket.socket, *, announce: bool) -> None:
     service = open_service(options.store, options.blobs)
+    try:
+        _refuse_other_blobs(service)
+    except BaseException:
+        service.close()
+        raise
     logger = logging.getLogger("uvicorn.error")
     events = ServerEvents(settings.log)
     logger.addHandler(events)
@@ -97,6 +104,17 @@ def _serve(options: Options, settings: Settings, listener: socket.socket, *, ann
     finally:
         logger.removeHandler(events)
         service.close()
+
+
+def _refuse_other_blobs(service: StateService) -> None:
+    """Refuse a place for blobs that is not the store's: reads would fail, and a sweep forget what it did not delete."""
+    try:
+        here = lie_here(service.catalog, service.blobs)
+    except UnavailableError:
+        # What cannot be reached yet is not ready, and may be later.
+        return
+    if not here:
+        raise InvalidRequestError("none of the store's large values lies in --blobs: it names another place")
 
 
 class _Protocol(HttpToolsProtocol):

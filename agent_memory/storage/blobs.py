@@ -18,6 +18,7 @@ from typing import Final, NamedTuple, Protocol
 
 from ..errors import AgentMemoryError, ConflictError, IntegrityError, UnavailableError
 
+_TRIAL_BYTES: Final = 4096
 _BLOCK: Final = 1024 * 1024
 
 URL_SECONDS: Final = 300
@@ -91,6 +92,7 @@ class FileBlobs:
     def __init__(self, folder: Path, *, durable: bool = True) -> None:
         self.folder = folder
         self._durable = durable
+        self._was_there = folder.is_dir()
 
     def path(self, blob_id: str, index: int) -> Path:
         return self.folder / blob_id[-2:] / f"{blob_id}.{index}"
@@ -169,13 +171,33 @@ class FileBlobs:
     def discard(self, found: BlobObject) -> None:
         """Delete an object that no row of the catalog knows."""
         name = f"{found.blob_id}.{found.number}" if found.number >= 0 else found.blob_id
-        for folder in self.folder.glob("??"):
-            (folder / name).unlink(missing_ok=True)
+        try:
+            for folder in self.folder.glob("??"):
+                (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise _translate(error) from None
 
     def ping(self) -> None:
-        parent = self.folder if self.folder.exists() else self.folder.parent
-        if not os.access(parent, os.W_OK):
-            raise UnavailableError("the blob folder cannot be written")
+        self._check_there()
+        folder = self.folder if self._was_there else self.folder.parent
+        trial = folder / f".{self.folder.name}.{secrets.token_hex(8)}"
+        try:
+            try:
+                with open(trial, "xb", buffering=0, opener=_private) as file:
+                    file.write(bytes(_TRIAL_BYTES))
+            finally:
+                trial.unlink(missing_ok=True)
+        except FileNotFoundError:
+            raise UnavailableError("the place of the blob folder is not there", code="disk_failed") from None
+        except OSError as error:
+            raise _translate(error) from None
+
+    def _check_there(self) -> None:
+        """Raise UnavailableError if the folder is gone, as when what was mounted there no longer is."""
+        there = self.folder.is_dir()
+        if self._was_there and not there:
+            raise UnavailableError("the blob folder is not there any more", code="disk_failed")
+        self._was_there = there
 
     def close(self) -> None:
         """Nothing stays open between calls."""
@@ -183,6 +205,8 @@ class FileBlobs:
     def _make_folder(self, folder: Path) -> None:
         if folder.is_dir():
             return
+        # A new one in its place would hide what lies there when it is back.
+        self._check_there()
         for path in (self.folder, folder):
             with contextlib.suppress(FileExistsError):
                 path.mkdir(mode=0o700)

@@ -14,6 +14,7 @@ import pytest
 
 from agent_memory import AgentMemory
 from agent_memory.cli import main
+from tests.support.postgres import PostgresServer
 from tests.support.server import ROOT, ServerProcess, child_environment
 
 
@@ -215,6 +216,48 @@ def test_a_sweep_and_a_backup_where_the_large_values_do_not_lie_are_refused(
     assert capsys.readouterr().err.count("memory.db.blobs': say with --blobs where they lie\n") == 2
     with closing(apsw.Connection(str(path))) as connection:
         assert connection.execute("SELECT state FROM blob").fetchall() == [("garbage",)], "a sweep can still find it"
+
+
+def test_a_server_does_not_start_where_the_large_values_do_not_lie(tmp_path: Path) -> None:
+    path = store(tmp_path, str(tmp_path / "elsewhere"))
+
+    done = run("serve", "--data", str(path), "--port", "0")
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("agent-memory: none of the store's large values lies in --blobs")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_what_lies_in_postgresql_is_checked_and_swept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with PostgresServer() as server:
+        address = server.database()
+        there = ["--database", address, "--blobs", str(tmp_path / "blobs")]
+        with AgentMemory(address, application="shop", blobs=str(tmp_path / "blobs")) as memory:
+            memory.app_state.set("large", b"x" * 200_000)
+        assert main(["check", *there]) == 0
+        assert main(["sweep", *there]) == 0
+        assert main(["sweep", *there[:2], "--blobs", str(tmp_path / "other")]) == 2
+    out, err = capsys.readouterr()
+    assert out.startswith("1 values, 1 files, 0 problems\nblobs: 0, ")
+    assert "say with --blobs where they lie" in err
+
+
+@pytest.mark.parametrize("address", ["postgresql://memory:the-secret@host/x", "https://memory:the-secret@host/x"])
+@pytest.mark.parametrize(
+    "command", [["check", "--data"], ["sweep", "--data"], ["backup", "x.db", "--data"], ["copy", "x.db"]]
+)
+def test_an_address_where_a_file_belongs_is_refused_without_its_password(
+    command: list[str],
+    address: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store(tmp_path, None).rename(tmp_path / "x.db")
+
+    assert main([*command, address]) == 2
+    assert "the-secret" not in "".join(capsys.readouterr())
 
 
 def test_a_check_that_finds_none_of_the_large_values_asks_for_their_place(

@@ -1,0 +1,48 @@
+"""Blobs in a folder that goes away, or cannot be written."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent_memory.errors import UnavailableError
+from agent_memory.storage import blobs
+from agent_memory.storage.blobs import FileBlobs
+
+ID = "0198c0de-0000-7000-8000-0000000000ab"
+
+
+def test_a_folder_that_went_away_is_missed_and_not_made_anew(tmp_path: Path) -> None:
+    folder, away = tmp_path / "blobs", tmp_path / "away"
+    store = FileBlobs(folder)
+    store.ping()
+    store.put(ID, 0, memoryview(b"value"))
+    store.ping()
+    # As when what was mounted there no longer is.
+    folder.rename(away)
+    for call in (store.ping, lambda: store.put(ID, 1, memoryview(b"value"))):
+        with pytest.raises(UnavailableError, match="the blob folder is not there any more"):
+            call()
+    assert not folder.exists()
+    away.rename(folder)
+    store.ping()
+    store.read_into(ID, 0, 0, memoryview(bytearray(5)))
+    assert [path.name for path in tmp_path.iterdir()] == ["blobs"]
+    assert [path.name for path in folder.iterdir()] == ["ab"]
+
+
+def test_a_folder_is_ready_when_it_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FileBlobs(tmp_path / "absent" / "blobs")
+    with pytest.raises(UnavailableError, match="place of the blob folder"):
+        store.ping()
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(blobs, "open", full, raising=False)
+    with pytest.raises(UnavailableError) as caught:
+        FileBlobs(tmp_path).ping()
+    assert caught.value.code == "disk_full"
