@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -15,7 +16,7 @@ from typing import Final, NamedTuple
 from .log import RequestLog
 
 _PAUSE_SECONDS: Final = 1.0
-_STOP_SECONDS: Final = 10.0
+_STOP_SECONDS: Final = 15.0
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -26,16 +27,25 @@ def run_workers(count: int, work: Callable[[bool], None]) -> None:
     this process has threads or open databases. Ends with exit code 2 if the first process does: it could not start, and
     said why; what keeps others from starting may pass.
 
-    Where there is a worker for every core, each stays on one.
+    Where there is a worker for every core, each stays on one. Workers end with this process, however it ends, and one
+    that does not end when it is told to is killed.
     """
-    stopping = False
+    stopping = refused = False
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         nonlocal stopping
+        if not stopping:
+            # No worker is started from here on, so this process may have a thread.
+            last = threading.Timer(_STOP_SECONDS, pass_on, [signal.SIGKILL])
+            last.daemon = True
+            last.start()
         stopping = True
+        pass_on(signal.SIGTERM)
+
+    def pass_on(what: signal.Signals) -> None:
         for worker in list(workers):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(worker, signal.SIGTERM)
+                os.kill(worker, what)
 
     def start(core: int | None, *, announce: bool = False) -> int | None:
         # A signal waits until the new worker is among those that it is passed on to.
@@ -66,14 +76,16 @@ def run_workers(count: int, work: Callable[[bool], None]) -> None:
                 continue
             if worker == first and os.waitstatus_to_exitcode(status) == 2:
                 stop(signal.SIGTERM, None)
-                _wait_for(workers)
-                sys.exit(2)
+                refused = True
+                continue
             # One that ends as soon as it has started is not started in a tight loop.
             time.sleep(max(0.0, _PAUSE_SECONDS - (time.monotonic() - ended.started)))
             start(ended.core)
     finally:
         for one, handler in handlers.items():
             signal.signal(one, handler)
+    if refused:
+        sys.exit(2)
 
 
 class _Worker(NamedTuple):
@@ -95,6 +107,7 @@ def _cores(count: int) -> list[int | None]:
 
 def _start(work: Callable[[bool], None], core: int | None, mask: Iterable[int], *, announce: bool) -> int:
     """Fork a worker; with this mask it lets signals in again, when they would end it."""
+    parent = os.getpid()
     worker = os.fork()
     if worker:
         return worker
@@ -106,6 +119,7 @@ def _start(work: Callable[[bool], None], core: int | None, mask: Iterable[int], 
         for one in _SIGNALS:
             signal.signal(one, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        threading.Thread(target=_end_with, args=(parent,), name="agent-memory-parent", daemon=True).start()
         work(announce)
         code = 0
     except SystemExit as error:
@@ -121,12 +135,10 @@ def _start(work: Callable[[bool], None], core: int | None, mask: Iterable[int], 
         os._exit(code)
 
 
-def _wait_for(workers: dict[int, _Worker]) -> None:
-    deadline = time.monotonic() + _STOP_SECONDS
-    while workers and time.monotonic() < deadline:
-        try:
-            worker, _ = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-        workers.pop(worker, None)
-        time.sleep(0.02)
+def _end_with(parent: int) -> None:
+    """End this process, as by a signal, once its parent is gone: nobody could stop it any more."""
+    while os.getppid() == parent:
+        time.sleep(_PAUSE_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_STOP_SECONDS)
+    os._exit(1)

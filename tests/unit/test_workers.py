@@ -58,6 +58,31 @@ def test_with_fewer_workers_than_cores_none_is_bound(monkeypatch: pytest.MonkeyP
     assert _cores(5) == [0, 1, 2, 5, 0]
 
 
+def test_workers_end_with_their_parent_however_it_ends(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path, "--workers", "2") as server:
+        workers = psutil.Process(server.process.pid).children()
+        assert len(workers) == 2
+        server.process.kill()
+        _, alive = psutil.wait_procs(workers, timeout=10)
+    assert alive == []
+
+
+def test_a_worker_that_hangs_does_not_keep_the_server_from_ending() -> None:
+    done = run(
+        "import os, signal, sys, threading, time\n"
+        "from agent_memory.server import workers\n"
+        "workers._STOP_SECONDS = 0.5\n"
+        "def work(announce):\n"
+        "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "    time.sleep(60)\n"
+        "threading.Timer(1, os.kill, [os.getpid(), signal.SIGTERM]).start()\n"
+        "began = time.monotonic()\n"
+        "workers.run_workers(2, work)\n"
+        "print(time.monotonic() - began < 5)"
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("True\n", "", 0)
+
+
 def run(code: str) -> subprocess.CompletedProcess[str]:
     """Run code that starts workers, in processes of which none is left."""
     with subprocess.Popen(
