@@ -110,8 +110,13 @@ def _gather(effect: Gather, transport: Transport, deadline: float) -> list[Any]:
     if len(effect.flows) == 1:
         return [run(effect.flows[0], transport, deadline)]
     with ThreadPoolExecutor(min(effect.limit, len(effect.flows)), "agent-memory-transfer") as pool:
-        futures = [pool.submit(run, flow, transport, deadline) for flow in effect.flows]
-        done, waiting = wait(futures, return_when="FIRST_EXCEPTION")
+        try:
+            futures = [pool.submit(run, flow, transport, deadline) for flow in effect.flows]
+            done, waiting = wait(futures, return_when="FIRST_EXCEPTION")
+        except BaseException:
+            # Ctrl-C: what has not begun does not begin any more.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
         for future in waiting:
             future.cancel()
         for future in done:

@@ -11,6 +11,7 @@ import ipaddress
 import ssl
 import time
 from collections.abc import AsyncIterable, Coroutine, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
@@ -327,6 +328,9 @@ class _Call:
                 if not self._fragile:
                     self._task.cancel()
                 await end_of(self._task)
+            elif not self._task.cancelled():
+                # If this task was cancelled in the same moment, nobody else asks for the other's error.
+                self._task.exception()
         if self._task.cancelled():
             raise TimeoutError
         self._task.result()
@@ -342,8 +346,10 @@ def _close_from_outside(loop: asyncio.AbstractEventLoop, pool: httpx.AsyncHTTPTr
         task.add_done_callback(_tasks.discard)
     elif loop.is_running():
         try:
-            asyncio.run_coroutine_threadsafe(closing, loop).result(_CLOSE_SECONDS)
-        except (TimeoutError, RuntimeError):
+            # A loop that is busy for longer closes them when it comes to it.
+            with suppress(TimeoutError):
+                asyncio.run_coroutine_threadsafe(closing, loop).result(_CLOSE_SECONDS)
+        except RuntimeError:
             closing.close()
     elif _running_loop() is None:
         loop.run_until_complete(closing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import statistics
 import threading
@@ -214,3 +215,29 @@ def test_a_write_is_over_when_its_cancelled_task_is(database: Path, monkeypatch:
             assert await memory.app_state.get("k") == "later"
 
     asyncio.run(run())
+
+
+def test_an_error_that_comes_together_with_a_cancellation_is_told_to_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.transport.abort()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        memory = AsyncAgentMemory(url, application="faults")
+        caller = asyncio.ensure_future(memory.app_state.get("key"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        [inner] = [task for task in asyncio.all_tasks() if "_Call._run" in repr(task)]
+        # In the same turn of the loop in which the request fails.
+        inner.add_done_callback(lambda _: caller.cancel())
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        del inner
+        gc.collect()
+        await memory.close()
+        server.close()
+
+    asyncio.run(run())
+    assert "never retrieved" not in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -227,3 +228,21 @@ def test_what_a_repetition_cannot_mend_is_not_repeated(drive: Driver, code: str)
         drive(call(Sweep()), transport)
 
     assert len(transport.sent) == 1
+
+
+def test_an_interrupt_begins_no_further_parts() -> None:
+    begun: list[int] = []
+
+    def part(number: int) -> Flow[None]:
+        begun.append(number)
+        yield Sleep(0.3)
+
+    def flow() -> Flow[None]:
+        yield Gather([part(number) for number in range(20)], 2)
+
+    main = threading.main_thread().ident
+    assert main is not None
+    threading.Timer(0.1, signal.pthread_kill, [main, signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        run(flow(), Echo(), time.monotonic() + 60)
+    assert len(begun) <= 4

@@ -47,6 +47,7 @@ from agent_memory.messages import (
     Scope,
     Sweep,
 )
+from agent_memory.transports import http as http_transport
 from agent_memory.transports.http import HttpTransport
 
 BASE = "http://127.0.0.1:8420"
@@ -710,7 +711,10 @@ def test_after_closing_every_call_is_refused(wire: Wire) -> None:
     assert caught.value.code == "closed"
 
 
-def test_closing_from_outside_closes_the_connections_of_another_event_loop(server: Any) -> None:
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_closing_from_outside_closes_the_connections_of_another_event_loop(
+    server: Any, is_busy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     memory = AsyncAgentMemory(server.url, application="closing")
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -719,7 +723,13 @@ def test_closing_from_outside_closes_the_connections_of_another_event_loop(serve
         asyncio.run_coroutine_threadsafe(memory.app_state.set("key", 1), loop).result(10)
         transport = memory._client.transport()
         pool = transport._async_pools[loop].transport  # type: ignore[attr-defined]
+        busy = threading.Event()
+        if is_busy:
+            monkeypatch.setattr(http_transport, "_CLOSE_SECONDS", 0.2)
+            loop.call_soon_threadsafe(busy.wait, 10)
         memory.sync.close()
+        busy.set()
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0.1), loop).result(10)
         assert pool._pool.connections == []
     finally:
         loop.call_soon_threadsafe(loop.stop)
