@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Iterable, Mapping
 from typing import Any, Generic, TypeVar, cast
 
@@ -90,21 +91,24 @@ class _CollectionFlows(Generic[T]):
         return []
 
     def _list(self, limit: int | None, reverse: bool, after: str | None) -> Flow[list[Snapshot[T]]]:
+        found = yield from self._raw(limit, reverse, after)
+        return [Snapshot(self._values_at(one.entry.key).decode(one.value, one.entry), one.entry) for one in found]
+
+    def _raw(self, limit: int | None, reverse: bool, after: str | None) -> Flow[list[Snapshot[bytes]]]:
         if limit is not None and limit < 0:
             raise InvalidRequestError("limit must not be negative")
         cursor = None if after is None else self._prefix + segment(after, "an item's id")
-        found: list[Snapshot[T]] = []
+        found: list[Snapshot[bytes]] = []
         while limit is None or len(found) < limit:
             room = PAGE_LIMIT if limit is None else min(PAGE_LIMIT, limit - len(found))
             page: Page = yield from call(
                 List(self._client.scope, self._prefix, cursor, room, reverse, max_inline_size=INLINE_LIMIT)
             )
             for one in page.found:
-                values = self._values_at(one.entry.key)
                 request = PrepareRead(self._client.scope, one.entry.key, INLINE_LIMIT)
                 stored = yield from fetch(one, request, self._client.config.transfer)
                 if stored is not None:
-                    found.append(Snapshot(values.decode(*stored), stored[1]))
+                    found.append(Snapshot(*stored))
             cursor = page.cursor
             if cursor is None:
                 break
@@ -147,6 +151,12 @@ class Collection(_CollectionFlows[T]):
         """Return items in the byte order of their ids (``reverse``: newest first), those behind the id ``after``."""
         return self._client.run(self._list(limit, reverse, after))
 
+    def raw(
+        self, *, limit: int | None = None, reverse: bool = False, after: str | None = None
+    ) -> builtins.list[Snapshot[bytes]]:
+        """List items like ``list``, as their bytes and entries, whatever they hold."""
+        return self._client.run(self._raw(limit, reverse, after))
+
     def delete(self, item_id: str, *, reason: str | None = None) -> Entry | None:
         """Delete an item and return the entry of the deletion, None if there was nothing."""
         return self.item(item_id).delete(reason=reason)
@@ -176,6 +186,12 @@ class AsyncCollection(_CollectionFlows[T]):
     ) -> list[Snapshot[T]]:
         """See ``Collection.list``."""
         return await self._client.arun(self._list(limit, reverse, after))
+
+    async def raw(
+        self, *, limit: int | None = None, reverse: bool = False, after: str | None = None
+    ) -> builtins.list[Snapshot[bytes]]:
+        """See ``Collection.raw``."""
+        return await self._client.arun(self._raw(limit, reverse, after))
 
     async def delete(self, item_id: str, *, reason: str | None = None) -> Entry | None:
         """See ``Collection.delete``."""

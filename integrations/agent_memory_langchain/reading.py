@@ -19,7 +19,14 @@ from .bindings import Plan, Spec
 
 _MARKUP: Final = re.compile("[<>&\x7f]")
 _INVISIBLE: Final = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-_VARIATION_SELECTORS: Final = range(0xE0100, 0xE01F0)  # they can smuggle text, and show nothing
+# Letters and marks that show nothing, so that text can hide in a row of them: variation selectors, fillers, joiners and
+# the blank Braille pattern. https://www.unicode.org/Public/UCD/latest/ucd/DerivedCoreProperties.txt
+_BLANK: Final = frozenset(
+    {
+        *(0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0),
+        *(*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)),
+    }
+)
 
 
 class Row(NamedTuple):
@@ -47,22 +54,36 @@ def read_items(spec: Spec, limit: int, older_than: str | None = None) -> Plan[li
         return [Row(one.id, visible(one.value)) for one in found]
     except (DeserializationError, IntegrityError):
         pass
-    # One bad item must not hide the others: read plain data, and validate row by row.
+    # One bad item must not hide the others: each is read for itself.
     try:
-        found = yield lambda entity: entity.collection(Any, name=spec.name).list(**options)
-    except (DeserializationError, IntegrityError) as error:
+        raw = yield lambda entity: entity.collection(spec.model, name=spec.name).raw(**options)
+    except IntegrityError as error:
         return [Row("", None, problem_of(spec.model, error))]
-    return [_row(spec.model, one.id, one.value) for one in found]
+    rows: list[Row] = []
+    for one in raw:
+        if one.entry.content_type == "application/json":
+            rows.append(_row(spec.model, one.id, one.value))
+        else:
+            rows.append((yield from _read_item(spec, one.id)))
+    return rows
 
 
-def _row(model: type[BaseModel], item_id: str, value: Any) -> Row:
+def _read_item(spec: Spec, item_id: str) -> Plan[Row]:
     try:
-        return Row(item_id, visible(model.model_validate_json(json.dumps(value))))
+        found = yield lambda entity: entity.collection(spec.model, name=spec.name).item(item_id).snapshot()
+    except (DeserializationError, IntegrityError) as error:
+        return Row(item_id, None, problem_of(spec.model, error))
+    return Row(item_id, None if found is None else visible(found.value))
+
+
+def _row(model: type[BaseModel], item_id: str, data: bytes) -> Row:
+    try:
+        return Row(item_id, visible(model.model_validate_json(data)))
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
-        return Row(item_id, None, _places(model, [(".".join(map(str, one["loc"])), one["type"]) for one in found]))
-    except (TypeError, ValueError):
+    if any(one["type"] == "json_invalid" for one in found):
         return Row(item_id, None, "not JSON")
+    return Row(item_id, None, _places(model, [(".".join(map(str, one["loc"])), one["type"]) for one in found]))
 
 
 def problem_of(model: type[BaseModel], error: Exception) -> str:
@@ -116,7 +137,7 @@ def _is_unsafe(character: str) -> bool:
     return (
         character in "<>&"
         or unicodedata.category(character) in _INVISIBLE
-        or ord(character) in _VARIATION_SELECTORS
+        or ord(character) in _BLANK
     )  # fmt: skip
 
 

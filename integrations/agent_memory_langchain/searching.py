@@ -55,6 +55,8 @@ def search_items(spec: Spec, sent: dict[str, Any]) -> Plan[tuple[list[Row], bool
     while searched < SEARCHED:
         rows = yield from read_items(spec, PAGE, last)
         for row in rows:
+            if not row.id:
+                raise Refused(f"search_{plural(spec.label)}: items cannot be read; only the application can repair it.")
             if row.data is not None and _matches(row.data, words, where):
                 found.append(row)
                 if len(found) > sent["limit"]:

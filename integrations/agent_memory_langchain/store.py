@@ -124,15 +124,20 @@ class AgentMemoryStore(BaseStore):
         if self.ttl_config is None:
             future.set_result(None)
             return future
-        future.add_done_callback(lambda done: self._stop_sweeper.set() if done.cancelled() else None)
-        if self._sweeper is not None and self._sweeper.is_alive():
-            return future
-        minutes = sweep_interval_minutes or self.ttl_config.get("sweep_interval_minutes") or _SWEEP_MINUTES
-        self._stop_sweeper.clear()
-        self._sweeper = threading.Thread(
-            target=self._sweep_until_stopped, args=(minutes * 60.0, future), name="agent-memory-ttl", daemon=True
-        )
-        self._sweeper.start()
+        if self._sweeper is not None and self._sweeper.is_alive() and not self._stop_sweeper.is_set():
+            stop = self._stop_sweeper
+        else:
+            # One that was told to stop, and still sweeps, keeps its own event.
+            stop = self._stop_sweeper = threading.Event()
+            minutes = sweep_interval_minutes or self.ttl_config.get("sweep_interval_minutes") or _SWEEP_MINUTES
+            self._sweeper = threading.Thread(
+                target=self._sweep_until_stopped,
+                args=(minutes * 60.0, stop, future),
+                name="agent-memory-ttl",
+                daemon=True,
+            )
+            self._sweeper.start()
+        future.add_done_callback(lambda done: stop.set() if done.cancelled() else None)
         return future
 
     def stop_ttl_sweeper(self, timeout: float | None = None) -> bool:
@@ -145,8 +150,8 @@ class AgentMemoryStore(BaseStore):
             self._sweeper = None
         return True
 
-    def _sweep_until_stopped(self, seconds: float, future: Future[None]) -> None:
-        while not self._stop_sweeper.wait(seconds):
+    def _sweep_until_stopped(self, seconds: float, stop: threading.Event, future: Future[None]) -> None:
+        while not stop.wait(seconds):
             try:
                 self.sweep_ttl()
             except Exception:

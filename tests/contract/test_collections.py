@@ -170,3 +170,15 @@ def test_a_document_does_not_show_in_a_collection_of_its_name(memory: Any) -> No
 
     assert [found.value.kind for found in user.collection(Workout).list()] == ["item"]
     assert user.document(Workout).get() == Workout(kind="document")
+
+
+def test_raw_items_are_read_whatever_they_hold(memory: Any, workouts: Any) -> None:
+    first = workouts.add(Workout(kind="run"))
+    memory.app_state.set(f"{workouts.prefix}zzz", b"\xff")
+
+    found = workouts.raw(reverse=True)
+
+    assert [one.id for one in found] == ["zzz", first]
+    assert found[0].value == b"\xff"
+    assert Workout.model_validate_json(found[1].value) == Workout(kind="run")
+    assert [one.id for one in workouts.raw(limit=1, after=first)] == ["zzz"]

@@ -139,6 +139,12 @@ def test_escaping_keeps_the_value(text: str) -> None:
     assert not set("<>&") & set(escaped)
 
 
+def test_what_shows_nothing_is_escaped() -> None:
+    blank = "\ufe06\ufe09\u3164\u2800\u115f\u180b\u034f\uffa0\U000e0101\u200b"
+    assert safe_json(blank).isascii()
+    assert json.loads(safe_json(blank)) == blank
+
+
 def test_hidden_and_undeclared_fields_do_not_show(memory: AgentMemory) -> None:
     class Open(BaseModel, extra="allow"):
         known: str = "yes"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -522,6 +523,28 @@ def test_a_put_without_time_to_live_takes_it_away(timed: TimedStore) -> None:
 def test_behind_a_server_there_is_nothing_to_sweep(server: Any) -> None:
     with AgentMemory(server.url, application="sweeping") as memory:
         assert AgentMemoryStore(memory, ttl={"default_ttl": 1}).sweep_ttl() == 0
+
+
+def test_a_sweeper_that_is_slow_to_stop_is_followed_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = AgentMemoryStore(AgentMemory("memory://", application="test"), ttl={"default_ttl": 1})
+    begun, go_on, swept = threading.Event(), threading.Event(), threading.Event()
+
+    def sweep() -> int:
+        begun.set()
+        go_on.wait(10)
+        if threading.current_thread() is not slow:
+            swept.set()
+        return 0
+
+    monkeypatch.setattr(store, "sweep_ttl", sweep)
+    store.start_ttl_sweeper(0.0001)
+    slow = store._sweeper
+    assert begun.wait(10)
+    assert not store.stop_ttl_sweeper(0.01)
+    store.start_ttl_sweeper(0.0001)
+    go_on.set()
+    assert swept.wait(10)
+    assert store.stop_ttl_sweeper(10)
 
 
 def test_the_sweeper_sweeps_until_it_is_stopped(tmp_path: Any) -> None:

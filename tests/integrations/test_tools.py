@@ -26,7 +26,7 @@ from agent_memory import (
     UnavailableError,
     item_id,
 )
-from agent_memory_langchain import Agent, memory_tools
+from agent_memory_langchain import Agent, memory_tools, render_memory
 from tests.support.agents import Athlete, Injury, Session
 
 BOB = {"configurable": {"user_id": "bob"}}
@@ -184,6 +184,22 @@ def test_a_validator_that_runs_before_gets_the_fields_as_they_are_stored(memory:
     assert call(tools["update_measured"], {"note": "after lunch"}).status == "success"
     assert call(tools["add_to_measured"], {"weight": 1}).status == "success"
     assert document.get() == Measured(weightKg=71, note="after lunch")
+
+
+def test_an_item_that_is_no_json_hides_no_other(memory: AgentMemory) -> None:
+    class Run(BaseModel):
+        km: float
+
+    runs = memory.entity("user", "bob").collection(Run)
+    runs.add(Run(km=5))
+    runs.add(Run(km=8))
+    memory.app_state.set(f"{runs.prefix}zzz", b"\xff")
+    tools = named(memory, documents=[], collections=[Run])
+    listed = call(tools["list_runs"]).content
+    assert '"zzz": unreadable' in listed
+    assert listed.count('"km"') == 2
+    assert '"km": 8.0' in call(tools["search_runs"], {"text": "8"}).content
+    assert '"km": 8.0' in render_memory(memory.entity("user", "bob"), collections=[Run])
 
 
 # -- documents -------------------------------------------------------------------------------------------------------
