@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from .errors import IntegrityError
+from .errors import IntegrityError, UnavailableError
 from .service import StateService, blob_of, chunk_name
 from .storage.blobs import chunk_sizes
 from .storage.catalog import STAGED, BlobRow, Catalog, StoredRow
@@ -29,17 +29,24 @@ class CopyReport(NamedTuple):
 
 
 def copy(
-    source: StateService, target: StateService, *, progress: Callable[[int, int], object] = lambda _done, _all: None
+    source: StateService,
+    target: StateService,
+    *,
+    progress: Callable[[int, int | None], object] = lambda _done, _all: None,
 ) -> CopyReport:
     """Copy everything from one store to another, then compare all of it.
 
-    Nobody may write to the source meanwhile. ``progress`` is told how many keys are done, and of how many.
+    Nobody may write to the source meanwhile. ``progress`` is told how many keys are done, and of how many, if
+    that can be counted in time.
 
     Raises:
         ConflictError: the target has a later version of a key; the copy stops there.
         IntegrityError: what arrived is not what left; the places are named.
     """
-    total = source.catalog.count()
+    try:
+        total = source.catalog.count()
+    except UnavailableError:
+        total = None
     copied = size = done = 0
     for page in _pages(source.catalog):
         rows = [row for row in page if not _is_there(target.catalog, row)]

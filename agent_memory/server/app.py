@@ -107,6 +107,10 @@ class Front:
             record.error = "disconnected"
         except AgentMemoryError as error:
             await self._refuse(error, scope, counted)
+        except asyncio.CancelledError:
+            # The server stops, and this took too long to be waited for.
+            record.error = "stopped"
+            await self._refuse(UnavailableError("the server is shutting down"), scope, counted)
         except Exception as error:
             # Its text may hold a value: the type must do.
             record.error = type(error).__name__

@@ -85,7 +85,8 @@ class ServerEvents(logging.Handler):
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
-        line: dict[str, str | int | float] = {"event": "server", "message": record.getMessage().strip()}
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line: dict[str, str | int | float] = {"time": at, "event": "server", "message": record.getMessage().strip()}
         if record.exc_info and record.exc_info[0] is not None:
             line["error"] = record.exc_info[0].__name__
         self._log.event(line)

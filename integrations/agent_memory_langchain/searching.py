@@ -5,12 +5,13 @@ from __future__ import annotations
 import datetime
 import decimal
 import enum
+import json
 import uuid
 from collections.abc import Iterator, Sequence
 from types import NoneType
 from typing import Any, Final, Literal, cast, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic import create_model as make_model
 
 from .annotations import visible_fields
@@ -19,6 +20,7 @@ from .reading import Row, read_items
 from .schemas import Arguments, Refused, alternatives
 
 PAGE: Final = 200
+_TEXT_CONFIG: Final = ("str_strip_whitespace", "str_to_lower", "str_to_upper", "coerce_numbers_to_str")
 SEARCHED: Final = 2_000
 """How many items a search looks at, the newest first; it says so when it stopped there."""
 
@@ -37,8 +39,10 @@ def search_arguments(spec: Spec, limit: Any) -> Arguments:
         if all(map(_is_scalar, alternatives(field.annotation)))
     }
     if fields:
-        config = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
-        where = make_model("Where", __config__=config, **fields)
+        # A text is given the form in which the model stores it.
+        kept = {name: one for name, one in spec.model.model_config.items() if name in _TEXT_CONFIG}
+        config = {"extra": "forbid", "protected_namespaces": (), "arbitrary_types_allowed": True, **kept}
+        where = make_model("Where", __config__=cast(ConfigDict, config), **fields)
         own["where"] = (where, Field(None, description="fields that must be equal"))
     return Arguments(f"search_{plural(spec.label)}", {}, own={**own, "limit": limit})
 
@@ -47,8 +51,8 @@ def search_items(spec: Spec, sent: dict[str, Any]) -> Plan[tuple[list[Row], bool
     """Return the newest items that match, and whether there may be more."""
     words = (sent["text"] or "").casefold().split()
     given = cast("BaseModel | None", sent.get("where"))
-    where = given.model_dump(mode="json", exclude_unset=True) if given is not None else {}
-    if not words and not where:
+    where = given if given is not None and given.model_fields_set else None
+    if not words and where is None:
         raise Refused(f"search_{plural(spec.label)}: send a text or fields to compare.")
     found: list[Row] = []
     last, searched = None, 0
@@ -67,11 +71,21 @@ def search_items(spec: Spec, sent: dict[str, Any]) -> Plan[tuple[list[Row], bool
     return found, True
 
 
-def _matches(data: dict[str, Any], words: Sequence[str], where: dict[str, Any]) -> bool:
-    if any(data.get(name) != one for name, one in where.items()):
+def _matches(data: dict[str, Any], words: Sequence[str], where: BaseModel | None) -> bool:
+    if where is not None and not _equal(data, where):
         return False
     leaves = [str(leaf).casefold() for leaf in _leaves(data)] if words else []
     return all(any(word in leaf for leaf in leaves) for word in words)
+
+
+def _equal(data: dict[str, Any], where: BaseModel) -> bool:
+    """Compare values, not texts: 12:00+02:00 is 10:00Z, and 1.50 is 1.5."""
+    names = where.model_fields_set
+    try:
+        stored = type(where).model_validate_json(json.dumps({name: data.get(name) for name in names}))
+    except ValidationError:
+        return False
+    return all(getattr(stored, name) == getattr(where, name) for name in names)
 
 
 def _leaves(data: Any) -> Iterator[Any]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from enum import Enum
 from typing import Annotated, Any, Literal
 
@@ -16,7 +17,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.tools import BaseTool
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_validator
 
 from agent_memory import (
     AgentMemory,
@@ -200,6 +201,26 @@ def test_an_item_that_is_no_json_hides_no_other(memory: AgentMemory) -> None:
     assert listed.count('"km"') == 2
     assert '"km": 8.0' in call(tools["search_runs"], {"text": "8"}).content
     assert '"km": 8.0' in render_memory(memory.entity("user", "bob"), collections=[Run])
+
+
+def test_a_search_by_fields_compares_values(memory: AgentMemory) -> None:
+    class Order(BaseModel):
+        model_config = ConfigDict(str_to_lower=True)
+
+        kind: str
+        at: datetime
+        price: Annotated[Decimal, PlainSerializer(float)]
+        tax: Decimal
+
+    tools = named(memory, documents=[], collections=[Order])
+    at = datetime.fromisoformat("2026-01-01T12:00:00+02:00")
+    memory.entity("user", "bob").collection(Order).add(
+        Order(kind="RUN", at=at, price=Decimal("1.5"), tax=Decimal("1.50"))
+    )
+    for where in ({"kind": "RUN"}, {"at": "2026-01-01T10:00:00Z"}, {"price": "1.5"}, {"tax": "1.5"}):
+        assert '"kind": "run"' in call(tools["search_orders"], {"where": where}).content, where
+    for where in ({"kind": "swim"}, {"at": "2026-01-01T12:00:00Z"}, {"tax": "1.51"}):
+        assert "no such" in call(tools["search_orders"], {"where": where}).content, where
 
 
 # -- documents -------------------------------------------------------------------------------------------------------

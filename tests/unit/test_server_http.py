@@ -9,6 +9,7 @@ import json
 import re
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -552,6 +553,26 @@ def test_a_request_that_has_begun_is_finished_when_the_server_is_told_to_stop(
             connection.sendall(b"67890")
             assert connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
         assert server.process.wait(10) == 0
+
+
+def test_a_request_that_outlasts_the_server_is_told_so(tmp_path: Path, http: httpx.Client) -> None:
+    with ServerProcess(tmp_path) as server:
+        api = Api(http, server.url, "acme", "shop")
+        parts = urlsplit(server.url)
+        with socket.create_connection((parts.hostname, parts.port), 20) as connection:
+            head = f"POST {api.path}/app_state/list HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            connection.sendall(f"{head}Content-Length: 13\r\n\r\n{{".encode())
+            time.sleep(0.3)
+            server.process.terminate()
+            answer = http_client.HTTPResponse(connection)
+            answer.begin()
+            body = json.loads(answer.read())
+        assert (answer.status, body["code"]) == (503, "unavailable")
+        assert server.process.wait(10) == 0
+        server.stop()
+        lines = [json.loads(line) for line in server.log.splitlines()[1:]]
+    assert [line["status"] for line in lines if "status" in line] == [503]
+    assert all("time" in line for line in lines)
 
 
 def accepts(server: ServerProcess) -> bool:
