@@ -76,11 +76,8 @@ def _work(options: Options, settings: Settings, listener: socket.socket, announc
 
 def _serve(options: Options, settings: Settings, listener: socket.socket, *, announce: bool) -> None:
     service = open_service(options.store, options.blobs)
-    try:
-        _refuse_other_blobs(service)
-    except BaseException:
-        service.close()
-        raise
+    if announce:
+        _warn_of_other_blobs(service)
     logger = logging.getLogger("uvicorn.error")
     events = ServerEvents(settings.log)
     logger.addHandler(events)
@@ -106,15 +103,18 @@ def _serve(options: Options, settings: Settings, listener: socket.socket, *, ann
         service.close()
 
 
-def _refuse_other_blobs(service: StateService) -> None:
-    """Refuse a place for blobs that is not the store's: reads would fail, and a sweep forget what it did not delete."""
+def _warn_of_other_blobs(service: StateService) -> None:
+    """Warn of a place for blobs that is not the store's: reads fail, and a sweep forgets what it did not delete.
+
+    No more than that: if all of them are lost, what lies in the catalog can still be served.
+    """
     try:
         here = lie_here(service.catalog, service.blobs)
-    except UnavailableError:
+    except AgentMemoryError:
         # What cannot be reached yet is not ready, and may be later.
         return
     if not here:
-        raise InvalidRequestError("none of the store's large values lies in --blobs: it names another place")
+        print("agent-memory: warning: none of the store's large values lies where --blobs says", file=sys.stderr)
 
 
 class _Protocol(HttpToolsProtocol):

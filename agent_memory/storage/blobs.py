@@ -92,7 +92,7 @@ class FileBlobs:
     def __init__(self, folder: Path, *, durable: bool = True) -> None:
         self.folder = folder
         self._durable = durable
-        self._was_there = folder.is_dir()
+        self._was_there = os.path.isdir(folder)
 
     def path(self, blob_id: str, index: int) -> Path:
         return self.folder / blob_id[-2:] / f"{blob_id}.{index}"
@@ -194,7 +194,7 @@ class FileBlobs:
 
     def _check_there(self) -> None:
         """Raise UnavailableError if the folder is gone, as when what was mounted there no longer is."""
-        there = self.folder.is_dir()
+        there = os.path.isdir(self.folder)
         if self._was_there and not there:
             raise UnavailableError("the blob folder is not there any more", code="disk_failed")
         self._was_there = there

@@ -218,14 +218,13 @@ def test_a_sweep_and_a_backup_where_the_large_values_do_not_lie_are_refused(
         assert connection.execute("SELECT state FROM blob").fetchall() == [("garbage",)], "a sweep can still find it"
 
 
-def test_a_server_does_not_start_where_the_large_values_do_not_lie(tmp_path: Path) -> None:
-    path = store(tmp_path, str(tmp_path / "elsewhere"))
+def test_a_server_warns_where_the_large_values_do_not_lie(tmp_path: Path) -> None:
+    store(tmp_path, str(tmp_path / "elsewhere")).rename(tmp_path / "server.db")
+    warning = "agent-memory: warning: none of the store's large values lies where --blobs says\n"
 
-    done = run("serve", "--data", str(path), "--port", "0")
-
-    assert done.returncode == 2
-    assert done.stderr.startswith("agent-memory: none of the store's large values lies in --blobs")
-    assert len(done.stderr.splitlines()) == 1
+    for options, expected in (([], 1), (["--blobs", str(tmp_path / "elsewhere")], 0)):
+        with ServerProcess(tmp_path, *options) as server:
+            assert server.log.count(warning) == expected
 
 
 def test_what_lies_in_postgresql_is_checked_and_swept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
