@@ -128,6 +128,8 @@ def migrate(dsn: str, *, dry_run: bool = False) -> list[str]:
     """
     connection = connect(dsn)
     try:
+        # Several at once wait for each other's step; a lock that somebody else holds for longer is worth an error.
+        connection.execute("SET lock_timeout = '60s'")
         return _migrate(connection, dry_run)
     except psycopg.Error as error:
         raise translate(error, lost=connection.closed).error from None
