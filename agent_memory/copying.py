@@ -1,8 +1,8 @@
 """Moving a store: every version that is current, with its etag, times, provenance, time to live, vectors and bytes.
 
 Rows are taken over as they stand, never written anew, so a condition that held before the move holds after it. What is
-there already is left alone: a copy that was interrupted goes on where it stopped. Once an application writes to the
-target, its versions are later than the source's, and nothing takes their place.
+there already is left alone: a copy that was interrupted goes on where it stopped. Where an application has written on
+what was copied, its versions are later than the source's, and nothing takes their place.
 """
 
 from __future__ import annotations

@@ -28,6 +28,9 @@ from .messages import INLINE_LIMIT, PICKLE, CommitWrite, Delete, Entry, Found, P
 
 T = TypeVar("T")
 
+# So often an update goes by the value that came with a conflict, which costs no call; then it reads anew.
+_PATIENT_ATTEMPTS: Final = 8
+
 
 class Missing(Enum):
     """Says that an argument was not given, where None is a value."""
@@ -188,13 +191,17 @@ class Values(Generic[T]):
                     f"{self.value_type.__name__}, or None after changing its argument"
                 )
             try:
-                return (yield from self.finish(draft, draft.value if result is None else result, reason))
+                return (yield from self._swap(draft, draft.value if result is None else result, reason))
             except ConflictError as error:
                 if error.code != "condition_failed" or not (yield Sleep(_contention_pause(attempt))):
-                    raise
+                    stored = yield from self._found(error)
+                    raise self._explained(error, stored) from None
                 attempt += 1
-                # What came with the error has been written over while this one paused.
-                stored = yield from read(self._request(), self.client.config.transfer)
+                if attempt < _PATIENT_ATTEMPTS:
+                    stored = yield from self._found(error)
+                else:
+                    # What came with the error is written over while this one pauses, again and again.
+                    stored = yield from read(self._request(), self.client.config.transfer)
 
     def begin(self, default: Any) -> Flow[Draft[T]]:
         """Return a private copy to edit."""
@@ -203,16 +210,19 @@ class Values(Generic[T]):
 
     def finish(self, draft: Draft[T], value: T, reason: str | None) -> Flow[Snapshot[T]]:
         """Write an edited draft if the key did not change since; equal bytes make no new version."""
+        try:
+            return (yield from self._swap(draft, value, reason))
+        except ConflictError as error:
+            stored = yield from self._found(error)
+            raise self._explained(error, stored) from None
+
+    def _swap(self, draft: Draft[T], value: T, reason: str | None) -> Flow[Snapshot[T]]:
         encoded, written = self.encode(value)
         if draft.entry is not None and (encoded.data, encoded.content_type) == (draft.data, draft.entry.content_type):
             return Snapshot(written, draft.entry)
         expected = None if draft.entry is None else draft.entry.etag
         commit = self.commit(encoded, expected=expected, ttl=None, reason=reason, keep_ttl=True)
-        try:
-            entry = yield from write(commit, self.client.config.transfer)
-        except ConflictError as error:
-            stored = yield from self._found(error)
-            raise self._explained(error, stored) from None
+        entry = yield from write(commit, self.client.config.transfer)
         return Snapshot(written, entry)
 
     def _draft(self, stored: tuple[bytes, Entry] | None, default: Any) -> Draft[T]:

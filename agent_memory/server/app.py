@@ -111,6 +111,7 @@ class Front:
             # The server stops, and this took too long to be waited for.
             record.error = "stopped"
             await self._refuse(UnavailableError("the server is shutting down"), scope, counted)
+            raise
         except Exception as error:
             # Its text may hold a value: the type must do.
             record.error = type(error).__name__

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Callable
-from typing import Final, TypeVar
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -48,18 +49,14 @@ class BlobEndpoint:
         if self._active >= _TRANSFERS:
             raise UnavailableError("too many transfers at once", code="overloaded", retry_after=1)
         self._active += 1
+        pace = _Pace(place.size)
         try:
-            async with asyncio.timeout(BODY_SECONDS + place.size / _SLOWEST):
-                if method == "PUT":
-                    await self._put(place, scope, receive, send)
-                else:
-                    await self._get(place, scope, receive, send)
-            return
-        except TimeoutError:
-            pass
+            if method == "PUT":
+                await self._put(place, scope, pace.of(receive), send)
+            else:
+                await self._get(place, scope, receive, pace.of(send))
         finally:
             self._active -= 1
-        raise UnavailableError("the chunk's bytes did not travel in time", code="request_timeout")
 
     async def _thread(self, function: Callable[..., T], *args: object) -> T:
         return await anyio.to_thread.run_sync(lambda: function(*args), limiter=self._threads)
@@ -88,8 +85,7 @@ class BlobEndpoint:
         block = bytearray()
         more = True
         while more:
-            async with asyncio.timeout(BODY_SECONDS):
-                part, more = await next_part(receive)
+            part, more = await next_part(receive)
             record.bytes_in += len(part)
             if record.bytes_in > place.size:
                 raise _wrong_size(place)
@@ -127,8 +123,7 @@ class BlobEndpoint:
                 start += len(block)
                 if leaving.done():
                     raise Disconnected
-                async with asyncio.timeout(BODY_SECONDS):
-                    await send({"type": "http.response.body", "body": block, "more_body": start < end})
+                await send({"type": "http.response.body", "body": block, "more_body": start < end})
             if scope["method"] == "HEAD" or place.size == 0:
                 await send({"type": "http.response.body", "body": b""})
         finally:
@@ -148,6 +143,29 @@ class BlobEndpoint:
             os.close(file)
             raise IntegrityError("a stored chunk has another size than the catalog says")
         return file
+
+
+class _Pace:
+    """What a transfer may take: so long for each piece, and in the end as many bytes a second as a slow link has.
+
+    Only the other side is hurried. Steps on a thread are waited for: a file that they open would stay open.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._deadline = time.monotonic() + BODY_SECONDS + size / _SLOWEST
+
+    def of(self, step: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
+        """Return ``receive`` or ``send``, which raises UnavailableError when it takes too long."""
+
+        async def hurried(*arguments: Any) -> T:
+            try:
+                async with asyncio.timeout(min(BODY_SECONDS, self._deadline - time.monotonic())):
+                    return await step(*arguments)
+            except TimeoutError:
+                pass
+            raise UnavailableError("the chunk's bytes did not travel in time", code="request_timeout")
+
+        return hurried
 
 
 async def _wait_until_gone(receive: Receive) -> None:

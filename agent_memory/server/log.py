@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
@@ -85,6 +86,9 @@ class ServerEvents(logging.Handler):
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.exc_info[0] is asyncio.CancelledError:
+            # A request that outlasted the server has a line of its own.
+            return
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line: dict[str, str | int | float] = {"time": at, "event": "server", "message": record.getMessage().strip()}
         if record.exc_info and record.exc_info[0] is not None:

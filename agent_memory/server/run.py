@@ -8,6 +8,7 @@ import logging
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Generator
 from pathlib import Path
 from types import FrameType
@@ -77,7 +78,8 @@ def _work(options: Options, settings: Settings, listener: socket.socket, announc
 def _serve(options: Options, settings: Settings, listener: socket.socket, *, announce: bool) -> None:
     service = open_service(options.store, options.blobs)
     if announce:
-        _warn_of_other_blobs(service)
+        # Beside the start: an object store that does not answer must not hold it up.
+        threading.Thread(target=_warn_of_other_blobs, args=(service,), daemon=True).start()
     logger = logging.getLogger("uvicorn.error")
     events = ServerEvents(settings.log)
     logger.addHandler(events)
@@ -110,7 +112,7 @@ def _warn_of_other_blobs(service: StateService) -> None:
     """
     try:
         here = lie_here(service.catalog, service.blobs)
-    except AgentMemoryError:
+    except Exception:
         # What cannot be reached yet is not ready, and may be later.
         return
     if not here:

@@ -211,6 +211,7 @@ class FileBlobs:
             with contextlib.suppress(FileExistsError):
                 path.mkdir(mode=0o700)
                 self._sync_folder(path.parent)
+        self._was_there = True
 
     def _sync_folder(self, folder: Path) -> None:
         if self._durable:

@@ -168,7 +168,7 @@ def chosen_parents(request: ListParents, parents: Iterable[str]) -> list[str]:
 def not_older(row: StoredRow) -> ConflictError:
     """Return the error for a row that cannot be taken over."""
     return ConflictError(
-        f"{row.scope} {row.row.entry.key} has a later version in the target: an application writes there already",
+        f"{row.scope} {row.row.entry.key} has a later version in the target, where an application wrote it",
         code="not_older",
     )
 
@@ -271,7 +271,8 @@ class Catalog(Protocol):
     def take(self, rows: Sequence[StoredRow]) -> None:
         """Take over rows as they stand, in one transaction; the blobs that they name must be known.
 
-        Raises ConflictError, having changed nothing, where a row would take the place of a version that is not older.
+        Raises ConflictError, having changed nothing, where a row would take the place of a later version or of another
+        one with its number. Of one version the row may differ: what has expired stays, or is swept.
         """
         ...
 

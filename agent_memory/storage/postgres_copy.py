@@ -25,7 +25,8 @@ _TAKE: Final = (
     f"VALUES ({', '.join(f'%({name})s' for name in _TAKEN)}, "
     "CASE WHEN %(projectable)s THEN convert_from(%(value)s::bytea, 'UTF8')::jsonb END) "
     f"ON CONFLICT (scope, key) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _TAKEN[2:])}, "
-    "projection = excluded.projection, replaced_blob_id = NULL WHERE entry.version < excluded.version RETURNING key"
+    "projection = excluded.projection, replaced_blob_id = NULL WHERE entry.version < excluded.version "
+    "OR (entry.version = excluded.version AND entry.etag = excluded.etag) RETURNING key"
 )
 
 

@@ -23,9 +23,8 @@ _MANY: Final = 1_000
 # A search with an index holds so many candidates, for pgvector's 40 miss more. With pgvector 0.8 and later it goes on
 # until it has enough of what the conditions on keys leave.
 _TUNE: Final = (
-    "SELECT set_config(name, value, false) FROM (VALUES ('hnsw.ef_search', '100'), "
-    "('hnsw.iterative_scan', 'strict_order')) AS wanted (name, value) "
-    "WHERE name IN (SELECT pg_settings.name FROM pg_settings)"
+    "SELECT set_config(name, CASE name WHEN 'hnsw.ef_search' THEN greatest(setting::integer, 100)::text "
+    "ELSE 'strict_order' END, false) FROM pg_settings WHERE name IN ('hnsw.ef_search', 'hnsw.iterative_scan')"
 )
 _ORDERED: Final = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 

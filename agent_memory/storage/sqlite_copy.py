@@ -50,10 +50,12 @@ def take(connection: apsw.Connection, rows: Sequence[StoredRow], now: int) -> No
         scope, row, ttl_us, vectors = stored_row
         entry = row.entry
         there = all_rows(
-            connection, "SELECT version, blob_id, vectors FROM entry WHERE scope = ? AND key = ?", (scope, entry.key)
+            connection,
+            "SELECT version, etag, blob_id, vectors FROM entry WHERE scope = ? AND key = ?",
+            (scope, entry.key),
         )
-        for version, blob_id, count in there:
-            if version >= entry.version:
+        for version, etag, blob_id, count in there:
+            if version > entry.version or (version == entry.version and etag != entry.etag):
                 raise not_older(stored_row)
             retire(connection, scope, entry.key, None if blob_id == row.blob_id else blob_id, count, now)
         provenance = json.dumps(dict(entry.provenance)) if entry.provenance else None

@@ -106,13 +106,13 @@ def ordering_field(model: type[BaseModel]) -> str | None:
 
 
 def by_location(fields: Mapping[str, FieldInfo]) -> dict[str, str]:
-    """Return field names by how an error's location may call them: by name or by alias."""
-    return {
-        alias: name
-        for name, field in fields.items()
-        for alias in (name, field.alias, field.validation_alias)
-        if isinstance(alias, str)
-    }
+    """Return field names by how an error's location may call them: by name or by one of their aliases."""
+    found: dict[str, str] = {}
+    for name, field in fields.items():
+        read = field.validation_alias
+        choices = read.choices if isinstance(read, AliasChoices) else [read]
+        found |= {alias: name for alias in (name, field.alias, *choices) if isinstance(alias, str)}
+    return found
 
 
 def hides_something(model: type[BaseModel]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -145,6 +146,26 @@ def test_what_an_application_wrote_to_the_target_is_never_replaced(
     found = service.handle(PrepareRead(Scope("default", "app"), "empty", 100))
     assert (found.data, found.entry.version) == (b"later", 2)
     service.close()
+
+
+@pytest.mark.parametrize("kind", ["file", "postgresql"])
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_a_value_that_expired_and_was_swept_on_one_side_stops_no_copy(
+    tmp_path: Path, postgres: PostgresServer, kind: str, side: str
+) -> None:
+    with AgentMemory(tmp_path / "source.db", application="app") as memory:
+        memory.app_state.set("soon", 1, ttl=0.5)
+        memory.app_state.set("kept", 1)
+    address = str(tmp_path / "target.db") if kind == "file" else postgres.database()
+    source, target = open_service(str(tmp_path / "source.db")), open_service(address, str(tmp_path / "blobs"))
+    copy(source, target)
+    time.sleep(0.6)
+    assert (source if side == "source" else target).sweep().expired == 1
+    assert copy(source, target).verified == 2
+    found = target.handle(PrepareRead(Scope("default", "app"), "soon"))
+    assert found is None
+    source.close()
+    target.close()
 
 
 def test_bytes_that_arrive_otherwise_are_found_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.tools import BaseTool
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PlainSerializer, model_validator
 
 from agent_memory import (
     AgentMemory,
@@ -185,6 +185,15 @@ def test_a_validator_that_runs_before_gets_the_fields_as_they_are_stored(memory:
     assert call(tools["update_measured"], {"note": "after lunch"}).status == "success"
     assert call(tools["add_to_measured"], {"weight": 1}).status == "success"
     assert document.get() == Measured(weightKg=71, note="after lunch")
+
+
+def test_a_field_with_several_aliases_is_named_in_what_is_wrong_with_it(memory: AgentMemory) -> None:
+    class Measured(BaseModel):
+        weight: float = Field(1, validation_alias=AliasChoices("kg", "w"), serialization_alias="kg", gt=0)
+
+    tools = named(memory, documents=[Measured], collections=[])
+    memory.entity("user", "bob").document(Measured).set(Measured(kg=70))  # type: ignore[call-arg]
+    assert call(tools["add_to_measured"], {"weight": -100}).content.count("weight: greater_than") == 1
 
 
 def test_an_item_that_is_no_json_hides_no_other(memory: AgentMemory) -> None:

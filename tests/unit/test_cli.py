@@ -14,6 +14,7 @@ import pytest
 
 from agent_memory import AgentMemory
 from agent_memory.cli import main
+from tests.support.api import wait_for
 from tests.support.postgres import PostgresServer
 from tests.support.server import ROOT, ServerProcess, child_environment
 
@@ -224,7 +225,8 @@ def test_a_server_warns_where_the_large_values_do_not_lie(tmp_path: Path) -> Non
 
     for options, expected in (([], 1), (["--blobs", str(tmp_path / "elsewhere")], 0)):
         with ServerProcess(tmp_path, *options) as server:
-            assert server.log.count(warning) == expected
+            wait_for(lambda server=server, expected=expected: server.log.count(warning) >= expected)
+        assert server.log.count(warning) == expected
 
 
 def test_what_lies_in_postgresql_is_checked_and_swept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
