@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel
 
 from agent_memory import ConflictError, InvalidRequestError, NotFoundError, SchemaError, SerializationError
 from agent_memory.messages import INLINE_LIMIT
-from tests.support.models import Counter, Profile, UserProfile, Workout
+from tests.support.models import Counter, Measured, Profile, UserProfile, Workout
 
 
 @pytest.fixture
@@ -395,18 +395,6 @@ def test_a_model_with_a_renamed_field_reads_old_values_through_its_own_validator
         memory.entity("user", "1").document(New, name="profile").get()
 
     assert caught.value.problems == (("full_name", "missing"),)
-
-
-class Measured(BaseModel):
-    """Its validator knows the weight by the name that it has in JSON, as one that upgrades old values does."""
-
-    weight: float = Field(0, alias="weightKg")
-    note: str = ""
-
-    @model_validator(mode="before")
-    @classmethod
-    def upgrade(cls, data: Any) -> Any:
-        return {"weightKg": 0, **data} if isinstance(data, dict) else data
 
 
 def test_fields_that_an_update_does_not_name_stay_whatever_they_are_called_in_json(memory: Any) -> None:

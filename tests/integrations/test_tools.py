@@ -17,7 +17,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.tools import BaseTool
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PlainSerializer
 
 from agent_memory import (
     AgentMemory,
@@ -29,6 +29,7 @@ from agent_memory import (
 )
 from agent_memory_langchain import Agent, memory_tools, render_memory
 from tests.support.agents import Athlete, Injury, Session
+from tests.support.models import Measured
 
 BOB = {"configurable": {"user_id": "bob"}}
 
@@ -170,15 +171,6 @@ def test_strict_nested_and_discriminated_models_are_taken_from_json(memory: Agen
 
 
 def test_a_validator_that_runs_before_gets_the_fields_as_they_are_stored(memory: AgentMemory) -> None:
-    class Measured(BaseModel):
-        weight: float = Field(0, alias="weightKg")
-        note: str = ""
-
-        @model_validator(mode="before")
-        @classmethod
-        def upgrade(cls, data: Any) -> Any:
-            return {"weightKg": 0, **data} if isinstance(data, dict) else data
-
     tools = named(memory, documents=[Measured], collections=[])
     document = memory.entity("user", "bob").document(Measured)
     document.set(Measured(weightKg=70))
@@ -188,12 +180,12 @@ def test_a_validator_that_runs_before_gets_the_fields_as_they_are_stored(memory:
 
 
 def test_a_field_with_several_aliases_is_named_in_what_is_wrong_with_it(memory: AgentMemory) -> None:
-    class Measured(BaseModel):
+    class Weighed(BaseModel):
         weight: float = Field(1, validation_alias=AliasChoices("kg", "w"), serialization_alias="kg", gt=0)
 
-    tools = named(memory, documents=[Measured], collections=[])
-    memory.entity("user", "bob").document(Measured).set(Measured(kg=70))  # type: ignore[call-arg]
-    assert call(tools["add_to_measured"], {"weight": -100}).content.count("weight: greater_than") == 1
+    tools = named(memory, documents=[Weighed], collections=[])
+    memory.entity("user", "bob").document(Weighed).set(Weighed.model_validate({"kg": 70}))
+    assert call(tools["add_to_weighed"], {"weight": -100}).content.count("weight: greater_than") == 1
 
 
 def test_an_item_that_is_no_json_hides_no_other(memory: AgentMemory) -> None:

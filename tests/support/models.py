@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Profile(BaseModel):
@@ -49,3 +49,15 @@ class Point:
         return isinstance(other, Point) and (self.x, self.y) == (other.x, other.y)
 
     __hash__ = None  # type: ignore[assignment]  # mutable
+
+
+class Measured(BaseModel):
+    """Its validator knows the weight by the name that it has in JSON, as one that upgrades old values does."""
+
+    weight: float = Field(0, alias="weightKg")
+    note: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def upgrade(cls, data: Any) -> Any:
+        return {"weightKg": 0, **data} if isinstance(data, dict) else data

@@ -29,6 +29,7 @@ from agent_memory.storage.postgres_apply import apply as apply_in
 from agent_memory.storage.postgres_connections import Session
 from agent_memory.storage.postgres_vector_index import create_index, drop_index
 from agent_memory.vectors import pack_vector
+from tests.support.api import wait_for
 from tests.support.models import Counter
 from tests.support.postgres import PostgresServer, name_of
 
@@ -644,10 +645,7 @@ def test_an_index_finds_nearly_what_is_found_without(server: PostgresServer, man
     assert not create_index(many_vectors, 3)
     indexed = search()
     # A session tells what it did when it ends, which nobody waits for.
-    stop = time.monotonic() + 10
-    while index_scans(server, many_vectors) < len(queries) and time.monotonic() < stop:
-        time.sleep(0.05)
-    assert index_scans(server, many_vectors) == len(queries)
+    wait_for(lambda: index_scans(server, many_vectors) == len(queries))
     assert len(set(indexed) & set(exact)) >= 0.95 * len(set(exact))
 
     catalog = PostgresCatalog(many_vectors)
@@ -665,6 +663,14 @@ def test_an_index_finds_nearly_what_is_found_without(server: PostgresServer, man
 
     assert drop_index(many_vectors, 3)
     assert not drop_index(many_vectors, 3)
+
+
+def test_a_session_that_holds_more_candidates_already_keeps_them(server: PostgresServer, address: str) -> None:
+    server.execute(f'ALTER DATABASE "{name_of(address)}" SET hnsw.ef_search = 200')
+    catalog = PostgresCatalog(address)
+    found(catalog, SCOPE, vector=pack_vector([1, 0, 0]))
+    assert catalog._rows("SELECT current_setting('hnsw.ef_search')") == [("200",)]
+    catalog.close()
 
 
 def test_an_index_that_was_interrupted_is_gone_on_with(server: PostgresServer, address: str) -> None:
@@ -707,7 +713,7 @@ def test_writers_do_not_wait_behind_the_drop_of_an_index(address: str) -> None:
         # A transaction that stays open, as that of a backup does.
         reader.execute("SELECT count(*) FROM agent_memory.vector")
         dropped = pool.submit(drop_index, address, 3)
-        time.sleep(0.5)
+        wait_for(lambda: reader.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchone() is not None)
         for _ in range(5):
             put(catalog, SCOPE, "k")
         assert not dropped.done()

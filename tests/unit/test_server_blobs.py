@@ -200,24 +200,27 @@ def test_a_renewed_upload_keeps_its_blob(api: Api) -> None:
 # -- the other side stops --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["takes nothing", "leaves", "sends nothing"])
+@pytest.mark.parametrize("way", ["takes nothing", "leaves", "sends nothing", "sends little"])
 def test_a_transfer_ends_when_the_other_side_does_nothing_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """Without sockets, whose buffers would have to be filled first."""
     monkeypatch.setattr(blobs, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(blobs, "_SLOWEST", 100 * SIZE)
     service = open_service(str(tmp_path / "store.db"), None)
     place = service.prepare_write(PrepareWrite(Scope("acme", "shop"), "large", SIZE))
     service.blobs.put(place.id, 0, memoryview(bytes(SIZE)))
     log = io.StringIO()
     app = create_app(service, Settings(LoopbackGate(()), RequestLog(log), None))
-    method = "PUT" if way == "sends nothing" else "GET"
+    method = "PUT" if way.startswith("sends") else "GET"
     signed = urlsplit(BlobUrls(service.catalog.secret("blob-urls")).sign("http://localhost", method, place.chunks[0]))
     sent: list[Any] = []
 
     async def receive() -> Any:
         while way != "leaves" or len(sent) < 2:
             await asyncio.sleep(0.01)
+            if way == "sends little":
+                return {"type": "http.request", "body": b"x", "more_body": True}
         return {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:

@@ -9,7 +9,6 @@ import json
 import re
 import socket
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -561,8 +560,8 @@ def test_a_request_that_outlasts_the_server_is_told_so(tmp_path: Path, http: htt
         parts = urlsplit(server.url)
         with socket.create_connection((parts.hostname, parts.port), 20) as connection:
             head = f"POST {api.path}/app_state/list HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            connection.sendall(f"{head}Content-Length: 13\r\n\r\n{{".encode())
-            time.sleep(0.3)
+            connection.sendall(f"{head}Expect: 100-continue\r\nContent-Length: 13\r\n\r\n{{".encode())
+            assert connection.recv(25) == b"HTTP/1.1 100 Continue\r\n\r\n", "its body is waited for"
             server.process.terminate()
             answer = http_client.HTTPResponse(connection)
             answer.begin()
