@@ -113,7 +113,7 @@ def _warn_of_other_blobs(service: StateService) -> None:
     try:
         here = lie_here(service.catalog, service.blobs)
     except Exception:
-        # What cannot be reached yet is not ready, and may be later.
+        # What cannot be reached yet is not ready, and may be later; and the server may end while this looks.
         return
     if not here:
         print("agent-memory: warning: none of the store's large values lies where --blobs says", file=sys.stderr)
