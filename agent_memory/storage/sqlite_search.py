@@ -6,6 +6,7 @@ that a filter means the same in every catalog.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby, islice
 from typing import Any, Final, cast
@@ -22,6 +23,8 @@ _SQL_OPERATORS: Final = {"$eq": "=", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte
 _MANY: Final = 1_000
 _SAMPLE: Final = 200
 _NEWEST_FIRST: Final = "ORDER BY updated_us DESC, key"
+_GLOB_SIGNS: Final = re.compile(r"[*?\[]")
+_LONGEST_PATTERN: Final = 1_000
 _IS_JSON: Final = "content_type = 'application/json'"
 _IS_OBJECT: Final = f"{_IS_JSON} AND (value IS NULL OR substr(value, 1, 1) = x'7b')"
 
@@ -103,8 +106,10 @@ def _over_candidates(
     where, bindings = _place(request)
     # A row that a filter holds for is looked at again; without one, the first byte tells.
     where = f"{where} AND {IS_LIVE} AND {_IS_JSON if condition.terms else _IS_OBJECT}"
+    mentions, texts = _mentions(condition)
     narrow, values = _narrow(condition)
-    bindings = [*before, *bindings, now, *values, *after]
+    narrow = f"{mentions} AND {narrow}"
+    bindings = [*before, *bindings, now, *texts, *values, *after]
     try:
         return all_rows(connection, sql.replace("{}", f"{where} AND {narrow.replace('{}', _VALUE)}"), bindings)
     except apsw.SQLError:
@@ -185,6 +190,30 @@ def _live_object(connection: apsw.Connection, request: Search, key: str, now: in
         (request.scope.path, key, now),
     )
     return to_row(rows[0]) if rows else None
+
+
+def _mentions(condition: Condition) -> tuple[str, list[Any]]:
+    """Return an SQL condition that holds at least where the texts that ``condition`` asks for occur, and its bindings.
+
+    JSON holds a text as it is, or with a backslash in it. Looking for either takes a third of the time that looking
+    into the JSON takes. ``{}`` stands for the value as text.
+    """
+    match condition:
+        case AllOf(terms):
+            return _joined([part for part in map(_mentions, terms) if part[0] != "TRUE"], " AND ")
+        case AnyOf(terms):
+            return _any_mentioned([_mentions(term) for term in terms])
+        case Comparison(_, "$eq", str() as operand) if _same_in_sql("", operand) and len(operand) <= _LONGEST_PATTERN:
+            pattern = "*" + _GLOB_SIGNS.sub(r"[\g<0>]", operand) + "*"
+            return r"(value IS NULL OR {} GLOB ? OR {} GLOB '*\*')", [pattern]
+        case Comparison(field, "$in", operand):
+            return _any_mentioned([_mentions(Comparison(field, "$eq", one)) for one in operand])
+        case _:
+            return "TRUE", []
+
+
+def _any_mentioned(parts: list[tuple[str, list[Any]]]) -> tuple[str, list[Any]]:
+    return _joined(parts, " OR ") if parts and all(part != "TRUE" for part, _ in parts) else ("TRUE", [])
 
 
 def _narrow(condition: Condition) -> tuple[str, list[Any]]:

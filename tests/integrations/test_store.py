@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections.abc import Callable
@@ -450,6 +451,32 @@ def test_a_row_that_is_no_json_fails_no_search(faced: Faced, store: Store) -> No
 
     assert keys(faced.search(USER)) == ["good"]
     assert keys(faced.search(USER, filter={"n": 1})) == ["good"]
+
+
+@pytest.mark.parametrize(
+    "text", ["run", "a/b", "*?[x]", "50% [*", 'say "hi"', "back\\slash", "tab\there", "漢字 😀", "x" * 2_000]
+)
+def test_a_text_is_found_however_its_json_is_written(faced: Faced, store: Store, text: str) -> None:
+    from agent_memory.ids import uuid7
+    from agent_memory.messages import JSON, CommitWrite, Scope
+
+    scope = Scope(faced.memory.namespace, faced.memory.application)
+    units = text.encode("utf-16-be")
+    escaped = "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+    spellings = [
+        json.dumps(text),
+        json.dumps(text, ensure_ascii=False),
+        f'"{escaped}"',
+        json.dumps(text).replace("/", "\\/"),
+    ]
+    for number, spelling in enumerate(spellings):
+        data = f'{{"n": 1, "text": {spelling}}}'.encode()
+        store.send(faced.memory, CommitWrite(scope, f"user/123/{number}", uuid7(), data, None, JSON))
+    faced.put(USER, "other", {"n": 1, "text": "other", "beside": text[:-1]})
+
+    wanted = [str(number) for number in range(len(spellings))]
+    for filter in ({"text": text}, {"n": 1, "text": {"$in": ["nothing", text]}}, {"$or": [{"text": text}, {"n": "x"}]}):
+        assert sorted(keys(faced.search(USER, filter=filter))) == wanted
 
 
 # -- namespaces ------------------------------------------------------------------------------------------------------
