@@ -194,10 +194,12 @@ class FileBlobs:
 
     def _check_there(self) -> None:
         """Raise UnavailableError if the folder is gone, as when what was mounted there no longer is."""
-        there = os.path.isdir(self.folder)
-        if self._was_there and not there:
+        # Asked before looking: meanwhile another thread may make it.
+        was_there = self._was_there
+        if os.path.isdir(self.folder):
+            self._was_there = True
+        elif was_there:
             raise UnavailableError("the blob folder is not there any more", code="disk_failed")
-        self._was_there = there
 
     def close(self) -> None:
         """Nothing stays open between calls."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +47,18 @@ def test_a_folder_is_ready_when_it_can_be_written(tmp_path: Path, monkeypatch: p
     with pytest.raises(UnavailableError) as caught:
         FileBlobs(tmp_path).ping()
     assert caught.value.code == "disk_full"
+
+
+def test_two_threads_may_put_the_first_chunks_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FileBlobs(tmp_path / "blobs")
+    look = os.path.isdir
+
+    def overtaken(path: Any) -> bool:
+        there = look(path)
+        monkeypatch.setattr(os.path, "isdir", look)
+        store.put(ID, 1, memoryview(b"second"))
+        return there
+
+    monkeypatch.setattr(os.path, "isdir", overtaken)
+    store.put(ID, 0, memoryview(b"first"))
+    assert [store.path(ID, index).read_bytes() for index in range(2)] == [b"first", b"second"]
