@@ -1,6 +1,6 @@
 """Run a flow: carry each message it yields to where it is answered, and throw failures back in.
 
-A flow is a generator. It yields messages for the transport and the three effects below, which need a waiting that
+A flow is a generator. It yields messages for the transport and the effects below, which need a waiting that
 differs between threads and an event loop. Nothing else in the package knows which of the two it runs in.
 """
 
@@ -31,6 +31,12 @@ class Gather(NamedTuple):
 
     flows: Sequence[Flow[Any]]
     limit: int
+
+
+class Compute(NamedTuple):
+    """Call a function that takes long -> its result; in async code on a thread, so that the event loop goes on."""
+
+    function: Callable[[], Any]
 
 
 class Wait(NamedTuple):
@@ -145,6 +151,14 @@ async def _gather_async(effect: Gather, transport: Transport, deadline: float) -
     return results
 
 
+def _compute(effect: Compute, transport: Transport, deadline: float) -> Any:
+    return effect.function()
+
+
+async def _compute_async(effect: Compute, transport: Transport, deadline: float) -> Any:
+    return await anyio.to_thread.run_sync(effect.function)
+
+
 def _wait(effect: Wait, transport: Transport, deadline: float) -> Any:
     close = getattr(effect.awaitable, "close", None)
     if close is not None:
@@ -159,10 +173,12 @@ async def _wait_async(effect: Wait, transport: Transport, deadline: float) -> An
 _EFFECTS: dict[type, Callable[[Any, Transport, float], Any]] = {
     Sleep: _sleep,
     Gather: _gather,
+    Compute: _compute,
     Wait: _wait,
 }
 _ASYNC_EFFECTS: dict[type, Callable[[Any, Transport, float], Awaitable[Any]]] = {
     Sleep: _sleep_async,
     Gather: _gather_async,
+    Compute: _compute_async,
     Wait: _wait_async,
 }

@@ -11,10 +11,11 @@ import io
 import random
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
 from .buffers import zeroed
-from .drivers import Flow, Gather, Sleep
+from .drivers import Compute, Flow, Gather, Sleep
 from .errors import ConflictError, IntegrityError, UnavailableError
 from .ids import uuid7
 from .messages import (
@@ -44,6 +45,8 @@ _FIRST_PAUSE: Final = 0.02
 _LONGEST_PAUSE: Final = 2.0
 _FRESH_STARTS: Final = 5
 _RENEWALS: Final = 20
+_HASHED_AT_ONCE: Final = 1024 * 1024
+"""Bytes that are hashed in half a millisecond; for more an event loop is not held up."""
 
 
 class Transfer(NamedTuple):
@@ -181,7 +184,7 @@ def _download(blob: Blob, buffer: io.BytesIO, transfer: Transfer) -> Flow[str]:
 
 def _fetch_part(request: GetRange, number: int, whole: _InOrder) -> Flow[None]:
     yield from call(request)
-    whole.add(number, request.into)
+    yield from whole.take(number, request.into)
 
 
 class _InOrder:
@@ -194,8 +197,14 @@ class _InOrder:
         self._next = 0
         self._hashing = False
 
-    def add(self, number: int, part: memoryview) -> None:
+    def take(self, number: int, part: memoryview) -> Flow[None]:
         """Take a part; whoever brings the next one hashes all that follow it, so that nobody waits."""
+        if len(part) > _HASHED_AT_ONCE:
+            yield Compute(partial(self._add, number, part))
+        else:
+            self._add(number, part)
+
+    def _add(self, number: int, part: memoryview) -> None:
         with self._lock:
             self._waiting[number] = part
             if self._hashing:
@@ -229,18 +238,21 @@ def upload(commit: CommitWrite, data: bytes, transfer: Transfer) -> Flow[CommitW
     blob: Blob = yield from call(place)
     view = memoryview(data)
     places = dict(enumerate(blob.chunks))
+    whole = _InOrder()
     parts: list[Flow[Any]] = []
     start = 0
     for index, chunk in enumerate(blob.chunks):
-        parts.append(_put(index, places, view[start : start + chunk.size], place._replace(write_id=blob.id)))
+        part = view[start : start + chunk.size]
+        parts.append(_put(index, places, part, place._replace(write_id=blob.id), whole))
         start += chunk.size
     etags: list[str] = yield Gather(parts, transfer.parallelism)
     chunks = tuple(Chunk(chunk.uri, chunk.size, etag) for chunk, etag in zip(blob.chunks, etags, strict=True))
-    sha256 = commit.sha256 or hashlib.sha256(data).hexdigest()
+    sha256 = whole.sha256.hexdigest()
     return commit._replace(write_id=blob.id, data=None, blob=Blob(blob.id, chunks), sha256=sha256)
 
 
-def _put(index: int, places: dict[int, Chunk], data: memoryview, renew: PrepareWrite) -> Flow[str]:
+def _put(index: int, places: dict[int, Chunk], data: memoryview, renew: PrepareWrite, whole: _InOrder) -> Flow[str]:
+    yield from whole.take(index, data)
     renewals = 0
     while True:
         try:

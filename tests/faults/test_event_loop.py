@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import hashlib
 import itertools
+import random
 import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import apsw
@@ -123,6 +126,33 @@ def test_an_async_read_does_not_wait_for_the_write_lock(database: Path, start: S
     times = asyncio.run(run())
     assert at(0.95, times) < 0.005
     assert max(times) < HELD_SECONDS / 2
+
+
+def test_large_values_are_hashed_beside_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: set[int] = set()
+    sizes: list[int] = []
+
+    class Watched:
+        def __init__(self, data: bytes = b"") -> None:
+            self._real = hashlib.sha256(data)
+            self.hexdigest = self._real.hexdigest
+
+        def update(self, data: memoryview) -> None:
+            sizes.append(len(data))
+            threads.add(threading.get_ident())
+            self._real.update(data)
+
+    monkeypatch.setattr("agent_memory.flows.hashlib", SimpleNamespace(sha256=Watched))
+    data = random.Random(1).randbytes(20_000_000)
+
+    async def run() -> None:
+        async with AsyncAgentMemory(tmp_path / "memory.db", application="test") as memory:
+            await memory.app_state.set("large", data)
+            assert await memory.app_state.get("large") == data
+
+    asyncio.run(run())
+    assert sum(sizes) == 2 * len(data)
+    assert threading.get_ident() not in threads
 
 
 def test_the_threads_of_an_event_loop_end_with_it(tmp_path: Path) -> None:

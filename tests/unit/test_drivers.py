@@ -12,7 +12,7 @@ import anyio
 import pytest
 from anyio.from_thread import BlockingPortal
 
-from agent_memory.drivers import Flow, Gather, Sleep, Wait, run, run_async
+from agent_memory.drivers import Compute, Flow, Gather, Sleep, Wait, run, run_async
 from agent_memory.errors import InvalidRequestError, UnavailableError
 from agent_memory.flows import call
 from agent_memory.messages import Check, Sweep
@@ -161,6 +161,24 @@ def test_the_failure_of_a_gathered_flow_is_the_failure_of_all(drive: Driver) -> 
 
     with pytest.raises(UnavailableError):
         drive(flow(), Echo())
+
+
+def test_what_takes_long_is_computed_beside_an_event_loop_alone(drive: Driver, request: pytest.FixtureRequest) -> None:
+    def flow() -> Flow[Any]:
+        return threading.get_ident(), (yield Compute(threading.get_ident))
+
+    flows, computes = drive(flow(), Echo())
+    assert (flows != computes) == ("async" in request.node.callspec.id)
+
+
+def test_a_computation_that_fails_throws_its_error_into_the_flow(drive: Driver) -> None:
+    def flow() -> Flow[Any]:
+        try:
+            yield Compute(lambda: 1 // 0)
+        except ZeroDivisionError:
+            return "caught"
+
+    assert drive(flow(), Echo()) == "caught"
 
 
 def test_an_awaitable_is_awaited_in_async_code_alone(drive: Driver, request: pytest.FixtureRequest) -> None:
