@@ -7,7 +7,6 @@ that is not the one asked for is always an error, never a default.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any, Final, Protocol
 
@@ -185,15 +184,11 @@ def _check_encoding(headers: Mapping[str, str]) -> None:
 class Slices(httpx.SyncByteStream, httpx.AsyncByteStream):
     """Sends a view of memory piece by piece, so that no copy of the whole is made."""
 
-    def __init__(self, data: memoryview, deadline: float) -> None:
+    def __init__(self, data: memoryview) -> None:
         self._data = data
-        self._deadline = deadline
 
     def __iter__(self) -> Iterator[bytes]:
         for start in range(0, len(self._data), _SLICE):
-            # httpx's own limit begins anew with each piece.
-            if time.monotonic() > self._deadline:
-                raise TimeoutError
             yield bytes(self._data[start : start + _SLICE])
 
     async def __aiter__(self) -> AsyncIterator[bytes]:

@@ -29,6 +29,7 @@ from ..keys import check_scope_name
 from ..messages import Backup, Check, CommitWrite, GetRange, Message, PutChunk, Scope, SetTimes, Sweep
 from ..wire import encode_request
 from ..wire.requests import scope_of
+from .bounded import BoundedTransport, until
 from .cancellation import end_of
 from .exchanges import ApiCall, Download, Exchange, Slices, Upload
 
@@ -114,7 +115,7 @@ class HttpTransport:
         limits = httpx.Limits(
             max_connections=_CONNECTIONS, max_keepalive_connections=_KEPT, keepalive_expiry=_KEPT_SECONDS
         )
-        self._pool = httpx.HTTPTransport(verify=self._ssl, trust_env=False, limits=limits)
+        self._pool = BoundedTransport(self._ssl, limits)
         self._async_pools: WeakKeyDictionary[asyncio.AbstractEventLoop, _AsyncPool] = WeakKeyDictionary()
         self._closed = False
 
@@ -122,15 +123,14 @@ class HttpTransport:
         """Answer a message from this thread, in one attempt."""
         request, exchange = self._start(message, deadline)
         try:
-            response = self._pool.handle_request(request)
-            try:
-                exchange.begin(response.status_code, response.headers)
-                for part in cast(Iterable[bytes], response.stream):
-                    exchange.feed(part)
-                    if time.monotonic() > deadline:
-                        raise TimeoutError
-            finally:
-                response.close()
+            with until(deadline):
+                response = self._pool.handle_request(request)
+                try:
+                    exchange.begin(response.status_code, response.headers)
+                    for part in cast(Iterable[bytes], response.stream):
+                        exchange.feed(part)
+                finally:
+                    response.close()
             failure = None
         except _FAILURES as error:
             failure = self._failure(error, message, deadline)
@@ -196,7 +196,7 @@ class HttpTransport:
             "PUT",
             url,
             headers=headers,
-            stream=Slices(message.data, time.monotonic() + remaining),
+            stream=Slices(message.data),
             extensions=_timeouts(min(remaining, _TRANSFER_SECONDS)),
         )
         return request, Upload()

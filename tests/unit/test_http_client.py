@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import json
 import logging
@@ -642,6 +643,56 @@ def test_an_answer_that_trickles_ends_with_the_deadline(face: str) -> None:
         stop.set()
         wire.transport.close()
         peer.close()
+
+
+@pytest.mark.parametrize("face", ["sync", "async"])
+@pytest.mark.parametrize("beginning", [b"HTTP/1.1 200 OK\r\nX-Long: ", b"HTTP/1.1 100 Continue\r\n\r\n"])
+def test_headers_that_trickle_end_with_the_deadline(face: str, beginning: bytes) -> None:
+    stop = threading.Event()
+
+    def handle(connection: socket.socket) -> None:
+        connection.sendall(beginning)
+        while not stop.wait(0.02):
+            connection.sendall(b"a" if beginning.endswith(b" ") else beginning)
+
+    wire, peer = peer_wire(face, handle)
+    try:
+        started = time.monotonic()
+        threading.Timer(4, stop.set).start()
+        wire.fails(READ, TimedOutError, seconds=0.3)
+        assert time.monotonic() - started < 2
+    finally:
+        stop.set()
+        wire.transport.close()
+        peer.close()
+
+
+@pytest.mark.parametrize("face", ["sync", "async"])
+def test_many_addresses_that_do_not_answer_are_given_up_at_the_deadline(
+    face: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = socket.create_server(("127.0.0.1", 0), backlog=0)
+    with contextlib.ExitStack() as stack:
+        stack.callback(listener.close)
+        for _ in range(4):  # more than fit: the next to come waits
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        resolve = socket.getaddrinfo
+
+        def many(host: Any, *arguments: Any, **options: Any) -> list[Any]:
+            return resolve("127.0.0.1", *arguments, **options) * 8 if host in names else resolve(host, *arguments)
+
+        names = ("many.test", b"many.test")
+        monkeypatch.setattr(socket, "getaddrinfo", many)
+        transport = HttpTransport(f"http://many.test:{listener.getsockname()[1]}", "acme", "shop")
+        wire = Wire(face)
+        wire.transport.close()
+        wire.transport = transport
+        started = time.monotonic()
+        wire.fails(READ, TimedOutError, seconds=0.5)
+        assert time.monotonic() - started < 2
+        transport.close()
 
 
 @pytest.mark.parametrize("face", ["sync", "async"])
