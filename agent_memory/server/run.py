@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import logging
@@ -32,6 +33,7 @@ from .workers import run_workers
 _STOP_SECONDS: Final = 5
 _STALLED_MS: Final = 30_000
 _HEAD_BYTES: Final = 64 * 1024
+_HEAD_SECONDS: Final = 20.0
 # Longer than clients keep an idle connection, so that it is they who close it.
 _KEEP_ALIVE_SECONDS: Final = 75
 
@@ -120,13 +122,23 @@ def _warn_of_other_blobs(service: StateService) -> None:
 
 
 class _Protocol(HttpToolsProtocol):
-    """Ends a connection whose request line and headers go on and on; the parser itself would keep them all.
+    """Ends a connection whose request line and headers go on and on, or do not come to their end in time.
 
-    What is no HTTP at all is refused like everything else.
+    The parser itself would keep them all, and uvicorn's own limit is one between requests. What is no HTTP at all is
+    refused like everything else.
     """
 
     _in_head = False
     _head_size = 0
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._limit_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_limit()
+        super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
         self._in_head, self._head_size = True, 0
@@ -134,14 +146,25 @@ class _Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._end_limit()
         super().on_headers_complete()
 
     def data_received(self, data: bytes) -> None:
+        if self._head_timer is None and self.cycle.response_complete:
+            self._limit_head()
         super().data_received(data)
         if self._in_head:
             self._head_size += len(data)
             if self._head_size > _HEAD_BYTES:
                 self.transport.abort()
+
+    def _limit_head(self) -> None:
+        self._head_timer = self.loop.call_later(_HEAD_SECONDS, self.transport.abort)
+
+    def _end_limit(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
     def send_400_response(self, msg: str) -> None:
         _, body = encode_error(ProtocolError(msg, code="malformed_http"))

@@ -17,11 +17,14 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import uvicorn
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from uvicorn.server import ServerState
 
 from agent_memory import UnavailableError
 from agent_memory.messages import Batch, Entry, Found, Hit, List, Page, Scope, Search
+from agent_memory.server import run
 from agent_memory.server.app import _is_large
 from agent_memory.server.asgi import refuse
 from tests.support.api import Api, inline, part_files, problem, raw, wait_for
@@ -492,6 +495,43 @@ def test_headers_without_an_end_close_the_connection(server: ServerProcess) -> N
 
         with pytest.raises(OSError, match=r"reset|Broken"):
             connection.sendall(b"x" * 64 * 1024 * 1024)
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        (0, b""),
+        (0, b"\r\n"),
+        (0, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: "),
+        (1, b"\r\n"),
+        (1, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: "),
+    ],
+)
+def test_headers_that_do_not_come_to_their_end_close_the_connection(
+    monkeypatch: pytest.MonkeyPatch, asked: int, sent: bytes
+) -> None:
+    monkeypatch.setattr(run, "_HEAD_SECONDS", 0.3)
+
+    async def answer(_scope: Any, _receive: Any, send: Any) -> None:
+        await asyncio.sleep(0.5)  # an answer may take longer than a head
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    async def go() -> None:
+        config = uvicorn.Config(answer, http=run._Protocol, ws="none", lifespan="off", interface="asgi3")
+        loop, state = asyncio.get_running_loop(), ServerState()
+        async with await loop.create_server(lambda: run._Protocol(config, state, {}), "127.0.0.1", 0) as server:
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            for _ in range(asked):
+                writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert await reader.readuntil(b"\r\n\r\n")
+            writer.write(sent)
+            while not (reader.at_eof() or reader.exception()):
+                writer.write(sent[-1:])
+                await asyncio.sleep(0.02)
+            writer.close()
+
+    asyncio.run(asyncio.wait_for(go(), 5))
 
 
 def test_what_is_no_http_is_refused_and_logged_like_everything_else(tmp_path: Path) -> None:
