@@ -149,7 +149,9 @@ def backup(catalog: SqliteCatalog, blobs: FileBlobs, key_file: Path, target: Pat
     GRACE_SECONDS. The database gets its name last: a backup that was cut short is not there.
     """
     target_blobs = FileBlobs(blob_folder(target))
-    for path in (target, target_blobs.folder, signing_key_file(target)):
+    # SQLite would take a log that an earlier database left there for the copy's own.
+    log, shared = (target.with_name(f"{target.name}{suffix}") for suffix in ("-wal", "-shm"))
+    for path in (target, target_blobs.folder, signing_key_file(target), log, shared):
         if path.exists():
             raise InvalidRequestError(f"{path.name!r} is already there; a backup never overwrites")
     temporary = target.with_name(f"{target.name}.{secrets.token_hex(8)}.part")

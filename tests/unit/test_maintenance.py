@@ -256,7 +256,7 @@ def test_a_version_in_a_backup_goes_on_where_it_was(memory: AgentMemory, tmp_pat
         assert copy.app_state.set("small", 3).version == 3
 
 
-@pytest.mark.parametrize("name", ["copy.db", "copy.db.blobs", "copy.db.key"])
+@pytest.mark.parametrize("name", ["copy.db", "copy.db.blobs", "copy.db.key", "copy.db-wal", "copy.db-shm"])
 def test_a_backup_never_overwrites(memory: AgentMemory, tmp_path: Path, name: str) -> None:
     there = tmp_path / name
     there.write_text("precious")
