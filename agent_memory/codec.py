@@ -18,6 +18,7 @@ import cloudpickle  # pyright: ignore[reportMissingTypeStubs]
 import pydantic_core
 from pydantic import (
     AliasChoices,
+    AliasPath,
     BaseModel,
     PydanticSchemaGenerationError,
     PydanticUserError,
@@ -27,6 +28,7 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
 )
+from pydantic.fields import FieldInfo
 
 from .errors import DeserializationError, SchemaError, SerializationError
 from .messages import BYTES, JSON, PICKLE
@@ -64,13 +66,32 @@ def by_stored_keys(model: type[BaseModel], fields: Mapping[str, Any]) -> dict[st
     """Return a model's fields by the keys that they have in JSON, by which validators that run before know them."""
     keys: dict[str, str] = {}
     for name, field in model.model_fields.items():
-        read = field.validation_alias
-        accepted = read.choices if isinstance(read, AliasChoices) else [read]
         key = field.serialization_alias or name
-        keys[name] = key if key in accepted else name
+        keys[name] = key if key in _aliases(field) else name
     if len(set(keys.values())) < len(keys):
         return dict(fields)
     return {keys.get(name, name): value for name, value in fields.items()}
+
+
+def _aliases(field: FieldInfo) -> list[str]:
+    """Return the keys besides its name that a field is read from."""
+    read = field.validation_alias
+    if isinstance(read, AliasChoices | AliasPath):
+        found = read.convert_to_aliases()
+        paths = cast("list[list[str | int]]", found if isinstance(read, AliasChoices) else [found])
+        return [path[0] for path in paths if len(path) == 1 and isinstance(path[0], str)]
+    return [] if read is None else [read]
+
+
+def _is_read_back(model: type[BaseModel], name: str, field: FieldInfo) -> bool:
+    """Say whether a field is read from the key that it is written to."""
+    config = model.model_config
+    keys = _aliases(field) if config.get("validate_by_alias", True) else []
+    if field.validation_alias is None or config.get("validate_by_name") or config.get("populate_by_name"):
+        keys = [*keys, name]
+    # A validator that runs before may read it from anywhere.
+    validators = model.__pydantic_decorators__.model_validators.values()
+    return (field.serialization_alias or name) in keys or any(one.info.mode != "after" for one in validators)
 
 
 # -- typed values ----------------------------------------------------------------------------------------------------
@@ -79,7 +100,8 @@ def by_stored_keys(model: type[BaseModel], fields: Mapping[str, Any]) -> dict[st
 class TypedCodec(Generic[T]):
     """JSON by Pydantic for one type. Made once per type: see ``typed_codec``.
 
-    Raises SerializationError for a type that cannot be stored faithfully: one with secrets or excluded fields.
+    Raises SerializationError for a type that cannot be stored faithfully: one with secrets, with excluded fields, or
+    with fields that are not read from where they are written.
     """
 
     def __init__(self, value_type: Any) -> None:
@@ -199,7 +221,7 @@ def _type_name(value_type: Any) -> str:
 
 
 def _refuse_unstorable(value_type: Any, where: str, seen: set[Any]) -> bool:
-    """Refuse secrets, which JSON masks, and excluded fields, which JSON drops: both would be lost in silence.
+    """Refuse what would be lost in silence: secrets, which JSON masks, fields that it leaves out or that are not read.
 
     Return whether a model occurs in it.
     """
@@ -219,8 +241,14 @@ def _refuse_unstorable(value_type: Any, where: str, seen: set[Any]) -> bool:
     if issubclass(kind, BaseModel):
         for name, field in kind.model_fields.items():
             place = f"{kind.__name__}.{name}"
-            if field.exclude:
-                raise SerializationError(f"{place} is excluded from the dump: it would be lost; remove exclude=True")
+            if field.exclude or getattr(field, "exclude_if", None):
+                raise SerializationError(f"{place} is excluded from the dump: it would be lost; do not exclude it")
+            if not _is_read_back(kind, name, field):
+                key = field.serialization_alias or name
+                raise SerializationError(
+                    f"{place} is written as {key!r} and not read from there: it would be lost; add that to its "
+                    "validation_alias"
+                )
             _refuse_unstorable(field.annotation, place, seen)
         return True
     for name, annotation in _annotations(kind).items():

@@ -88,7 +88,8 @@ class Document(_DocumentFlows[T]):
         ``change`` gets a private copy and returns the new value, or None after changing the copy; it may run several
         times. Instead of it, ``fields`` sets fields of a model. An absent value starts from ``default`` (a value or a
         function), else from the model's own defaults, else it is a NotFoundError. The result is validated; if it is
-        what stands there already, no version is made. A value keeps its time to live.
+        what stands there already, no version is made. A value keeps its time to live. What ``change`` takes counts
+        towards the memory's ``timeout``.
         """
         return self._values.client.run(self._update(change, default, reason, fields))
 

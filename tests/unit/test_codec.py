@@ -13,7 +13,20 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field, RootModel, Secret, SecretBytes, SecretStr, computed_field
+from pydantic import (
+    AliasChoices,
+    AliasGenerator,
+    AliasPath,
+    BaseModel,
+    ConfigDict,
+    Field,
+    RootModel,
+    Secret,
+    SecretBytes,
+    SecretStr,
+    computed_field,
+    model_validator,
+)
 
 from agent_memory.codec import decode_untyped, encode_untyped, schema_name, snake_case, typed_codec
 from agent_memory.errors import DeserializationError, SchemaError, SerializationError
@@ -213,12 +226,63 @@ def test_aliases_are_written_and_read() -> None:
     assert typed_codec(Aliased).decode(encoded.data, JSON, no_pickle) == Aliased(heart_rate=60)
 
 
-def test_an_alias_that_is_only_written_is_refused() -> None:
-    class OneWay(BaseModel):
-        value: int = Field(serialization_alias="written")
+class OnlyWritten(BaseModel):
+    value: int = Field(0, serialization_alias="written")
 
-    with pytest.raises(SerializationError):
-        typed_codec(OneWay).encode(OneWay(value=1))
+
+class OnlyRead(BaseModel):
+    value: int = Field(0, validation_alias="old")
+
+
+class Generated(BaseModel):
+    model_config = ConfigDict(alias_generator=AliasGenerator(validation_alias=str.upper))
+    value: int = 0
+
+
+class Around(BaseModel):
+    inner: list[OnlyRead] = []
+
+
+@pytest.mark.parametrize("model", [OnlyWritten, OnlyRead, Generated, Around])
+def test_a_field_that_is_not_read_from_where_it_is_written_is_refused(model: type[BaseModel]) -> None:
+    with pytest.raises(SerializationError, match="validation_alias"):
+        typed_codec(model)
+
+
+class Renamed(BaseModel):
+    value: int = Field(0, validation_alias=AliasChoices("value", "old"))
+
+
+class ByPath(BaseModel):
+    value: int = Field(0, validation_alias=AliasChoices(AliasPath("old", 0), AliasPath("value")))
+
+
+class ByName(BaseModel):
+    model_config = ConfigDict(validate_by_name=True)
+    value: int = Field(0, validation_alias="old")
+
+
+class ByValidator(BaseModel):
+    value: int = Field(0, validation_alias="old")
+
+    @model_validator(mode="before")
+    @classmethod
+    def rename(cls, data: Any) -> Any:
+        return {"old": data["value"]} if "value" in data else data
+
+
+@pytest.mark.parametrize("model", [Renamed, ByPath, ByName, ByValidator])
+def test_a_field_that_is_read_from_elsewhere_too_comes_back(model: Any) -> None:
+    value = model.model_validate_json(b'{"old":5}' if model is not ByPath else b'{"old":[5]}')
+    assert typed_codec(model).encode(value)[1].value == 5
+
+
+def test_a_field_that_is_left_out_at_times_is_refused() -> None:
+    class Sometimes(BaseModel):
+        value: int = Field(5, exclude_if=lambda value: value == 0)
+
+    with pytest.raises(SerializationError, match="excluded"):
+        typed_codec(Sometimes)
 
 
 def test_computed_fields_are_not_written() -> None:
