@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -77,26 +78,19 @@ class _Opener:
             raise InvalidRequestError("token and blob_hosts belong to an http:// or https:// address")
         if scheme in (VOLATILE, *HTTP_SCHEMES) and blobs is not None:
             raise InvalidRequestError("blobs belongs to a file or a postgresql:// address")
-        owner = None
-        if scheme == VOLATILE:
-            owner, address = os.getpid(), str(Path(tempfile.mkdtemp(prefix="agent-memory-")) / "memory.db")
-        elif scheme is None:
-            address = str(Path(address).absolute())
-        self._client = Client(
-            Config(
-                address,
-                check_scope_name(application, "an application"),
-                check_scope_name(namespace, "a namespace"),
-                token,
-                _keys(signing_keys),
-                float(timeout),
-                Transfer(chunk_size, parallelism),
-                tuple(blob_hosts),
-                open_config,
-                None if blobs is None else os.fspath(blobs),
-                owner,
-            )
+        config = Config(
+            str(Path(address).absolute()) if scheme is None else address,
+            check_scope_name(application, "an application"),
+            check_scope_name(namespace, "a namespace"),
+            token,
+            _keys(signing_keys),
+            float(timeout),
+            Transfer(chunk_size, parallelism),
+            tuple(blob_hosts),
+            open_config,
+            None if blobs is None else os.fspath(blobs),
         )
+        self._client = _volatile(config) if scheme == VOLATILE else Client(config)
         self._bound: Mapping[str, str] | None = None
 
     @classmethod
@@ -260,6 +254,15 @@ class AsyncAgentMemory(_Opener):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _volatile(config: Config) -> Client:
+    folder = Path(tempfile.mkdtemp(prefix="agent-memory-"))
+    try:
+        return Client(config._replace(url=str(folder / "memory.db"), volatile_owner=os.getpid()))
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _set_times(scope: Scope, times: Mapping[str, tuple[datetime, datetime]]) -> SetTimes:

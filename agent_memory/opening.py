@@ -6,6 +6,7 @@ import math
 import os
 import re
 import shutil
+import weakref
 from pathlib import Path
 from typing import Final
 
@@ -111,20 +112,19 @@ def open_config(config: Config) -> Opened:
             config.url, config.namespace, config.application, token=config.token, blob_hosts=config.blob_hosts
         )
         return Opened(transport, Keyring(config.signing_keys))
-    volatile = config.volatile_owner is not None
+    keyring = Keyring(config.signing_keys, None if scheme_of(config.url) else signing_key_file(Path(config.url)))
+    owner = config.volatile_owner
     service = open_service(
-        config.url,
-        config.blobs,
-        sweep_after_writes=True,
-        durable=not volatile,
-        timeout=config.timeout,
+        config.url, config.blobs, sweep_after_writes=True, durable=owner is None, timeout=config.timeout
     )
-    key_file = None if scheme_of(config.url) else signing_key_file(Path(config.url))
+    if owner is None:
+        return Opened(LocalTransport(service), keyring)
+    # A store that nobody closes goes with its process, too.
+    remove = weakref.finalize(service, _remove, Path(config.url).parent, owner)
+    return Opened(LocalTransport(service, on_close=remove), keyring)
 
-    def remove() -> None:
-        # A forked child sees the same store, which is not its own to remove.
-        if os.getpid() == config.volatile_owner:
-            shutil.rmtree(Path(config.url).parent, ignore_errors=True)
 
-    transport = LocalTransport(service, on_close=remove if volatile else None)
-    return Opened(transport, Keyring(config.signing_keys, key_file))
+def _remove(folder: Path, owner: int) -> None:
+    # A forked child sees the same store, which is not its own to remove.
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from agent_memory import AgentMemory, AsyncAgentMemory, SerializationError, UnavailableError
 from tests.support.blocking import unwrap
 from tests.support.models import Point, Profile
+from tests.support.server import child_environment
 
 
 def test_what_was_written_is_there_when_the_store_is_opened_again(store: Any) -> None:
@@ -177,6 +180,17 @@ def test_a_volatile_store_leaves_nothing_behind() -> None:
         assert folder.exists()
 
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", ["application='app'", "application='no name'", "application='a', signing_keys=['x']"]
+)
+def test_a_volatile_store_that_nobody_closes_goes_with_its_process(tmp_path: Path, arguments: str) -> None:
+    code = f"from agent_memory import AgentMemory\nmemory = AgentMemory('memory://', {arguments})"
+    environment = child_environment(TMPDIR=str(tmp_path))
+    subprocess.run([sys.executable, "-c", f"{code}\nmemory.app_state.set('key', 1)"], env=environment, check=False)
+
+    assert not list(tmp_path.iterdir())
 
 
 async def _use_async() -> Any:
