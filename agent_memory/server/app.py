@@ -192,26 +192,29 @@ class ReadyEndpoint:
 
     def __init__(self, service: StateService) -> None:
         self._service = service
+        self._pinging: asyncio.Task[UnavailableError | None] | None = None
 
     async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
         record_of(scope).route = "/readyz"
         _check_get(scope)
-        try:
-            async with asyncio.timeout(_PING_SECONDS):
-                await anyio.to_thread.run_sync(self._ping, abandon_on_cancel=True)
-            failure = None
-        except TimeoutError:
-            failure = UnavailableError("the store does not answer")
-        except AgentMemoryError as error:
-            failure = UnavailableError(str(error), code=error.code)
+        # Probes share one look at the store: while it hangs, each would leave a thread behind.
+        if self._pinging is None or self._pinging.done():
+            self._pinging = asyncio.ensure_future(anyio.to_thread.run_sync(self._ping, abandon_on_cancel=True))
+        pinging = self._pinging
+        await asyncio.wait([pinging], timeout=_PING_SECONDS)
+        failure = pinging.result() if pinging.done() else UnavailableError("the store does not answer")
         if failure is not None:
             await refuse(scope, send, failure, status=503)
             return
         await answer(send, 200, b'{"status":"ready"}', _JSON)
 
-    def _ping(self) -> None:
-        self._service.catalog.ping()
-        self._service.blobs.ping()
+    def _ping(self) -> UnavailableError | None:
+        try:
+            self._service.catalog.ping()
+            self._service.blobs.ping()
+        except AgentMemoryError as error:
+            return UnavailableError(str(error), code=error.code)
+        return None
 
 
 class Fixed:

@@ -19,6 +19,7 @@ _REFUSALS: Final = {
     "422": "the body is not one of this verb's",
     "503": "try again later",
 }
+_NAMES_A_REQUEST: Final = {"required": ["request_id"], "properties": {"request_id": {"type": "string"}}}
 
 
 def document() -> bytes:
@@ -51,13 +52,17 @@ def document() -> bytes:
 
 def _operation(name: str, state: str, text: str, schemas: Any) -> dict[str, Any]:
     problem = {"application/problem+json": {"schema": schemas["problem", "validation"]}}
+    request = schemas[f"{name}.request", "validation"]
+    if state == "request_state":
+        request = {"allOf": [request, _NAMES_A_REQUEST]}
     return {
         "operationId": f"{state}_{name}",
         "summary": text.partition(" -> ")[0].strip(),
-        "requestBody": {"required": True, "content": _json(schemas[f"{name}.request", "validation"])},
+        "requestBody": {"required": True, "content": _json(request)},
         "responses": {
             "200": {"description": "done", "content": _json(schemas[f"{name}.reply", "validation"])},
             **{status: {"description": why, "content": problem} for status, why in _REFUSALS.items()},
+            "default": {"description": "any other refusal", "content": problem},
         },
     }
 

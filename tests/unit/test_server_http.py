@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import http.client as http_client
+import io
 import json
 import re
 import socket
@@ -24,9 +25,12 @@ from uvicorn.server import ServerState
 
 from agent_memory import UnavailableError
 from agent_memory.messages import Batch, Entry, Found, Hit, List, Page, Scope, Search
-from agent_memory.server import run
+from agent_memory.opening import open_service
+from agent_memory.server import app, run
 from agent_memory.server.app import _is_large
 from agent_memory.server.asgi import refuse
+from agent_memory.server.auth import LoopbackGate
+from agent_memory.server.log import RequestLog
 from tests.support.api import Api, inline, part_files, problem, raw, wait_for
 from tests.support.server import ServerProcess
 
@@ -155,6 +159,51 @@ def test_health_readiness_and_the_api_description_are_served(server: ServerProce
     document = http.get(f"{server.url}/openapi.json").json()
     assert document["openapi"].startswith("3.1")
     assert len(document["paths"]) == 2 * len(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_description_says_which_fields_a_request_needs_and_what_a_refusal_is(
+    server: ServerProcess, http: httpx.Client, verb: str
+) -> None:
+    paths = http.get(f"{server.url}/openapi.json").json()["paths"]
+    scope = "/v1/namespaces/{namespace}/applications/{application}"
+    for state, needed in (("app_state", False), ("request_state", True)):
+        operation = paths[f"{scope}/{state}/{verb}"]["post"]
+        schema = operation["requestBody"]["content"]["application/json"]["schema"]
+        assert ("request_id" in str(schema.get("allOf", [{}])[-1].get("required"))) == needed
+        assert list(operation["responses"]["default"]["content"]) == ["application/problem+json"]
+
+
+def test_a_store_that_hangs_is_not_ready_and_keeps_one_thread_however_often_it_is_asked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(app, "_PING_SECONDS", 0.02)
+    service = open_service(str(tmp_path / "store.db"))
+    hanging = threading.Event()
+    monkeypatch.setattr(service.blobs, "ping", hanging.wait)
+    served = app.create_app(service, app.Settings(LoopbackGate(), RequestLog(io.StringIO())))
+    scope = {
+        "type": "http", "method": "GET", "path": "/readyz", "raw_path": b"/readyz", "query_string": b"",
+        "headers": [(b"host", b"localhost")],
+    }  # fmt: skip
+    statuses: list[int] = []
+
+    async def send(message: Any) -> None:
+        statuses.extend([message["status"]] if "status" in message else [])
+
+    async def go() -> None:
+        before = threading.active_count()
+        for _ in range(20):
+            await served(dict(scope), asyncio.Queue().get, send)
+        assert threading.active_count() <= before + 1
+        hanging.set()
+
+    try:
+        asyncio.run(go())
+    finally:
+        hanging.set()
+        service.close()
+    assert statuses == [503] * 20
 
 
 # -- malformed requests ----------------------------------------------------------------------------------------------
