@@ -20,19 +20,23 @@ import httpx
 
 class _Call(threading.local):
     deadline = math.inf
+    read_bytes = 0
 
 
 _call: Final = _Call()
 
 
 @contextmanager
-def until(deadline: float) -> Generator[None]:
-    """Bound what this thread does on the connections of a ``BoundedTransport``; on ``time.monotonic``'s clock."""
-    _call.deadline = deadline
+def until(deadline: float, read_bytes: int = 0) -> Generator[None]:
+    """Bound what this thread does on the connections of a ``BoundedTransport``; on ``time.monotonic``'s clock.
+
+    So many bytes are taken at once where httpcore asks for fewer.
+    """
+    _call.deadline, _call.read_bytes = deadline, read_bytes
     try:
         yield
     finally:
-        _call.deadline = math.inf
+        _call.deadline, _call.read_bytes = math.inf, 0
 
 
 def _within(timeout: float | None, late: type[httpcore.TimeoutException]) -> float:
@@ -93,7 +97,7 @@ class _Stream(httpcore.NetworkStream):
         self._stream = stream
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, _within(timeout, httpcore.ReadTimeout))
+        return self._stream.read(max(max_bytes, _call.read_bytes), _within(timeout, httpcore.ReadTimeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         self._stream.write(buffer, _within(timeout, httpcore.WriteTimeout))

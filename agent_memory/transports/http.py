@@ -37,6 +37,8 @@ _CONNECT_SECONDS: Final = 5.0
 _SMALL_SECONDS: Final = 10.0
 _TRANSFER_SECONDS: Final = 30.0
 _CLOSE_SECONDS: Final = 2.0
+# Each piece that httpcore reads takes as long to handle as to copy; 64 MiB took 98 ms of CPU in its 64 KiB, 84 in these.
+_LARGE_READ: Final = 256 * 1024
 _CONNECTIONS: Final = 100
 _KEPT: Final = 32
 _KEPT_SECONDS: Final = 30.0
@@ -123,7 +125,7 @@ class HttpTransport:
         """Answer a message from this thread, in one attempt."""
         request, exchange = self._start(message, deadline)
         try:
-            with until(deadline):
+            with until(deadline, _LARGE_READ if isinstance(message, GetRange) else 0):
                 response = self._pool.handle_request(request)
                 try:
                     exchange.begin(response.status_code, response.headers)
