@@ -33,7 +33,7 @@ from langgraph.config import get_config
 from langgraph.prebuilt import ToolRuntime
 from pydantic import BaseModel, Field
 
-from agent_memory import AgentMemory, AsyncAgentMemory, InvalidRequestError, item_id
+from agent_memory import AgentMemory, AsyncAgentMemory, ConflictError, InvalidRequestError, item_id
 
 from .bindings import (
     EntitySource,
@@ -50,7 +50,18 @@ from .bindings import (
     resolve_entity,
     run_plan,
 )
-from .changes import Change, add_fields, explained, forget_fields, remove_from_fields, set_fields, validated, write
+from .calls import Call, this_call
+from .changes import (
+    Change,
+    Fields,
+    add_fields,
+    explained,
+    forget_fields,
+    remove_from_fields,
+    set_fields,
+    validated,
+    write,
+)
 from .reading import Row, read_document, read_items, safe_fields, safe_json
 from .schemas import Arguments, Definition, Refused, additions, forgettable, refusal, settable
 from .searching import search_arguments, search_items
@@ -70,13 +81,16 @@ class MemoryTool(StructuredTool):
 
 
 class Operation(NamedTuple):
-    """One tool before LangChain sees it: ``plan`` gets the parsed arguments and yields the steps of the answer."""
+    """One tool before LangChain sees it.
+
+    ``plan`` gets the parsed arguments, and which call it is if that can be told; it yields the steps of the answer.
+    """
 
     name: str
     description: str
     spec: Spec
     arguments: Arguments
-    plan: Callable[[dict[str, Any]], Plan[str]]
+    plan: Callable[[Fields, Call | None], Plan[str]]
 
 
 def memory_tools(
@@ -126,7 +140,10 @@ def _tool(faces: Faces, source: EntitySource, agent: str | None, operation: Oper
         config = _config(runtime, config)
         kind, id = resolve_entity(source, runtime, config)
         request_id, labels = request_labels(runtime, config, agent=agent, tool=operation.name)
-        plan = explained(operation.name, operation.spec, operation.plan, operation.arguments, sent)
+        which = this_call(runtime, sent)
+        plan = explained(
+            operation.name, operation.spec, lambda values: operation.plan(values, which), operation.arguments, sent
+        )
         return kind, id, request_id, labels, plan
 
     # LangChain tells an injected argument by its exact annotation: None cannot be part of it.
@@ -167,7 +184,7 @@ def _config(runtime: ToolRuntime | None, config: RunnableConfig | None) -> Runna
 def _document_operations(spec: Spec) -> list[Operation]:
     label = spec.label
 
-    def read(_: dict[str, Any]) -> Plan[str]:
+    def read(_: Fields, __: Call | None) -> Plan[str]:
         row = yield from read_document(spec)
         return f"There is no {label} yet." if row.data is None and row.problem is None else f"{label}: {_shown(row)}"
 
@@ -188,7 +205,7 @@ def _change_operations(spec: Spec) -> list[Operation]:
         name = verb.format(label)
         arguments = Arguments(name, definitions, own={**own, **more}, config=model.model_config)
 
-        def plan(sent: dict[str, Any]) -> Plan[str]:
+        def plan(sent: Fields, _: Call | None) -> Plan[str]:
             item_id = sent.pop("item_id") if is_item else None
             named = dict.fromkeys(sent.get("fields", ())) if more else sent
             if not named:
@@ -256,15 +273,15 @@ def _shown(row: Row) -> str:
 def _collection_operations(spec: Spec) -> list[Operation]:
     label, many = spec.label, plural(spec.label)
 
-    def list_(sent: dict[str, Any]) -> Plan[str]:
+    def list_(sent: Fields, _: Call | None) -> Plan[str]:
         rows = yield from read_items(spec, sent["limit"] + 1, sent["older_than"])
         return _rows(rows[: sent["limit"]], many, more=len(rows) > sent["limit"])
 
-    def search(sent: dict[str, Any]) -> Plan[str]:
+    def search(sent: Fields, _: Call | None) -> Plan[str]:
         rows, more = yield from search_items(spec, sent)
         return _rows(rows, many, more=more)
 
-    def forget(sent: dict[str, Any]) -> Plan[str]:
+    def forget(sent: Fields, _: Call | None) -> Plan[str]:
         item_id = sent["item_id"]
         entry = yield lambda entity: entity.collection(spec.model, name=spec.name).delete(item_id)
         if entry is None:
@@ -294,30 +311,43 @@ def _add_operation(spec: Spec) -> list[Operation]:
     optional = {key: one for key, one in fields.items() if key not in required}
     arguments = Arguments(name, optional, required=required, config=spec.model.model_config)
 
-    def add(sent: dict[str, Any]) -> Plan[str]:
+    def add(sent: Fields, call: Call | None) -> Plan[str]:
         value = validated(spec.model, name, sent, sent, absent=True)
-        id = _id_by_time(spec, name, value)
-        added = yield lambda entity: entity.collection(spec.model, name=spec.name).add(value, id=id)
+        id = _new_id(spec, name, value, sent, call)
+        try:
+            added = yield lambda entity: entity.collection(spec.model, name=spec.name).add(value, id=id)
+        except ConflictError as error:
+            if call is None or error.code != "condition_failed":
+                raise
+            # Nobody else makes this id: the call ran before, and its item was changed since or got other defaults.
+            added = id
         return f"Added. item_id: {safe_json(added)}"
 
     return [Operation(name, f"Add a {spec.label}.", spec, arguments, add)]
 
 
-def _id_by_time(spec: Spec, tool: str, value: BaseModel) -> str | None:
-    """Return the id by which an item stands at its time, None for one that stands at the time of its adding."""
+def _new_id(spec: Spec, tool: str, value: BaseModel, sent: Fields, call: Call | None) -> str | None:
+    """Return the id of an item, at the time that orders it or else of its call; None for any, at the time of adding."""
     at = None if spec.ordered_by is None else getattr(value, spec.ordered_by)
+    if call and spec.ordered_by not in sent and _is_made_anew(spec):
+        at = None  # a clock was asked, and would be again when the call runs again
     if at is None:
-        return None
+        return None if call is None else item_id(*call)
     if not isinstance(at, datetime):
         at = datetime.combine(cast(date, at), time.min)
     zone = at.tzinfo or UTC
     if at.time() == time.min:
         # A day without a time of day: what is told of it later comes later.
-        at = datetime.combine(at, datetime.now(zone).time())
+        told = datetime.now(zone) if call is None else call.at.astimezone(zone)
+        at = datetime.combine(at, told.time())
     try:
-        return item_id(at.replace(tzinfo=zone), str(uuid.uuid4()))
+        return item_id(at.replace(tzinfo=zone), str(uuid.uuid4()) if call is None else call.name)
     except InvalidRequestError:
         raise refusal(tool, [f"{spec.ordered_by}: a time before 1970 cannot be stored"]) from None
+
+
+def _is_made_anew(spec: Spec) -> bool:
+    return spec.ordered_by is not None and spec.model.model_fields[spec.ordered_by].default_factory is not None
 
 
 def _rows(rows: list[Row], many: str, *, more: bool) -> str:

@@ -1,0 +1,216 @@
+"""Tools in nodes that run again: what they added once is there once, and no two calls pass for one."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, date, datetime
+from typing import Annotated, Any
+
+import pytest
+from langchain.agents import create_agent
+from langchain.agents.middleware import AgentMiddleware
+from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode
+from langgraph.types import Command, RetryPolicy, interrupt
+from pydantic import BaseModel, Field
+
+from agent_memory import AgentMemory
+from agent_memory_langchain import Agent, MemoryMiddleware, memory_tools
+from tests.support.agents import ScriptedModel, Session
+
+ASK: dict[str, Any] = {"messages": [HumanMessage("hello")]}
+THREAD: Any = {"configurable": {"thread_id": "t", "user_id": "bob"}}
+
+RUN = ("add_session", {"kind": "run"}, "call_1")
+SWIM = ("add_session", {"kind": "swim"}, "call_2")
+APPROVE = ("approve", {}, "call_3")
+
+
+class Ride(BaseModel):
+    when: Annotated[datetime, Agent(orders=True)] = Field(default_factory=lambda: datetime.now(UTC))
+    day: date | None = None
+
+
+class Visit(BaseModel):
+    day: Annotated[date, Agent(orders=True)]
+
+
+@tool
+def approve() -> str:
+    """Wait for somebody's approval."""
+    return str(interrupt("may I?"))
+
+
+class Lost(Exception):
+    """What a process meets that does not come to save what its node did."""
+
+
+class LosesOnce(AgentMiddleware[Any, Any, Any]):
+    """Fails after the first call of a tool."""
+
+    lost = False
+
+    def wrap_tool_call(self, request: Any, handler: Any) -> Any:
+        answer = handler(request)
+        if not self.lost:
+            self.lost = True
+            raise Lost
+        return answer
+
+
+class AsksTwice(AgentMiddleware[Any, Any, Any]):
+    """Makes two calls of a tool out of one."""
+
+    def wrap_tool_call(self, request: Any, handler: Any) -> Any:
+        handler(request.override(tool_call={**request.tool_call, "args": {"kind": "yoga"}}))
+        return handler(request)
+
+
+@pytest.fixture
+def memory() -> Iterator[AgentMemory]:
+    with AgentMemory("memory://", application="fitness") as memory:
+        yield memory
+
+
+def tools_of(memory: AgentMemory) -> list[Any]:
+    return memory_tools(memory, entity=("user", "user_id"), collections=[Session, Ride, Visit])
+
+
+def kinds(memory: AgentMemory) -> list[str]:
+    """List the items, oldest first."""
+    return [one.value.kind for one in memory.entity("user", "bob").collection(Session).list()]
+
+
+def answer(*calls: tuple[str, dict[str, Any], str]) -> AIMessage:
+    made: Any = [{"name": name, "args": arguments, "id": id} for name, arguments, id in calls]
+    return AIMessage("", tool_calls=made, id=str(uuid.uuid4()))
+
+
+def graph_of(memory: AgentMemory, *calls: tuple[str, dict[str, Any], str]) -> Any:
+    """Return a graph whose one node of tools gets all the calls of a message."""
+    builder = StateGraph(MessagesState)
+    builder.add_node("model", lambda _: {"messages": [answer(*calls)]})  # type: ignore[arg-type]
+    builder.add_node("tools", ToolNode([*tools_of(memory), approve]))
+    builder.add_edge(START, "model")
+    builder.add_edge("model", "tools")
+    return builder.compile(checkpointer=InMemorySaver())
+
+
+def test_a_node_that_runs_again_after_an_interrupt_adds_nothing_twice(memory: AgentMemory) -> None:
+    graph = graph_of(memory, RUN, SWIM, APPROVE)
+    graph.invoke(ASK, THREAD)
+    graph.invoke(Command(resume="yes"), THREAD)
+    assert kinds(memory) == ["run", "swim"]
+
+
+@pytest.mark.asyncio
+async def test_so_it_is_in_async_runs(memory: AgentMemory) -> None:
+    graph = graph_of(memory, RUN, SWIM, APPROVE)
+    await graph.ainvoke(ASK, THREAD)
+    await graph.ainvoke(Command(resume="yes"), THREAD)
+    assert kinds(memory) == ["run", "swim"]
+
+
+def test_an_agent_that_was_lost_before_it_saved_adds_nothing_twice(memory: AgentMemory) -> None:
+    model = ScriptedModel(turns=[[("add_session", {"kind": "run"}), ("add_session", {"kind": "run"})]])
+    own = MemoryMiddleware(memory, entity=("user", "user_id"), collections=[Session])
+    agent: Any = create_agent(model, middleware=[LosesOnce(), own], checkpointer=InMemorySaver())
+    with pytest.raises(Lost):
+        agent.invoke(ASK, THREAD)
+    agent.invoke(None, THREAD)
+    assert kinds(memory) == ["run", "run"]
+
+
+def test_a_node_that_is_retried_adds_nothing_twice(memory: AgentMemory) -> None:
+    tools, tried = ToolNode(tools_of(memory)), list[int]()
+
+    def node(state: MessagesState) -> Any:
+        done = tools.invoke(state)
+        tried.append(1)
+        if len(tried) == 1:
+            raise ConnectionError
+        return done
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("tools", node, retry_policy=RetryPolicy(initial_interval=0.01))
+    builder.add_edge(START, "tools")
+    builder.compile().invoke({"messages": [answer(RUN)]}, THREAD)
+    assert (len(tried), kinds(memory)) == (2, ["run"])
+
+
+def test_what_was_changed_in_between_stays_so(memory: AgentMemory) -> None:
+    graph = graph_of(memory, RUN, APPROVE)
+    graph.invoke(ASK, THREAD)
+    sessions = memory.entity("user", "bob").collection(Session)
+    (added,) = sessions.list()
+    sessions.item(added.id).update(note="with Ann")
+    end = graph.invoke(Command(resume="yes"), THREAD)
+    assert sessions.list()[0].value == Session(kind="run", note="with Ann")
+    assert any(message.text == f'Added. item_id: "{added.id}"' for message in end["messages"])
+
+
+def test_items_that_a_time_orders_are_added_once_too(memory: AgentMemory) -> None:
+    calls = [
+        ("add_ride", {}, "1"),
+        ("add_ride", {"when": "2026-04-17"}, "2"),
+        ("add_visit", {"day": "2026-04-17"}, "3"),
+    ]
+    graph = graph_of(memory, *calls, APPROVE)
+    graph.invoke(ASK, THREAD)
+    graph.invoke(Command(resume="yes"), THREAD)
+    user = memory.entity("user", "bob")
+    assert (len(user.collection(Ride).list()), len(user.collection(Visit).list())) == (2, 1)
+
+
+def test_the_items_of_one_message_stand_in_its_order(memory: AgentMemory) -> None:
+    graph_of(memory, *[("add_session", {"kind": str(number)}, f"call_{number}") for number in range(9)]).invoke(
+        ASK, THREAD
+    )
+    assert kinds(memory) == [str(number) for number in range(9)]
+
+
+# -- calls that look alike ---------------------------------------------------------------------------------------------
+
+
+def test_a_model_may_use_the_same_id_in_every_turn(memory: AgentMemory) -> None:
+    graph = graph_of(memory, RUN)
+    for _ in range(3):
+        graph.invoke(ASK, THREAD)
+    assert kinds(memory) == ["run", "run", "run"]
+
+
+@pytest.mark.parametrize("id", ["call_1", ""])
+def test_a_model_may_use_the_same_id_twice_in_a_message_or_none(memory: AgentMemory, id: str) -> None:
+    graph_of(memory, ("add_session", {"kind": "run"}, id), ("add_session", {"kind": "run"}, id)).invoke(ASK, THREAD)
+    assert kinds(memory) == ["run", "run"]
+
+
+def test_a_loop_inside_one_node_may_use_the_same_id(memory: AgentMemory) -> None:
+    tools = ToolNode(tools_of(memory))
+
+    def node(state: MessagesState) -> Any:
+        return {"messages": [tools.invoke([answer(RUN)])[0] for _ in range(2)]}
+
+    builder = StateGraph(MessagesState)
+    builder.add_node("loop", node)
+    builder.add_edge(START, "loop")
+    builder.compile(checkpointer=InMemorySaver()).invoke(ASK, THREAD)
+    assert kinds(memory) == ["run", "run"]
+
+
+def test_two_threads_add_for_themselves(memory: AgentMemory) -> None:
+    graph = graph_of(memory, RUN)
+    for thread in ("one", "two"):
+        graph.invoke(ASK, {"configurable": {"thread_id": thread, "user_id": "bob"}})
+    assert kinds(memory) == ["run", "run"]
+
+
+def test_a_middleware_may_call_a_tool_with_other_arguments(memory: AgentMemory) -> None:
+    model = ScriptedModel(turns=[[("add_session", {"kind": "run"})]])
+    own = MemoryMiddleware(memory, entity=("user", "user_id"), collections=[Session])
+    create_agent(model, middleware=[AsksTwice(), own]).invoke(ASK, THREAD)  # type: ignore[arg-type]
+    assert sorted(kinds(memory)) == ["run", "yoga"]
