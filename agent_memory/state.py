@@ -79,7 +79,7 @@ class _StateFlows:
                 values = self._values(key, value_type)
                 etag = MISSING if expected is MISSING else etag_of(expected)
                 commit = values.commit(values.encode(value)[0], expected=etag, ttl=ttl, reason=reason)
-                return commit._replace(vectors=tuple(map(pack_vector, vectors))) if vectors else commit
+                return commit._replace(vectors=tuple(map(pack_vector, vectors))) if len(vectors) else commit
             case Delete(key, expected, reason):
                 return self._values(key, None).deletion(expected, reason)
             case Search(prefix, condition, limit, offset, vector, refresh_ttl, nested):

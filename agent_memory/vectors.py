@@ -15,6 +15,7 @@ def pack_vector(vector: Sequence[float]) -> bytes:
         packed = struct.pack(f"<{len(vector)}f", *vector)
     except (struct.error, OverflowError, TypeError):
         raise InvalidRequestError("a vector is a list of numbers that fit 32-bit floats") from None
-    if not vector or not all(map(math.isfinite, vector)):
+    # Its own truth would be an error for an array of numpy.
+    if not packed or not all(map(math.isfinite, vector)):
         raise InvalidRequestError("a vector has at least one number, all of them finite")
     return packed

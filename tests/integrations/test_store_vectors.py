@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import numpy
 import pytest
 from langchain_core.embeddings import Embeddings
 from langgraph.store.base import PutOp, SearchOp
@@ -141,6 +142,13 @@ def test_texts_are_embedded_once_a_batch(open_store: Callable[..., Faced]) -> No
     assert asked == [["same", "other"]]
     faced.batch([SearchOp(DOCS, query="q"), SearchOp(DOCS, query="q"), PutOp(DOCS, "y", None)])
     assert asked[1:] == [["q"]]
+
+
+def test_embeddings_may_be_arrays(open_store: Callable[..., Faced]) -> None:
+    faced = open_store(embed=lambda texts: numpy.array(embed(texts), "float32"))
+    faced.put(DOCS, "cat", {"text": "the cat"})
+    (found,) = faced.search(DOCS, query="the cat")
+    assert found.score == pytest.approx(1.0, abs=1e-5)
 
 
 @pytest.mark.parametrize("face", ["sync", "async"])
