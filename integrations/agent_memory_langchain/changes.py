@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import to_jsonable_python
 
 from agent_memory import (
     ConflictError,
@@ -175,6 +176,7 @@ def _initial(model: type[BaseModel]) -> Fields:
 
 
 def _plain(value: Any) -> Any:
+    """Return a value as JSON data: what agents send, and are shown."""
     if isinstance(value, BaseModel):
         return visible(value)
-    return value if isinstance(value, (str, int, float)) else str(value)
+    return to_jsonable_python(value, by_alias=False, bytes_mode="base64", fallback=str)

@@ -32,7 +32,8 @@ _KEPT_CONFIG: Final = (
     "ser_json_bytes", "val_json_bytes", "regex_engine",
 )  # fmt: skip
 
-_CONFIG: Final = ConfigDict(extra="forbid", protected_namespaces=())
+# Infinity and NaN are no JSON.
+_CONFIG: Final = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 # What these say comes from the schema; other kinds are the words of the application's own validators.
 _PLAIN_KINDS: Final = frozenset(get_args(core_schema.ErrorType)) - {"value_error", "assertion_error"}

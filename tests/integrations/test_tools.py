@@ -293,6 +293,27 @@ def test_what_a_list_holds_already_is_not_added_again(memory: AgentMemory) -> No
     assert (snapshot.version, snapshot.value.goals) == (2, ["5k", "10k", "swim"])
 
 
+def test_elements_are_named_as_they_were_sent(memory: AgentMemory) -> None:
+    class Sport(Enum):
+        RUN = "run"
+
+    class Plan(BaseModel):
+        sports: list[Sport] = []
+        days: list[datetime] = []
+        pairs: list[tuple[int, str]] = []
+
+    tools = named(memory, documents=[Plan], collections=[])
+    sent = {"sports": ["run"], "days": ["2026-04-18T07:30:00Z"], "pairs": [[1, "a"]]}
+    refusal = call(tools["remove_from_plan"], sent).content
+    for field, shown in {"sports": '"run"', "days": '"2026-04-18T07:30:00Z"', "pairs": '[1, "a"]'}.items():
+        assert f"{field}: it does not contain {shown}" in refusal
+
+
+def test_a_number_that_is_none_is_refused_by_name(memory: AgentMemory) -> None:
+    answer = call(named(memory)["add_to_athlete"], {"best": {"5k": float("inf")}})
+    assert (answer.status, "best.5k: finite_number" in answer.content) == ("error", True)
+
+
 def test_a_document_that_needs_fields_is_made_by_the_update_that_sends_them(memory: AgentMemory) -> None:
     class Diet(BaseModel):
         kind: str
