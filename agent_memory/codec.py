@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final, Generic, NamedTuple, TypeVar, cast, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Final, Generic, NamedTuple, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import cloudpickle  # pyright: ignore[reportMissingTypeStubs]
 import pydantic_core
@@ -29,6 +29,7 @@ from pydantic import (
     ValidationError,
 )
 from pydantic.fields import FieldInfo
+from typing_extensions import is_typeddict  # typing's knows none of those that Pydantic takes on Python 3.11
 
 from .errors import DeserializationError, SchemaError, SerializationError
 from .messages import BYTES, JSON, PICKLE

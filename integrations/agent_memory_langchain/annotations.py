@@ -19,10 +19,11 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from datetime import date
-from typing import Any, Final, cast, get_args, get_type_hints, is_typeddict
+from typing import Any, Final, cast, get_args, get_type_hints
 
 from pydantic import AliasChoices, BaseModel, PlainSerializer, RootModel, WrapSerializer
 from pydantic.fields import FieldInfo
+from typing_extensions import is_typeddict  # typing's knows none of those that Pydantic takes on Python 3.11
 
 from agent_memory import InvalidRequestError
 

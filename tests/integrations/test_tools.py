@@ -18,6 +18,7 @@ from langchain_core.tools import BaseTool
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PlainSerializer
+from typing_extensions import TypedDict
 
 from agent_memory import (
     AgentMemory,
@@ -123,6 +124,18 @@ def test_models_whose_hidden_fields_could_show_are_refused(memory: AgentMemory) 
 
     with pytest.raises(InvalidRequestError, match="Address is none"):
         named(memory, documents=[Person])
+
+
+def test_a_field_whose_dicts_hold_hidden_fields_is_not_written_by_agents(memory: AgentMemory) -> None:
+    class Visit(TypedDict):
+        injury: Injury
+
+    class Patient(BaseModel):
+        last: Visit | None = None
+        name: str = ""
+
+    tools = named(memory, documents=[Patient], collections=[])
+    assert set(properties(tools["update_patient"])) == {"name"}
 
 
 def test_fields_with_names_that_langchain_uses_work(memory: AgentMemory) -> None:

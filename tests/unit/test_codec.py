@@ -8,7 +8,7 @@ import enum
 import json
 import math
 from collections import OrderedDict, deque
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, NotRequired
 
 import pytest
 from hypothesis import given
@@ -27,6 +27,7 @@ from pydantic import (
     computed_field,
     model_validator,
 )
+from typing_extensions import TypedDict
 
 from agent_memory.codec import decode_untyped, encode_untyped, schema_name, snake_case, typed_codec
 from agent_memory.errors import DeserializationError, SchemaError, SerializationError
@@ -333,6 +334,10 @@ class SecretTuple(NamedTuple):
     password: SecretStr
 
 
+class SecretDict(TypedDict):
+    token: NotRequired[SecretStr]
+
+
 class Outer(BaseModel):
     inner: Credentials
 
@@ -347,7 +352,8 @@ class Recursive(BaseModel):
 
 
 @pytest.mark.parametrize(
-    "value_type", [SecretStr, list[SecretBytes], Nested, Recursive, Credentials, SecretTuple, Outer, Nested | None]
+    "value_type",
+    [SecretStr, list[SecretBytes], Nested, Recursive, Credentials, SecretTuple, SecretDict, Outer, Nested | None],
 )
 def test_a_type_with_a_secret_is_refused(value_type: Any) -> None:
     with pytest.raises(SerializationError, match="secret"):
