@@ -49,7 +49,11 @@ def explained(
         ) from None
     except ConflictError:
         raise Refused(f"{tool}: others wrote at the same time. Nothing was changed; call it again.") from None
-    except (SerializationError, LimitExceededError, InvalidKeyError) as error:
+    except InvalidKeyError:
+        if not sent.keys() & {"item_id", "older_than"}:
+            raise  # the entity's own id is too long, which is the application's to mend
+        raise Refused(f"{tool}: no {spec.label} can have this item_id. Nothing was changed.") from None
+    except (SerializationError, LimitExceededError) as error:
         raise refusal(tool, [f"this cannot be stored: {error.code}"]) from None
 
 

@@ -182,14 +182,14 @@ def _config(runtime: ToolRuntime | None, config: RunnableConfig | None) -> Runna
 
 
 def _document_operations(spec: Spec) -> list[Operation]:
-    label = spec.label
+    label, name = spec.label, f"read_{spec.label}"
 
     def read(_: Fields, __: Call | None) -> Plan[str]:
         row = yield from read_document(spec)
         return f"There is no {label} yet." if row.data is None and row.problem is None else f"{label}: {_shown(row)}"
 
-    operations = [Operation(f"read_{label}", f"Read the whole {label} as it is stored now.", spec, _none(label), read)]
-    return operations + _change_operations(spec)
+    reading = Operation(name, f"Read the whole {label} as it is stored now.", spec, Arguments(name, {}), read)
+    return [reading, *_change_operations(spec)]
 
 
 def _change_operations(spec: Spec) -> list[Operation]:
@@ -257,10 +257,6 @@ _Maker = Callable[[str, dict[str, Any]], Change]
 
 def _about(model: Any, name: str) -> Any:
     return Field(description=model.model_fields[name].description)
-
-
-def _none(tool: str) -> Arguments:
-    return Arguments(tool, {})
 
 
 def _shown(row: Row) -> str:

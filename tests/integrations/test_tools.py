@@ -436,6 +436,24 @@ def test_an_item_that_is_not_there_is_refused(memory: AgentMemory) -> None:
     assert memory.entity("user", "eve").collection(Session).get("hers") == Session(kind="walk")
 
 
+@pytest.mark.parametrize("id", ["", "a\0b", "x" * 3_000])
+def test_an_id_that_no_item_can_have_is_refused_as_such(memory: AgentMemory, id: str) -> None:
+    tools = named(memory)
+    for name, sent in {
+        "update_session": {"item_id": id, "kind": "run"}, "forget_session": {"item_id": id},
+        "list_sessions": {"older_than": id},
+    }.items():  # fmt: skip
+        answer = call(tools[name], sent)
+        assert (answer.status, answer.content) == (
+            "error", f"{name}: no session can have this item_id. Nothing was changed."
+        )  # fmt: skip
+
+
+def test_a_refusal_names_the_tool_that_was_called(memory: AgentMemory) -> None:
+    for name, tool in named(memory).items():
+        assert call(tool, {"unknown": 1}).content.startswith(f"{name} was refused")
+
+
 def test_searching_by_text_and_by_field(memory: AgentMemory) -> None:
     sessions = memory.entity("user", "bob").collection(Session)
     for kind, note in (("run", "Along the river"), ("swim", "cold"), ("run", None)):
