@@ -131,7 +131,19 @@ class MemoryMiddleware(AgentMiddleware[Any, Any, Any]):
         return await handler(self._with(request, await arun_plan(self._view.plan(), self._faces.aio.entity(kind, id))))
 
     def _entity(self, request: ModelRequest[Any]) -> tuple[str, str]:
+        self._refuse_namesakes(request.tools)
         return resolve_entity(self._source, request.runtime, _current_config())
+
+    def _refuse_namesakes(self, tools: Sequence[Any]) -> None:
+        """Refuse an agent where another tool took the place of one of these: it would write to another's memory."""
+        # A tool may have been copied, to describe it otherwise, but not its function.
+        functions = {getattr(one, "name", None): getattr(one, "func", None) for one in tools}
+        for own in self.tools:
+            function = getattr(own, "func", None)
+            if functions.get(own.name, function) is not function:
+                raise InvalidRequestError(
+                    f"this agent has two tools named {own.name!r}: give a model another name, documents={{name: model}}"
+                )
 
     def _with(self, request: ModelRequest[Any], block: str) -> ModelRequest[Any]:
         if not block:

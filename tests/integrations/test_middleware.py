@@ -11,7 +11,9 @@ from typing import Any, TypedDict
 
 import pytest
 from langchain.agents import create_agent
+from langchain.agents.middleware import AgentMiddleware
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import BaseModel
 
@@ -222,6 +224,37 @@ def test_two_middlewares_serve_two_entities(memory: AgentMemory) -> None:
     assert 'kind: "watch"' in model.prompt
     assert 'name: "Bob"' in model.prompt
     assert list(memory.app_state.keys()) == ["device/d-1/setup", "user/bob/athlete"]
+
+
+@tool
+def update_athlete(name: str) -> str:
+    """Do something else than the tool of this name."""
+    return name
+
+
+@pytest.mark.parametrize("other", ["middleware", "tool"])
+def test_a_tool_that_another_one_hides_is_refused_before_the_model_is_called(memory: AgentMemory, other: str) -> None:
+    device = middleware(memory, name="device", entity=lambda _: ("device", "d-1"))
+    more: Any = {"middleware": [middleware(memory), *([device] if other == "middleware" else [])]}
+    if other == "tool":
+        more["tools"] = [update_athlete]
+    model = ScriptedModel(turns=[[("update_athlete", {"name": "Bob"})]])
+    with pytest.raises(InvalidRequestError, match=r"two tools named '\w+'"):
+        create_agent(model, context_schema=Context, **more).invoke(ASK, context=BOB)
+    assert (model.shown, list(memory.app_state.keys())) == ([], [])
+
+
+def test_a_tool_may_be_described_otherwise(memory: AgentMemory) -> None:
+    class Describes(AgentMiddleware[Any, Any, Any]):
+        def wrap_model_call(self, request: Any, handler: Any) -> Any:
+            return handler(
+                request.override(tools=[one.model_copy(update={"description": "x"}) for one in request.tools])
+            )
+
+    model = ScriptedModel(turns=[[("update_athlete", {"name": "Bob"})]])
+    own: Any = [Describes(), middleware(memory)]
+    create_agent(model, middleware=own, context_schema=Context).invoke(ASK, context=BOB)
+    assert athlete(memory) == Athlete(name="Bob")
 
 
 # -- tools in the loop -----------------------------------------------------------------------------------------------
