@@ -21,6 +21,7 @@ from langgraph.store.base import (
     SearchOp,
     validate_op_namespace,
 )
+from pydantic import BaseModel
 
 from agent_memory import Entry, InvalidKeyError, InvalidRequestError, Snapshot
 from agent_memory.operations import Delete, Get, Hit, Parents, Search, Set
@@ -242,7 +243,7 @@ class _Put:
         self.addresses_item = bool(namespace)
         self.index = op.index
         self.vectors: Sequence[Sequence[float]] = ()
-        self.value: Mapping[str, Any] | None = None
+        self.value: Mapping[str, Any] | BaseModel | None = None
         self._ttl = None if op.ttl is None else op.ttl * 60.0
         if op.value is None:
             return
@@ -254,16 +255,13 @@ class _Put:
             raise InvalidRequestError(f"a value is a mapping, not a {type(op.value).__name__}")
         if self._ttl is not None and not self._ttl > 0:
             raise InvalidRequestError("ttl is a number of minutes above 0")
-        self.value = dict(op.value)
-        self._model = rules.model(namespace, key)
-        if self._model is not None:
-            self._typed = rules.to_model(self._model, self.value, item_name(namespace, key))
+        model = rules.model(namespace, key)
+        self.value = dict(op.value) if model is None else rules.to_model(model, op.value, item_name(namespace, key))
+        # Typed, so that dates, tuples and models become JSON, as they do in the other stores, and never a pickle.
+        self._type = model or _JSON_OBJECT
 
     def write(self) -> Set | Delete:
         """Return the operation that applies it."""
         if self.value is None:
             return Delete(self.state_key)
-        if self._model is not None:
-            return Set(self.state_key, self._typed, self._model, ttl=self._ttl, vectors=self.vectors)
-        # Typed, so that dates, tuples and models become JSON, as they do in the other stores, and never a pickle.
-        return Set(self.state_key, self.value, _JSON_OBJECT, ttl=self._ttl, vectors=self.vectors)
+        return Set(self.state_key, self.value, self._type, ttl=self._ttl, vectors=self.vectors)

@@ -7,6 +7,8 @@ from typing import Any, cast
 
 from langchain_core.embeddings import Embeddings
 from langgraph.store.base import IndexConfig, ensure_embeddings, get_text_at_path, tokenize_path
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
 from agent_memory import InvalidRequestError
 
@@ -26,14 +28,18 @@ class Index:
         self.config = cast(IndexConfig, {**config, "fields": list(fields)})
         self._paths = [_path(field) for field in fields]
 
-    def texts(self, value: Mapping[str, Any], index: bool | Sequence[str] | None) -> list[str]:
-        """Return the texts that stand for a value, one for each path or element of a list, none twice."""
+    def texts(self, value: Mapping[str, Any] | BaseModel, index: bool | Sequence[str] | None) -> list[str]:
+        """Return the texts of a value as it is stored, one for each path or element of a list, none twice."""
         if index is False:
             return []
         if isinstance(index, str | bool):
             raise InvalidRequestError("index is False, None or a list of paths")
         paths = self._paths if index is None else [_path(path) for path in index]
-        found = (text for path in paths for text in get_text_at_path(value, path))
+        try:
+            stored = to_jsonable_python(value, round_trip=True)
+        except ValueError:
+            return []  # it is no JSON, for which its write is refused
+        found = (text for path in paths for text in get_text_at_path(stored, path))
         return list(dict.fromkeys(found))
 
     def checked(self, vectors: Sequence[Sequence[float]], texts: Sequence[str]) -> dict[str, Sequence[float]]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import date
 from typing import Any, ClassVar
 
 import numpy
 import pytest
 from langchain_core.embeddings import Embeddings
 from langgraph.store.base import PutOp, SearchOp
+from pydantic import BaseModel
 
-from agent_memory import AgentMemory, InvalidRequestError
+from agent_memory import AgentMemory, InvalidRequestError, SerializationError
 from agent_memory_langchain import AgentMemoryStore
 from tests.support.langgraph import DIMENSIONS, INDEX, Faced, embed
 from tests.support.stores import Store, TimedStore
@@ -75,6 +77,26 @@ def test_the_whole_item_is_embedded_by_default(open_store: Callable[..., Faced])
     faced = open_store(fields=None)
     faced.put(DOCS, "k", {"b": 1, "a": "ü"})
     assert faced.search(DOCS, query='{"a": "ü", "b": 1}')[0].score == pytest.approx(1.0, abs=1e-5)
+
+
+def test_what_is_embedded_is_what_is_stored(memory: Any, store: Store) -> None:
+    class Note(BaseModel):
+        day: date = date(2026, 4, 18)
+        tags: tuple[str, ...] = ("knee",)
+
+    seen: list[str] = []
+
+    def noted(texts: Sequence[str]) -> list[list[float]]:
+        seen.extend(texts)
+        return embed(texts)
+
+    index: Any = {**INDEX, "embed": noted, "fields": ["day", "tags[*]", "notes[0].day"]}
+    faced = Faced(memory, store, index=index, schemas={DOCS: {"typed": Note}})
+    faced.put(DOCS, "typed", {})
+    faced.put(DOCS, "plain", {"notes": (Note(day=date(2026, 4, 19)),)})
+    assert seen == ["2026-04-18", "knee", "2026-04-19"]
+    with pytest.raises(SerializationError):
+        faced.put(DOCS, "none", {"day": object()})
 
 
 def test_vectors_go_with_their_value(open_store: Callable[..., Faced]) -> None:
