@@ -90,9 +90,10 @@ def _is_read_back(model: type[BaseModel], name: str, field: FieldInfo) -> bool:
     keys = _aliases(field) if config.get("validate_by_alias", True) else []
     if field.validation_alias is None or config.get("validate_by_name") or config.get("populate_by_name"):
         keys = [*keys, name]
-    # A validator that runs before may read it from anywhere.
-    validators = model.__pydantic_decorators__.model_validators.values()
-    return (field.serialization_alias or name) in keys or any(one.info.mode != "after" for one in validators)
+    own = model.__pydantic_decorators__
+    # A serializer of the model may write it anywhere, and a validator that runs before read it from there.
+    trusted = own.model_serializers or any(one.info.mode != "after" for one in own.model_validators.values())
+    return bool(trusted) or (field.serialization_alias or name) in keys
 
 
 # -- typed values ----------------------------------------------------------------------------------------------------

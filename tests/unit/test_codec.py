@@ -25,6 +25,7 @@ from pydantic import (
     SecretBytes,
     SecretStr,
     computed_field,
+    model_serializer,
     model_validator,
 )
 from typing_extensions import TypedDict
@@ -272,7 +273,15 @@ class ByValidator(BaseModel):
         return {"old": data["value"]} if "value" in data else data
 
 
-@pytest.mark.parametrize("model", [Renamed, ByPath, ByName, ByValidator])
+class BySerializer(BaseModel):
+    value: int = Field(0, validation_alias="old")
+
+    @model_serializer
+    def write(self) -> dict[str, int]:
+        return {"old": self.value}
+
+
+@pytest.mark.parametrize("model", [Renamed, ByPath, ByName, ByValidator, BySerializer])
 def test_a_field_that_is_read_from_elsewhere_too_comes_back(model: Any) -> None:
     value = model.model_validate_json(b'{"old":5}' if model is not ByPath else b'{"old":[5]}')
     assert typed_codec(model).encode(value)[1].value == 5
