@@ -65,6 +65,14 @@ def check_type(value: object, kinds: type | tuple[type, ...], what: str) -> None
         raise InvalidRequestError(f"{what}, not {type(value).__name__}")
 
 
+def check_ttl(seconds: float | None) -> None:
+    if seconds is None:
+        return
+    check_type(seconds, (int, float), "ttl is a number of seconds")
+    if not 0 < seconds <= MAX_TTL_SECONDS:
+        raise InvalidRequestError("a time to live must be above 0 seconds and below a hundred years")
+
+
 def check_limit(limit: int) -> None:
     check_type(limit, int, "limit is a whole number")
     if not 0 < limit <= PAGE_LIMIT:
@@ -102,7 +110,6 @@ def check_write(request: CommitWrite | Delete) -> None:
             raise LimitExceededError(f"a value may have at most {MAX_VECTORS} vectors")
         if request.if_match is not None and request.if_none_match:
             raise InvalidRequestError("if_match and if_none_match exclude each other")
-        if request.ttl_seconds is not None and not 0 < request.ttl_seconds <= MAX_TTL_SECONDS:
-            raise InvalidRequestError("ttl_seconds must be above 0 and below a hundred years")
+        check_ttl(request.ttl_seconds)
         if not request.content_type or len(request.content_type) > 255:
             raise InvalidRequestError("content_type has 1 to 255 characters")

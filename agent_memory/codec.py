@@ -133,7 +133,7 @@ class TypedCodec(Generic[T]):
         decoded = _validated(self._validate_json, data)
         if isinstance(decoded, _Invalid):
             raise SerializationError(
-                f"what would be written could not be read back as {_a(self.type_name)}: {_join(decoded.problems)}"
+                f"what would be written could not be read back as {a(self.type_name)}: {_join(decoded.problems)}"
             )
         if self._nests_models:
             _refuse_cut_models(value, decoded, self.type_name)
@@ -154,7 +154,7 @@ class TypedCodec(Generic[T]):
         if any(kind == "json_invalid" for _, kind in decoded.problems):
             raise DeserializationError("the stored bytes are not JSON; raw() reads them")
         raise SchemaError(
-            f"the stored value is not {_a(self.type_name)}: {_join(decoded.problems)}", problems=decoded.problems
+            f"the stored value is not {a(self.type_name)}: {_join(decoded.problems)}", problems=decoded.problems
         )
 
     def _dump(self, value: T) -> bytes:
@@ -164,11 +164,11 @@ class TypedCodec(Generic[T]):
             problem = type(error).__name__
         # Outside the handler: Pydantic's text repeats the value, and must not be this error's context.
         if isinstance(self._type, type) and not isinstance(value, self._type):
-            raise SerializationError(f"expected {_a(self.type_name)}, not {_a(type(value).__name__)}")
+            raise SerializationError(f"expected {a(self.type_name)}, not {a(type(value).__name__)}")
         if isinstance(value, BaseModel):
             found = _validated(self._validate_fields, dict(value))
             problem = _join(found.problems) if isinstance(found, _Invalid) else problem
-        raise SerializationError(f"the value is not {_a(self.type_name)}: {problem}")
+        raise SerializationError(f"the value is not {a(self.type_name)}: {problem}")
 
     def _validate_fields(self, fields: dict[str, Any]) -> T:
         # A model's fields go by their names here, whatever they are called in JSON.
@@ -214,7 +214,8 @@ def _is_model(value_type: object) -> bool:
     )
 
 
-def _a(name: str) -> str:
+def a(name: str) -> str:
+    """Return a name with its article."""
     return f"{'an' if name[:1] in 'AEIOUaeiou' else 'a'} {name}"
 
 

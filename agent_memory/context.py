@@ -28,6 +28,9 @@ class _Context:
         self._bound = bound
         self.request_id = request_id
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.request_id!r})"
+
     @property
     def namespace(self) -> str:
         return self._client.scope.namespace

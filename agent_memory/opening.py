@@ -22,6 +22,7 @@ from .storage.sqlite_connections import BUSY_SECONDS
 from .transports.local import LocalTransport
 
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_NO_SLASHES: Final = re.compile(r"(https?|postgres(?:ql)?|memory):(?!//)", re.IGNORECASE)
 _HOST_AND_PORT: Final = re.compile(r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]):[0-9]+/?")
 POSTGRES_SCHEMES: Final = ("postgresql", "postgres")
 HTTP_SCHEMES: Final = ("http", "https")
@@ -33,7 +34,9 @@ def scheme_of(address: str) -> str | None:
     match = _SCHEME.match(address)
     scheme = match.group(1).lower() if match else None
     if scheme not in (None, VOLATILE, *HTTP_SCHEMES, *POSTGRES_SCHEMES):
-        raise InvalidRequestError(f"{scheme}:// is not a scheme that a memory can be opened with")
+        raise InvalidRequestError(
+            f"{scheme}:// opens no memory: give the path of a file, memory://, http://, https:// or postgresql://"
+        )
     if scheme == VOLATILE and address != "memory://":
         raise InvalidRequestError("memory:// stands alone: each one is a private, volatile store")
     if not address:
@@ -42,6 +45,9 @@ def scheme_of(address: str) -> str | None:
         raise InvalidRequestError("a volatile store is called memory://")
     if _HOST_AND_PORT.fullmatch(address):
         raise InvalidRequestError(f"{address} looks like a server's address: put http:// in front of it")
+    match = _NO_SLASHES.match(address)
+    if match:
+        raise InvalidRequestError(f"{match[1]}: looks like an address, not a file: put // behind it")
     return scheme
 
 
@@ -94,7 +100,9 @@ def _open_catalog(address: str, path: Path | None, durable: bool, timeout: float
 def _open_blobs(path: Path | None, blobs: str | None, durable: bool, timeout: float) -> BlobStore:
     if blobs is None:
         if path is None:
-            raise InvalidRequestError("say where large values lie: blobs is a folder, or s3://bucket/prefix")
+            raise InvalidRequestError(
+                "say with blobs= (--blobs) where large values lie: a folder, or s3://bucket/prefix"
+            )
         return FileBlobs(blob_folder(path), durable=durable)
     if _SCHEME.match(blobs):
         from .storage.object_blobs import ObjectBlobs

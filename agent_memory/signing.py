@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from .errors import DeserializationError, IntegrityError, SerializationError, UnavailableError
+from .errors import DeserializationError, IntegrityError, InvalidRequestError, SerializationError, UnavailableError
 from .messages import Entry, Scope
 
 MIN_SIGNING_KEY_BYTES: Final = 16
@@ -33,7 +33,7 @@ class Keyring:
     def __init__(self, keys: Sequence[bytes] = (), file: Path | None = None) -> None:
         for key in keys:
             if len(key) < MIN_SIGNING_KEY_BYTES:
-                raise ValueError(f"a signing key must have at least {MIN_SIGNING_KEY_BYTES} bytes")
+                raise InvalidRequestError(f"a signing key must have at least {MIN_SIGNING_KEY_BYTES} bytes")
         self._keys = tuple(keys)
         self._file = None if keys else file
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar, overload
+from typing import Any, TypeAlias, TypeVar, cast, overload
 
 from . import messages
 from .checks import check_type
@@ -11,7 +11,7 @@ from .client import Client
 from .codec import decode_untyped, typed_codec
 from .documents import AsyncDocument, Document
 from .drivers import Flow
-from .errors import ConflictError, DeserializationError
+from .errors import ConflictError, DeserializationError, InvalidRequestError
 from .filters import parse
 from .flows import alone, batch, call, check_bytes, delete_all, fetch
 from .keys import check_key, check_prefix
@@ -32,6 +32,9 @@ class _StateFlows:
         self._client = client
         self._scope = scope
         self._bound = bound
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._scope.path!r})"
 
     def _values(self, key: str, value_type: Any) -> Values[Any]:
         return Values(self._client, self._scope, key, Untyped if value_type is None else value_type, self._bound)
@@ -95,6 +98,9 @@ class _StateFlows:
                 return messages.ListParents(
                     self._scope, check_prefix(prefix), after, limit, tuple(patterns), depth, offset
                 )
+        raise InvalidRequestError(
+            f"an operation is one of agent_memory.operations, not {type(cast(object, operation)).__name__}"
+        )
 
     def _hits(self, found: Sequence[messages.Hit]) -> Flow[list[Hit[Any]]]:
         hits: list[Hit[Any]] = []

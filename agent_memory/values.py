@@ -16,9 +16,9 @@ from typing import Any, Final, Generic, NamedTuple, TypeGuard, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
-from .checks import check_type
+from .checks import check_ttl, check_type
 from .client import Client, provenance
-from .codec import Encoded, by_stored_keys, decode_untyped, encode_untyped, typed_codec
+from .codec import Encoded, a, by_stored_keys, decode_untyped, encode_untyped, typed_codec
 from .drivers import Flow, Sleep, Wait
 from .errors import ConflictError, DeserializationError, InvalidRequestError, NotFoundError, SerializationError
 from .flows import call, fetch, read, write
@@ -119,8 +119,7 @@ class Values(Generic[T]):
         keep_ttl: bool = False,
     ) -> CommitWrite:  # fmt: skip
         """Return the message that writes these bytes; ``expected`` is an etag, or None for "must not be there"."""
-        if ttl is not None:
-            check_type(ttl, (int, float), "ttl is a number of seconds")
+        check_ttl(ttl)  # here too: JSON has no NaN, and a server names its own field
         sha256 = signature = None
         if encoded.content_type == PICKLE:
             sha256 = hashlib.sha256(encoded.data).hexdigest()
@@ -187,8 +186,8 @@ class Values(Generic[T]):
                 result = yield Wait(result)
             if result is not None and is_model(self.value_type) and not isinstance(cast(object, result), BaseModel):
                 raise SerializationError(
-                    f"{self.key!r}: the function returned a {type(result).__name__}; it is to return a "
-                    f"{self.value_type.__name__}, or None after changing its argument"
+                    f"{self.key!r}: the function returned {a(type(result).__name__)}; it is to return "
+                    f"{a(self.value_type.__name__)}, or None after changing its argument"
                 )
             try:
                 return (yield from self._swap(draft, draft.value if result is None else result, reason))

@@ -76,7 +76,7 @@ class TokenGate:
         if grants is None:
             raise AuthenticationError("a valid bearer token is needed")
         if not any(one.namespace == namespace and one.application in (None, application) for one in grants):
-            raise PermissionDeniedError("the token does not open this scope")
+            raise PermissionDeniedError("the token is not for this namespace and application")
 
 
 def host_of(headers: Headers) -> str:
@@ -100,7 +100,7 @@ def read_tokens(path: Path) -> dict[bytes, list[Grant]]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        problem = TokenFileError(f"the token file cannot be read: {reason}")
+        problem = TokenFileError(f"the token file {str(path)!r} cannot be read: {reason}")
     else:
         return _grants(lines)
     raise problem

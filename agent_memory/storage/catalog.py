@@ -376,6 +376,13 @@ def conditions_hold(write: Write, current: Current | None) -> bool:
     return not (isinstance(write, CommitWrite) and write.if_none_match and live)
 
 
+def condition_failed(write: Write, found: Row | None) -> ConflictError:
+    """Return the error of a write whose condition does not hold; ``found`` is the live value that stands there."""
+    if isinstance(write, CommitWrite) and write.if_none_match:
+        return ConflictError("there is a value already", found=found)
+    return ConflictError("the key is not at the version that was expected", found=found)
+
+
 def next_entry(
     write: Write, digest: bytes, current: Current | None, floor: int, now_us: int
 ) -> tuple[Entry, int | None]:

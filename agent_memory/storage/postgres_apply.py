@@ -13,7 +13,18 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from ..errors import ConflictError, InvalidRequestError, UnavailableError
 from ..messages import JSON, CommitWrite, Delete, Entry, List, ListParents, PrepareRead, Scope, Search, Write
-from .catalog import COLUMNS, Current, LoadBlob, Operation, Receipt, Row, add_up, conditions_hold, replay
+from .catalog import (
+    COLUMNS,
+    Current,
+    LoadBlob,
+    Operation,
+    Receipt,
+    Row,
+    add_up,
+    condition_failed,
+    conditions_hold,
+    replay,
+)
 from .postgres_connections import Array, Cursor, Session, Vector, psycopg
 from .postgres_rows import LIVE, NOW, to_row
 from .postgres_search import list_keys, list_parents, search
@@ -123,10 +134,7 @@ def _answer(session: Session, write: Write, context: Context) -> Entry | None:
     row = rows[0] if rows else None
     current = None if row is None else Current(row[1], row[2], row[17], row[9], row[11], row[18])
     if not conditions_hold(write, current):
-        raise ConflictError(
-            "the key is not at the version that was expected",
-            found=to_row(row) if current is not None and current.live else None,
-        )
+        raise condition_failed(write, to_row(row) if current is not None and current.live else None)
     blob = write.blob if isinstance(write, CommitWrite) else None
     if blob is not None and not session.rows(_STAGED, {"id": blob.id}):
         raise ConflictError("the prepared write has expired; prepare it again", code="blob_gone")

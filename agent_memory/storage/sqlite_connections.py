@@ -116,7 +116,8 @@ class Connections:
             # Only ever a new file: closing a descriptor of one that is open here would drop SQLite's locks on it.
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         except FileExistsError:
-            pass
+            if self._path.is_dir():
+                raise UnavailableError(f"cannot open the database {str(self._path)!r}: it is a folder") from None
         except OSError as error:
             raise UnavailableError(f"cannot open the database {str(self._path)!r}: {error.strerror}") from None
 

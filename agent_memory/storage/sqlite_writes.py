@@ -17,6 +17,7 @@ from .catalog import (
     STAGED,
     Current,
     Receipt,
+    condition_failed,
     conditions_hold,
     etag_of,
     fingerprint,
@@ -70,9 +71,7 @@ def carry_out(connection: apsw.Connection, run: Run, request: Write, now: int) -
     current = Current._make(found[:6]) if found else None
     if not conditions_hold(request, current):
         rows = all_rows(connection, f"SELECT {COLUMNS} FROM entry WHERE scope = ? AND key = ?", (scope, key))
-        raise ConflictError(
-            "the key is not at the version that was expected", found=live_row(rows[0], now) if rows else None
-        )
+        raise condition_failed(request, live_row(rows[0], now) if rows else None)
     entry = None
     if isinstance(request, CommitWrite) or (current is not None and current.live):
         entry, ttl_us = next_entry(request, digest, current, 0 if current else floor_of(connection, scope), now)

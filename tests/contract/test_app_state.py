@@ -199,7 +199,7 @@ def test_a_typed_key_has_the_methods_of_a_document(memory: Any) -> None:
 
 @pytest.mark.parametrize("ttl", [0, -1, float("nan"), float("inf")])
 def test_a_time_to_live_that_makes_no_sense_is_refused(memory: Any, ttl: float) -> None:
-    with pytest.raises(InvalidRequestError):
+    with pytest.raises(InvalidRequestError, match="time to live"):
         memory.app_state.set("key", 1, ttl=ttl)
 
 

@@ -217,6 +217,14 @@ def test_a_conflict_in_a_batch_tells_what_stands_there_after_it(memory: Any) -> 
     assert str(caught.value).startswith("'key': ")
 
 
+@pytest.mark.parametrize("wrong", ["key", None, ("key", 1)])
+def test_what_is_no_operation_is_refused(memory: Any, wrong: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="operation"):
+        memory.app_state.batch([Set("key", 1), wrong])
+
+    assert memory.app_state.get("key") is None
+
+
 def test_an_empty_batch_does_nothing(memory: Any) -> None:
     assert memory.app_state.batch([]) == []
 

@@ -59,7 +59,7 @@ def test_create_writes_what_is_absent(profile: Any) -> None:
 
 def test_create_spares_what_is_there(profile: Any) -> None:
     profile.set(Profile(name="Ada"))
-    with pytest.raises(ConflictError):
+    with pytest.raises(ConflictError, match="there is a value already"):
         profile.create(Profile(name="Bob"))
 
     assert profile.get() == Profile(name="Ada")

@@ -275,7 +275,7 @@ def test_an_error_of_a_key_names_it(memory: Any) -> None:
     counts = memory.entity("user", "1").document(int, name="count")
     assert failing(lambda: counts.update(lambda count: count + 1)).startswith("'user/1/count': there is no value")
     counts.create(1)
-    assert failing(lambda: counts.create(2)).startswith("'user/1/count': the key is not")
+    assert failing(lambda: counts.create(2)).startswith("'user/1/count': there is a value already")
 
 
 def test_a_field_named_like_an_option_of_update_is_not_taken_for_it(memory: Any) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent_memory import AgentMemory, InvalidKeyError
+from agent_memory import AgentMemory, InvalidKeyError, UnavailableError
 from tests.support.faults import Between, put_between
 from tests.support.models import Profile
 
@@ -140,8 +140,20 @@ def test_an_application_or_namespace_that_is_not_allowed_makes_no_file(tmp_path:
         "127.0.0.1:8420",
         "localhost:8420/",
         "[::1]:8420",
+        "http:/127.0.0.1:8420",
+        "HTTPS:host",
+        "memory:",
+        "postgresql:/host/db",
     ],
 )
-def test_an_address_that_nothing_can_open_is_a_value_error(url: str) -> None:
+def test_an_address_that_nothing_can_open_is_a_value_error(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError):  # noqa: PT011  (what it says differs)
         AgentMemory(url, application="app")
+
+
+def test_a_folder_is_no_database_and_is_called_one(tmp_path: Path) -> None:
+    with pytest.raises(UnavailableError, match="it is a folder"):
+        AgentMemory(tmp_path, application="app")

@@ -27,6 +27,17 @@ def test_a_context_knows_where_it_is(memory: Any, store: Any) -> None:
         assert context.request_id == "req-1"
 
 
+def test_a_state_and_a_context_show_where_they_are(memory: Any, store: Any) -> None:
+    with memory.request("req-1"):
+        context = unwrap(store.context())
+        shown = f"{context!r} {context.state!r} {context.app_state!r}"
+
+    place = f"{memory.namespace}/{memory.application}"
+    kinds = (type(context), type(context.state), type(context.app_state))
+    places = ("req-1", f"{place}/req-1", place)
+    assert shown == " ".join(f"{kind.__name__}({where!r})" for kind, where in zip(kinds, places, strict=True))
+
+
 def test_the_block_gives_the_context(memory: Any) -> None:
     with memory.request("req-1") as context:
         assert context.request_id == "req-1"

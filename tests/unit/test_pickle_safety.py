@@ -14,7 +14,7 @@ from typing import Any
 import apsw
 import pytest
 
-from agent_memory import AgentMemory, IntegrityError, SerializationError, UnavailableError
+from agent_memory import AgentMemory, IntegrityError, InvalidRequestError, SerializationError, UnavailableError
 from agent_memory.ids import uuid7
 from agent_memory.messages import BYTES, PICKLE, CommitWrite, Entry, Scope
 from agent_memory.signing import Keyring
@@ -202,7 +202,7 @@ def test_any_of_several_keys_verifies_and_the_first_signs(tmp_path: Path) -> Non
 
 
 def test_a_key_below_sixteen_bytes_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="16 bytes"):
+    with pytest.raises(InvalidRequestError, match="16 bytes"):
         AgentMemory(tmp_path / "store.db", application="app", signing_keys=[b"short"])
 
 
