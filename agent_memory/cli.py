@@ -9,6 +9,7 @@ import secrets
 import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 from .copying import copy
@@ -41,72 +42,108 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _ShowVersion(argparse.Action):
+    """Looked up when it is asked for: code that runs where nothing is installed has no version."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"agent-memory {version('agent-memory')}")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="agent-memory", description="Typed, durable memory for agents.")
+    parser.add_argument("--version", action=_ShowVersion, help="show the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    serve = commands.add_parser("serve", help="serve a store over HTTP")
+    def command(name: str, does: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.")
+
+    serve = command("serve", "serve a store over HTTP")
     store = serve.add_mutually_exclusive_group()
-    store.add_argument("--data", default="memory.db", help="the database file (default: memory.db)")
-    store.add_argument("--database", help="postgresql://…, instead of a file")
-    serve.add_argument(
-        "--blobs", help="where large values lie: a folder, s3://, gs:// or az://; needed with --database"
+    store.add_argument(
+        "--data", default="memory.db", metavar="FILE", help="the database file, made if absent (default: memory.db)"
     )
-    serve.add_argument("--workers", type=int, default=1, help="server processes (default: 1)")
+    store.add_argument("--database", metavar="URL", help="postgresql://…, instead of a file")
+    serve.add_argument(
+        "--blobs",
+        metavar="PLACE",
+        help="where large values lie: a folder, s3://, gs:// or az://; needed with --database",
+    )
+    serve.add_argument("--workers", type=int, default=1, metavar="N", help="server processes (default: 1)")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    serve.add_argument("--port", type=int, default=8420, help="port, 0 for any (default: 8420)")
+    serve.add_argument("--port", type=int, default=8420, metavar="N", help="port, 0 for any (default: 8420)")
     serve.add_argument(
-        "--token-file", type=Path, help="lines TOKEN NAMESPACE [APPLICATION]; needed beyond this machine"
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="lines as the command token prints them; needed beyond this machine",
     )
     serve.add_argument(
-        "--allowed-host", action="append", default=[], help="a further Host to answer without tokens; may be repeated"
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="a further Host to answer without tokens; may be repeated",
     )
-    serve.add_argument("--public-url", help="the address clients see, if it is not the one they connect to")
+    serve.add_argument(
+        "--public-url", metavar="URL", help="the address clients see, if it is not the one they connect to"
+    )
     serve.set_defaults(run=_serve)
 
-    token = commands.add_parser("token", help="make a token for a namespace, or one application of it")
-    token.add_argument("namespace")
-    token.add_argument("application", nargs="?")
+    token = command("token", "make a token for a namespace, or one application of it")
+    token.add_argument("namespace", help="the tenant that it opens")
+    token.add_argument("application", nargs="?", help="the only application that it opens (default: all of them)")
     token.set_defaults(run=_token)
 
-    sweep = commands.add_parser("sweep", help="take away what nobody can reach any more")
+    sweep = command("sweep", "take away what nobody can reach any more")
     _add_data(sweep, or_database=True)
     sweep.set_defaults(run=_sweep)
 
-    check = commands.add_parser("check", help="compare the database with the stored bytes")
+    check = command("check", "compare the database with the stored bytes")
     _add_data(check, or_database=True)
     check.add_argument("--fix", action="store_true", help="mend what can be mended")
     check.set_defaults(run=_check)
 
-    backup = commands.add_parser("backup", help="copy a store in files while others use it")
+    backup = command("backup", "copy a store in files while others use it")
     _add_data(backup)
     backup.add_argument("target", type=Path, help="the new database file")
     backup.set_defaults(run=_backup)
 
-    migrate = commands.add_parser("migrate", help="bring a PostgreSQL database up to date")
-    migrate.add_argument("--database", required=True, help="postgresql://…")
+    migrate = command("migrate", "bring a PostgreSQL database up to date")
+    migrate.add_argument("--database", required=True, metavar="URL", help="postgresql://…")
     migrate.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
     migrate.set_defaults(run=_migrate)
 
-    index = commands.add_parser("index-vectors", help="make semantic search in PostgreSQL fast, and approximate")
-    index.add_argument("--database", required=True, help="postgresql://…")
-    index.add_argument("--dimensions", type=int, required=True, help="how many numbers the vectors have, up to 2,000")
+    index = command("index-vectors", "make semantic search in PostgreSQL fast, and approximate")
+    index.add_argument("--database", required=True, metavar="URL", help="postgresql://…")
+    index.add_argument(
+        "--dimensions", type=int, required=True, metavar="N", help="how many numbers the vectors have, up to 2,000"
+    )
     index.add_argument("--drop", action="store_true", help="drop the index: search is exact again")
     index.set_defaults(run=_index_vectors)
 
-    copy = commands.add_parser("copy", help="move a store: between files, PostgreSQL and object stores")
+    copy = command("copy", "move a store: between files, PostgreSQL and object stores")
     copy.add_argument("source", help="a database file, or postgresql://…")
     copy.add_argument("target", help="a database file, or postgresql://…; what is there already is not copied again")
-    copy.add_argument("--source-blobs", help="where the source's large values lie, if not beside its file")
-    copy.add_argument("--target-blobs", help="where the target's are to lie: a folder, s3://, gs:// or az://")
+    copy.add_argument(
+        "--source-blobs", metavar="PLACE", help="where the source's large values lie, if not beside its file"
+    )
+    copy.add_argument(
+        "--target-blobs", metavar="PLACE", help="where the target's are to lie: a folder, s3://, gs:// or az://"
+    )
     copy.set_defaults(run=_copy)
 
-    langgraph = commands.add_parser("import-langgraph", help="copy the items of a LangGraph store into an application")
+    langgraph = command("import-langgraph", "copy the items of a LangGraph store into an application")
     langgraph.add_argument("source", help="the file of a SqliteStore, or the DSN of a PostgresStore")
-    langgraph.add_argument("--to", required=True, help="a database file, postgresql://…, or a server's http:// address")
-    langgraph.add_argument("--application", required=True)
-    langgraph.add_argument("--namespace", default="default", help="(default: default)")
-    langgraph.add_argument("--blobs", help="where large values lie; needed with postgresql://")
+    langgraph.add_argument(
+        "--to", required=True, metavar="STORE", help="a database file, postgresql://…, or a server's http:// address"
+    )
+    langgraph.add_argument("--application", required=True, metavar="NAME", help="the application that gets the items")
+    langgraph.add_argument("--namespace", default="default", metavar="NAME", help="its tenant (default: default)")
+    langgraph.add_argument("--blobs", metavar="PLACE", help="where large values lie; needed with postgresql://")
     langgraph.add_argument("--overwrite", action="store_true", help="write over keys that hold another value")
     langgraph.set_defaults(run=_import_langgraph)
     return parser
@@ -132,11 +169,13 @@ def progress_bar(unit: str) -> Generator[Callable[[int, int | None], object]]:
 
 def _add_data(parser: argparse.ArgumentParser, *, or_database: bool = False) -> None:
     store = parser.add_mutually_exclusive_group(required=True)
-    store.add_argument("--data", help="the database file")
+    store.add_argument("--data", metavar="FILE", help="the database file")
     if or_database:
-        store.add_argument("--database", help="postgresql://…, instead of a file")
+        store.add_argument("--database", metavar="URL", help="postgresql://…, instead of a file")
     parser.set_defaults(database=None)
-    parser.add_argument("--blobs", help="where its large values lie, if not beside it: a folder, s3://, gs:// or az://")
+    parser.add_argument(
+        "--blobs", metavar="PLACE", help="where its large values lie, if not beside it: a folder, s3://, gs:// or az://"
+    )
 
 
 def _serve(options: argparse.Namespace) -> int:

@@ -35,6 +35,31 @@ def store(folder: Path, blobs: str | None = None) -> Path:
     return path
 
 
+def test_it_says_which_version_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+
+    assert re.fullmatch(r"agent-memory \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["serve", "token", "sweep", "check", "backup", "migrate", "index-vectors", "copy", "import-langgraph"],
+)
+def test_the_help_of_a_command_says_what_it_does_and_explains_each_argument(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")  # an argument a line
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+
+    usage, description, *arguments = capsys.readouterr().out.split("\n\n")
+    assert usage.startswith(f"usage: agent-memory {command} ")
+    assert description.endswith(".")
+    lines = [line for part in arguments for line in part.splitlines()[1:]]
+    assert [line for line in lines if not re.match(r" +\S.*  +\S", line)] == []
+
+
 def test_a_new_token_opens_what_it_was_made_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["token", "acme", "shop"]) == 0
     printed = capsys.readouterr().out
