@@ -10,7 +10,9 @@ import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from importlib.metadata import version
+from io import TextIOWrapper
 from pathlib import Path
+from typing import cast
 
 from .copying import copy
 from .errors import AgentMemoryError, InvalidRequestError
@@ -26,6 +28,9 @@ _NEEDS_SERVER = "the server needs packages that are not installed: pip install '
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0 if it did what it says, 1 if a check found problems, 2 if it could not."""
+    if hasattr(sys.stdout, "reconfigure"):
+        # As stderr is: a key may hold what a terminal cannot show.
+        cast(TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)

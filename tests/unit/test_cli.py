@@ -19,11 +19,11 @@ from tests.support.postgres import PostgresServer
 from tests.support.server import ROOT, ServerProcess, child_environment
 
 
-def run(*arguments: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, code: str | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
     start = ["-m", "agent_memory.cli"] if code is None else ["-c", code]
     return subprocess.run(
         [sys.executable, *start, *arguments],
-        cwd=ROOT, env=child_environment(), capture_output=True, text=True, timeout=30, check=False,
+        cwd=ROOT, env=child_environment(**variables), capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
 
 
@@ -58,6 +58,18 @@ def test_the_help_of_a_command_says_what_it_does_and_explains_each_argument(
     assert description.endswith(".")
     lines = [line for part in arguments for line in part.splitlines()[1:]]
     assert [line for line in lines if not re.match(r" +\S.*  +\S", line)] == []
+
+
+@pytest.mark.parametrize("arguments", [["serve", "--help"], ["check", "--data", "memory.db"]], ids=" ".join)
+def test_what_a_terminal_cannot_show_is_spelled_out(tmp_path: Path, arguments: list[str]) -> None:
+    path = store(tmp_path)
+    with closing(apsw.Connection(str(path))) as connection:
+        connection.execute("UPDATE entry SET key = 'caf\u00e9', value = x'00' WHERE key = 'small'")
+
+    done = run(*(str(path) if one == "memory.db" else one for one in arguments), PYTHONIOENCODING="ascii")
+
+    assert done.stderr == ""
+    assert "postgresql://\\u2026" in done.stdout or "caf\\xe9" in done.stdout
 
 
 def test_a_new_token_opens_what_it_was_made_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
