@@ -34,7 +34,7 @@ help:
 setup: $(READY)
 
 demo: $(READY)
-	@echo "make demo: running the fitness tracker, examples/fitness_tracker"
+	@echo "make demo: running the fitness tracker, examples/fitness_tracker, for some ten seconds"
 	@$(BIN)/python -m examples.fitness_tracker demo $(ARGS)
 
 test: $(READY)

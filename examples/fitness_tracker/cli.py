@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Final, TextIO
 
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from agent_memory import AgentMemoryError
 
@@ -50,10 +52,14 @@ def _chat(options: argparse.Namespace) -> int:
     model = choose_model(options.model)
     with open_memory(options) as memory:
         conversation = Conversation(memory, options.user, model)
-        if sys.stdin.isatty() and options.model is None:
-            console.print(WHAT_IT_READS, style="dim", markup=False)
+        if sys.stdin.isatty():
+            reads = WHAT_IT_READS if options.model is None else "I am your coach."
+            place = f"{options.url or options.data} keeps what I learn of {options.user}; quit ends the chat."
+            console.print(f"{reads} {place}", style="dim", markup=False)
         for text in _said(console):
-            console.print(f"coach {conversation.say(text).answer}", markup=False)
+            line = Table.grid(padding=(0, 1))
+            line.add_row("coach", Text(conversation.say(text).answer))
+            console.print(line)
     return 0
 
 
@@ -70,9 +76,11 @@ def _said(console: Console) -> Iterator[str]:
 def _lines(console: Console) -> Iterator[str]:
     if not sys.stdin.isatty():
         yield from sys.stdin
-    with suppress(EOFError):
+    try:
         while sys.stdin.isatty():
             yield console.input("[bold]you[/]   ")
+    except EOFError:  # Ctrl-D, which ends no line
+        console.print()
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -81,7 +89,7 @@ def _report(options: argparse.Namespace) -> int:
     if options.png:
         _check_picture(options.png)
     if not options.url and not Path(options.data).exists():
-        raise UnusableError(f"there is no store at {options.data}")
+        raise UnusableError(f"there is no store at {options.data}: import or chat makes one")
     console = Console(highlight=False)
     with open_memory(options) as memory:
         user = memory.entity("user", options.user)
@@ -134,7 +142,9 @@ def _print_some(lines: Sequence[str], file: TextIO | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fitness_tracker", description="A fitness coach that remembers.")
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.fitness_tracker", description="A fitness coach that remembers."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     chat = commands.add_parser("chat", help="talk to the coach; lines from a pipe will do")
@@ -197,7 +207,7 @@ def _add_store(
 
 
 def _add_user(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--user", required=True, help="whose memory it is")
+    parser.add_argument("--user", required=True, type=_user, help="whose memory it is: any name will do")
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -206,6 +216,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         metavar="PROVIDER:NAME",
         help="a chat model for LangChain's init_chat_model; without it, a stand-in that works by rules",
     )
+
+
+def _user(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("a user needs a name")
+    return text
 
 
 def _day(text: str) -> date:

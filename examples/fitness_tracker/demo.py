@@ -11,13 +11,14 @@ import argparse
 import os
 import secrets
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import date, datetime, timedelta
-from multiprocessing import get_all_start_methods, get_context
+from multiprocessing import forkserver, get_all_start_methods, get_context
 from pathlib import Path
 from threading import BrokenBarrierError
 from typing import Any, Final, NamedTuple
@@ -147,7 +148,9 @@ def run_demo(options: argparse.Namespace) -> int:
                 f"the demo needs an application that holds nothing yet; {store.application!r} is not empty"
             )
         for title, day in (("Day one", DAY_ONE), ("Day two", DAY_TWO)):
-            diaries = _live(memory, day, options.model)
+            # On a terminal only, and of ASCII.
+            with console.status(f"{title}: three processes start, and talk to the coach", spinner="line"):
+                diaries = _live(memory, day, options.model)
             _print_day(console, title, day, diaries)
         users = list(SCRIPT[DAY_ONE])
         reports = [read_report(memory.entity("user", user), DAY_TWO) for user in users]
@@ -211,12 +214,18 @@ def _live(memory: AgentMemory, today: date, model: str | None) -> list[Diary]:
 def _fresh_processes() -> Any:
     """Return how to start processes that share nothing with this one.
 
-    A fork server is a process of its own that imports the agent once, and opens no store.
+    A fork server is a process of its own that imports the agent once, and opens no store. It is not for Ctrl-C, which
+    reaches it too, to end that import with a traceback; ``_meet_at`` lets the processes be interrupted again.
     """
     if "forkserver" not in get_all_start_methods():
         return get_context("spawn")
     context = get_context("forkserver")
     context.set_forkserver_preload(["examples.fitness_tracker.demo"])
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
     return context
 
 
@@ -225,6 +234,7 @@ _barrier: Any = None
 
 def _meet_at(barrier: Any) -> None:
     global _barrier
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     _barrier = barrier
 
 

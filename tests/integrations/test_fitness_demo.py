@@ -1,6 +1,8 @@
 """The commands of the fitness tracker as users run them, and the demo's verdict."""
 
 import io
+import os
+import pty
 import re
 import shlex
 import subprocess
@@ -147,6 +149,24 @@ def test_the_demo_in_real_processes_loses_nothing(tmp_path: Path) -> None:
     assert re.search(r"13 Apr [█#]+ 17\.8", report.stdout)
 
 
+def test_an_interrupt_while_the_demos_processes_start_prints_no_traceback() -> None:
+    code = (
+        "import os, signal\n"
+        "from multiprocessing import forkserver\n"
+        "from examples.fitness_tracker.demo import _fresh_processes\n"
+        "context = _fresh_processes()\n"
+        "forkserver.ensure_running()\n"
+        "os.kill(forkserver._forkserver._forkserver_pid, signal.SIGINT)\n"
+        "process = context.Process(target=print, args=('it lives',))\n"
+        "process.start(), process.join()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=child_environment(), capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("it lives\n", "")
+
+
 def test_the_demo_runs_against_a_server_in_an_application_of_its_own(tmp_path: Path, server: ServerProcess) -> None:
     done = run("demo", "--output", tmp_path, "--url", server.url)
     assert (done.returncode, done.stderr) == (0, "")
@@ -188,6 +208,29 @@ def test_chat_reads_lines_from_a_pipe_and_remembers_them(tmp_path: Path) -> None
         "coach Logged: running 5 km today.",
     ]
     assert run("chat", *store, said="Hello").stdout.splitlines()[1].startswith("coach Hello Ada!")
+
+
+def test_a_user_without_a_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["chat", "--user", " "])
+
+    assert "a user needs a name" in capsys.readouterr().err
+
+
+def test_chat_at_a_terminal_says_where_it_remembers_and_how_it_ends(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    os.write(ours, b"My name is Ada\nRan 5 km in 28:30, and my knee hurts after long runs.\n\x04")
+    done = subprocess.run(
+        [sys.executable, "-m", "examples.fitness_tracker", "chat", "--user", "ada"],
+        cwd=tmp_path, env=child_environment(PYTHONIOENCODING="utf-8", COLUMNS="70"), stdin=theirs, capture_output=True,
+        text=True, encoding="utf-8", timeout=60, check=False,
+    )  # fmt: skip
+    os.close(ours)
+    os.close(theirs)
+
+    assert "fitness.db keeps what I learn of ada; quit ends the chat." in " ".join(done.stdout.split())
+    assert re.search(r"coach Logged: .*\n {6}\S", done.stdout, re.M)
+    assert done.stdout.endswith("\n")
 
 
 @pytest.mark.parametrize("leaving", ["quit", "Bye!", "exit"])
@@ -270,7 +313,10 @@ def test_report_of_somebody_unknown_is_refused(
 
 def test_report_makes_no_store_where_there_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     absent = tmp_path / "ftiness.db"
-    assert refused(capsys, "report", "--user", "ada", "--data", absent) == f"there is no store at {absent}"
+    assert (
+        refused(capsys, "report", "--user", "ada", "--data", absent)
+        == f"there is no store at {absent}: import or chat makes one"
+    )
     assert list(tmp_path.iterdir()) == []
 
 
