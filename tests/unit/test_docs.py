@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from agent_memory.wire.bodies import VERBS
 from agent_memory.wire.problems import _CODES
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +37,15 @@ def test_a_code_block_runs_as_it_stands(block: str, tmp_path: Path) -> None:
 def test_a_link_within_the_repository_leads_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", document.read_text()):
         assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_field_of_a_request_stands_in_the_protocol_beside_its_verb(verb: str) -> None:
+    row = re.search(rf"^\| `{verb}` \| (.*?) \|", (ROOT / "docs" / "protocol.md").read_text(), re.M)
+    assert row is not None
+    beside = {"request_id", "allocation_id"}  # in every request, and said above the table
+
+    assert set(VERBS[verb].request.json_schema()["properties"]) <= {*re.findall(r"`(\w+)", row[1]), *beside}
 
 
 def test_every_code_of_a_refused_request_stands_in_the_protocol_beside_its_status() -> None:
