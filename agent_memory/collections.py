@@ -122,7 +122,11 @@ class _CollectionFlows(Generic[T]):
 
 
 class Collection(_CollectionFlows[T]):
-    """Many typed values, by default in the order of their adding: ids are UUIDv7 unless you name them."""
+    """Many typed values, by default in the order of their adding: ids are UUIDv7 unless you name them.
+
+    ``ttl`` is in seconds, ``reason`` goes into the provenance, and values are refused and damaged ones reported as by
+    ``Document``.
+    """
 
     def add(self, value: T, *, id: str | None = None, ttl: float | None = None, reason: str | None = None) -> str:
         """Add an item and return its id.
@@ -148,7 +152,10 @@ class Collection(_CollectionFlows[T]):
         return Document(self._values(item_id))
 
     def list(self, *, limit: int | None = None, reverse: bool = False, after: str | None = None) -> list[Snapshot[T]]:
-        """Return items in the byte order of their ids (``reverse``: newest first), those behind the id ``after``."""
+        """Return items in the byte order of their ids (``reverse``: newest first), those behind the id ``after``.
+
+        At most ``limit``, or all of them; the id of the last one is the next call's ``after``.
+        """
         return self._client.run(self._list(limit, reverse, after))
 
     def raw(

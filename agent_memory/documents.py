@@ -45,7 +45,10 @@ class _DocumentFlows(Generic[T]):
 class Document(_DocumentFlows[T]):
     """One typed value. Thread-safe; every method is one atomic step on the store.
 
-    Reads raise SchemaError or DeserializationError for a value that is there but cannot be read as this type.
+    Reads raise SchemaError or DeserializationError for a value that is there but cannot be read as this type; writes
+    SerializationError for one that is not of it or could not be read back, and nothing is written. ``ttl`` is in
+    seconds, without one a value stays. ``reason`` stands in the new version's ``entry.provenance``. Every call may
+    raise UnavailableError, below it TimedOutError after the memory's ``timeout``.
     """
 
     @overload
