@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import threading
 import time
 import unicodedata
@@ -815,6 +816,15 @@ def test_a_killed_connection_is_replaced_without_the_caller_seeing_it(
     ):
         server.execute(kill)
         assert use() is not None
+
+
+def test_the_deployment_page_gives_a_user_the_settings_that_a_connection_sets(catalog: PostgresCatalog) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text()
+    told = dict(re.findall(r"^ALTER ROLE memory SET (\w+) = '?(\w+)'?;$", page, re.M))
+    set_here = dict(catalog._rows("SELECT name, current_setting(name) FROM pg_settings WHERE source = 'session'"))
+    # PostgreSQL's own default.
+    assert set_here.pop("default_transaction_isolation") == "read committed"
+    assert set_here == told
 
 
 def test_when_every_connection_is_in_use_a_call_fails_in_time(address: str) -> None:
