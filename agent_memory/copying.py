@@ -2,7 +2,8 @@
 
 Rows are taken over as they stand, never written anew, so a condition that held before the move holds after it. What is
 there already is left alone: a copy that was interrupted goes on where it stopped. Where an application has written on
-what was copied, its versions are later than the source's, and nothing takes their place.
+what was copied, its versions are later than the source's, and nothing takes their place; what it deleted stays deleted
+when the tombstone is swept, by the scope's version floor. Of what both sides wrote, the later version stays.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from .errors import IntegrityError, UnavailableError
+from .errors import ConflictError, IntegrityError, UnavailableError
 from .service import StateService, blob_of, chunk_name
 from .storage.blobs import chunk_sizes
 from .storage.catalog import STAGED, BlobRow, Catalog, StoredRow
@@ -40,7 +41,7 @@ def copy(
     that can be counted in time.
 
     Raises:
-        ConflictError: the target has a later version of a key; the copy stops there.
+        ConflictError: the target has a later version of a key, or deleted it; the copy stops there.
         IntegrityError: what arrived is not what left; the places are named.
     """
     try:
@@ -69,9 +70,10 @@ def verify(source: StateService, target: StateService) -> int:
     for page in _pages(source.catalog):
         for row in page:
             other = _at(target.catalog, row)
-            if other is None or _facts(row) != _facts(other):
+            if other is not None and _facts(other) == _facts(row):
+                _check_bytes(target, other)
+            elif other is not None or not _is_forgotten(target.catalog, row):
                 raise IntegrityError(f"{row.scope} {row.row.entry.key} is not in the copy as it is in the source")
-            _check_bytes(target, other)
             count += 1
     return count
 
@@ -89,7 +91,19 @@ def _at(catalog: Catalog, row: StoredRow) -> StoredRow | None:
 
 def _is_there(catalog: Catalog, row: StoredRow) -> bool:
     other = _at(catalog, row)
-    return other is not None and _facts(other) == _facts(row)
+    return _is_forgotten(catalog, row) if other is None else _facts(other) == _facts(row)
+
+
+def _is_forgotten(catalog: Catalog, row: StoredRow) -> bool:
+    """Say whether a row that is not there was, and went by itself; raise ConflictError if an application deleted it."""
+    entry = row.row.entry
+    if entry.version > catalog.floor(row.scope):
+        return False
+    if not entry.deleted and (entry.expires_us is None or entry.expires_us > catalog.clock()):
+        raise ConflictError(
+            f"{row.scope} {entry.key} was deleted in the target; only an empty one takes it again", code="not_older"
+        )
+    return True
 
 
 def _facts(stored: StoredRow) -> tuple[object, ...]:

@@ -276,6 +276,10 @@ class Catalog(Protocol):
         """
         ...
 
+    def floor(self, scope: str) -> int:
+        """Return the highest version of the scope's keys that were deleted and forgotten."""
+        ...
+
     def scopes(self, *, after: str, limit: int) -> list[ScopeRow]: ...
 
     def take_scopes(self, rows: Sequence[ScopeRow]) -> None:

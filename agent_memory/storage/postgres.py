@@ -205,6 +205,9 @@ class PostgresCatalog:
     def take(self, rows: Sequence[StoredRow]) -> None:
         self._pool.run(lambda session: postgres_copy.take(session, rows, self._now(), self._vectors))
 
+    def floor(self, scope: str) -> int:
+        return self._pool.run(lambda session: postgres_copy.floor(session, scope))
+
     def scopes(self, *, after: str, limit: int) -> list[ScopeRow]:
         return self._pool.run(lambda session: postgres_copy.scopes(session, after, limit))
 

@@ -104,6 +104,12 @@ def _take_one(session: Session, stored_row: StoredRow, now: int | None, vectors:
         )
 
 
+def floor(session: Session, scope: str) -> int:
+    """See ``Catalog.floor``."""
+    rows = session.rows("SELECT version_floor FROM agent_memory.scope WHERE scope = %(scope)s", {"scope": scope})
+    return int(rows[0][0]) if rows else 0
+
+
 def scopes(session: Session, after: str, limit: int) -> list[ScopeRow]:
     """See ``Catalog.scopes``."""
     rows = session.rows(

@@ -314,6 +314,10 @@ class SqliteCatalog:
         with self._writing as connection:
             sqlite_copy.take(connection, rows, self._clock())
 
+    def floor(self, scope: str) -> int:
+        with self._reading() as connection:
+            return sqlite_copy.floor(connection, scope)
+
     def scopes(self, *, after: str, limit: int) -> list[ScopeRow]:
         with self._reading() as connection:
             return sqlite_copy.scopes(connection, after, limit)

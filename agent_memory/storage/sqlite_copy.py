@@ -73,6 +73,12 @@ def take(connection: apsw.Connection, rows: Sequence[StoredRow], now: int) -> No
             all_rows(connection, "UPDATE blob SET state = ?, at_us = ? WHERE id = ?", (LIVE, now, row.blob_id))
 
 
+def floor(connection: apsw.Connection, scope: str) -> int:
+    """See ``Catalog.floor``."""
+    rows = all_rows(connection, "SELECT version_floor FROM scope WHERE scope = ?", (scope,))
+    return int(rows[0][0]) if rows else 0
+
+
 def scopes(connection: apsw.Connection, after: str, limit: int) -> list[ScopeRow]:
     """See ``Catalog.scopes``."""
     rows = all_rows(

@@ -168,6 +168,46 @@ def test_a_value_that_expired_and_was_swept_on_one_side_stops_no_copy(
     target.close()
 
 
+@pytest.mark.parametrize("kind", ["file", "postgresql"])
+def test_a_key_that_the_target_deleted_stays_deleted_when_its_tombstone_is_swept(
+    tmp_path: Path, postgres: PostgresServer, kind: str
+) -> None:
+    filled(tmp_path / "source.db")
+    address = str(tmp_path / "target.db") if kind == "file" else postgres.database()
+    source, target = open_service(str(tmp_path / "source.db")), open_service(address, str(tmp_path / "blobs"))
+    copy(source, target)
+    target.handle(Delete(Scope("default", "app"), "large", uuid7()))
+    assert target.catalog.drop_tombstones(before=target.catalog.clock() + 1, limit=100) > 0
+    with pytest.raises(ConflictError, match="default/app large was deleted in the target"):
+        copy(source, target)
+    assert target.handle(PrepareRead(Scope("default", "app"), "large")) is None
+    source.close()
+    target.close()
+
+
+@pytest.mark.parametrize("kind", ["file", "postgresql"])
+def test_what_is_gone_in_the_source_too_stops_no_copy_when_the_target_has_forgotten_it(
+    tmp_path: Path, postgres: PostgresServer, kind: str
+) -> None:
+    with AgentMemory(tmp_path / "source.db", application="app") as memory:
+        memory.app_state.set("gone", 1)
+        memory.app_state.delete("gone")
+        memory.app_state.set("soon", 1, ttl=0.5)
+        memory.app_state.set("kept", 1)
+    address = str(tmp_path / "target.db") if kind == "file" else postgres.database()
+    source, target = open_service(str(tmp_path / "source.db")), open_service(address, str(tmp_path / "blobs"))
+    copy(source, target)
+    time.sleep(0.6)
+    target.sweep()
+    assert target.catalog.drop_tombstones(before=target.catalog.clock() + 1, limit=100) == 2
+    with AgentMemory(tmp_path / "source.db", application="app") as memory:
+        memory.app_state.set("kept", 2)
+    report = copy(source, target)
+    assert (report.copied, report.verified) == (1, 3)
+    source.close()
+    target.close()
+
+
 def test_bytes_that_arrive_otherwise_are_found_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     filled(tmp_path / "first.db")
     source, target = open_service(str(tmp_path / "first.db")), open_service(str(tmp_path / "second.db"))
