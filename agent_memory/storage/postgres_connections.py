@@ -328,7 +328,10 @@ def connect(dsn: str, context: AdaptersMap | None = None, *, patience: float | N
         given = conninfo.conninfo_to_dict(dsn)
     except psycopg.ProgrammingError:
         # Its text may repeat the password.
-        raise InvalidRequestError("the address of the PostgreSQL database cannot be read") from None
+        raise InvalidRequestError(
+            "the address of the PostgreSQL database cannot be read; characters such as @ / % in a password are "
+            "percent-encoded"
+        ) from None
     options: dict[str, Any] = {name: value for name, value in _NETWORK.items() if name not in given}
     if patience is not None and "connect_timeout" in options:
         # libpq takes whole seconds, two of them at least.
@@ -337,12 +340,8 @@ def connect(dsn: str, context: AdaptersMap | None = None, *, patience: float | N
         connection = _Connection.connect(dsn, autocommit=True, context=_Context(context or _adapters()), **options)
         connection.patience = patience
         return connection
-    except psycopg.Error:
-        raise UnavailableError(
-            "cannot connect to PostgreSQL: no server answers at that address, or it refuses the user, the password or "
-            "the database",
-            code="unreachable",
-        ) from None
+    except psycopg.Error as error:
+        raise _unconnected(str(error)) from None
 
 
 def execute(connection: Connection, statement: Any) -> None:
@@ -423,6 +422,20 @@ def translate(error: Exception, *, lost: bool) -> Failure:
     )
 
 
+def _unconnected(text: str) -> UnavailableError:
+    """Name why there is no connection: libpq gives no code for it, but a text that names hosts and users, in quotes."""
+    said = re.sub("""["'][^"']*["']""", "", text)
+    for mark, state in _REFUSALS.items():
+        if re.search(mark, said):
+            kind = _KINDS[state]
+            return UnavailableError(f"cannot connect: PostgreSQL {kind.text}", code=kind.code)
+    return UnavailableError(
+        "cannot connect to PostgreSQL: no server answers at that address, or it refuses the user, the password or "
+        "the database",
+        code="unreachable",
+    )
+
+
 class _Kind(NamedTuple):
     text: str
     type: type[AgentMemoryError] = UnavailableError
@@ -458,7 +471,15 @@ _KINDS: Final[dict[str, _Kind]] = {
     "57P02": _LOST,
     "57P03": _LOST,
     "57P05": _LOST,
+    "TLS": _Kind("and this side do not agree on TLS: see sslmode and sslrootcert", code="unreachable"),
     "58": _Kind("had a failure of its disk", code="disk_failed"),
     "XX001": _Kind("found damaged data; restore it from a backup", IntegrityError),
     "XX002": _Kind("found a damaged index; rebuild it", IntegrityError),
 }
+_REFUSALS: Final = {
+    "too many c|connection slots|no more connections": "53300",
+    "SSL|certificate|no encryption": "TLS",
+    "password|role|pg_hba": "28",
+    "database +does not exist": "3D000",
+}
+"""What PostgreSQL, PgBouncer and libpq say of a connection that they refuse, where they speak English."""

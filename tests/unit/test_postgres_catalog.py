@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 import re
+import socket
 import threading
 import time
 import unicodedata
@@ -796,6 +797,43 @@ def test_a_server_that_is_not_there_is_named_at_once() -> None:
     assert "hunter2" not in repr(caught.value)
     assert caught.value.__cause__ is None
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("user", "database", "text", "code"),
+    [
+        ("busy", "postgres", "has no connection left", "overloaded"),
+        ("no_such_role", "postgres", "refuses the user or the password", "unreachable"),
+        ("postgres", "no_such_database", "has no such database", "unreachable"),
+    ],
+)
+def test_a_connection_that_is_refused_is_told_by_its_reason(
+    server: PostgresServer, user: str, database: str, text: str, code: str
+) -> None:
+    if user == "busy":
+        server.execute("CREATE ROLE busy LOGIN CONNECTION LIMIT 0")
+    with pytest.raises(UnavailableError, match=text) as caught:
+        PostgresCatalog(psycopg.conninfo.make_conninfo(server.address(database), user=user))
+    assert caught.value.code == code
+    assert database not in str(caught.value)
+
+
+def test_a_server_without_tls_is_told_by_that() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+
+        def refuse() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(8)
+                connection.sendall(b"N")
+
+        threading.Thread(target=refuse, daemon=True).start()
+        address = f"postgresql://me:hunter2@127.0.0.1:{listener.getsockname()[1]}/x?sslmode=require"
+        with pytest.raises(UnavailableError, match="TLS") as caught:
+            PostgresCatalog(address)
+    assert "hunter2" not in str(caught.value)
 
 
 def test_an_address_that_cannot_be_read_does_not_show_its_password() -> None:
