@@ -26,6 +26,8 @@ from .blobs import BlobObject
 T = TypeVar("T")
 
 SCHEMES: Final = ("s3", "gs", "az")
+# What else a URL may hold the library leaves out without a word: two stores would meet behind one prefix.
+_URL: Final = re.compile(rf"({'|'.join(SCHEMES)})://[^/?#@:\x00-\x1f]+(/[^?#\x00-\x1f]*)?")
 _BLOCK: Final = 8 * 1024 * 1024
 _AHEAD: Final = 4
 _BULK: Final = 1_000
@@ -64,8 +66,11 @@ class ObjectBlobs:
             import obstore
         except ImportError:
             raise ImportError("blobs in an object store need obstore: pip install 'agent-memory[s3]'") from None
-        if url.partition("://")[0] not in SCHEMES:
-            raise InvalidRequestError("blobs lie in a folder or behind s3://, gs:// or az://")
+        if not _URL.fullmatch(url):
+            raise InvalidRequestError(
+                "blobs lie in a folder or behind s3://, gs:// or az:// with a bucket and a prefix; settings and "
+                "credentials come from the environment"
+            )
         self._api = cast(Any, obstore)
         # A call gets a second attempt before its time is over.
         once = timeout / 2

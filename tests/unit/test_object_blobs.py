@@ -365,6 +365,24 @@ def test_a_forked_child_is_refused_instead_of_waiting_for_ever(s3: StrictS3, str
 # -- addresses -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "rest", ["bucket/p?team=a", "bucket/p#1", "key:hunter2@bucket/p", "bucket:9000/p", "bucket?region=x", "bucket/a\tb"]
+)
+def test_a_part_of_an_address_that_would_be_left_out_is_refused(rest: str) -> None:
+    with pytest.raises(InvalidRequestError, match="environment") as caught:
+        ObjectBlobs(f"s3://{rest}")
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["a b", "ü", "a%b", "a+b", "a&b=c", "日本", "a'b"])
+def test_a_prefix_may_hold_any_other_character(s3: StrictS3, prefix: str) -> None:
+    blobs = ObjectBlobs(f"s3://{BUCKET}/{prefix}")
+    put(blobs, DATA)
+    assert httpx.get(blobs.url("GET", ID, 0, 60), trust_env=False).content == read(blobs) == DATA
+    assert [found.blob_id for found in blobs.objects()] == [ID]
+    assert all(key.startswith(f"{prefix}/") for key in s3.objects)
+
+
 @pytest.mark.parametrize("url", ["ftp://bucket", "s3:bucket", "file:///tmp", "/tmp/blobs", ""])
 def test_an_address_that_is_no_object_store_is_refused(url: str) -> None:
     with pytest.raises(InvalidRequestError):
