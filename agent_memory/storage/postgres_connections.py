@@ -450,7 +450,7 @@ _KINDS: Final[dict[str, _Kind]] = {
     "08": _LOST,
     "0A000": _Kind("changed under a running program; it was asked again", lost=True),
     "22": _Kind("cannot store this value", InvalidRequestError),
-    "25006": _Kind("takes no writes here: it is a standby", code="read_only", lost=True),
+    "25006": _Kind("takes no writes here: it is a standby, or set to read only", code="read_only", lost=True),
     "26000": _Kind("forgot a prepared statement; is there a pooler that knows none?", lost=True),
     "28": _Kind("refuses the user or the password", code="unreachable"),
     "3D000": _Kind("has no such database", code="unreachable"),

@@ -24,6 +24,7 @@ from agent_memory.cli import main
 from agent_memory.errors import AgentMemoryError, ConflictError, InvalidRequestError, UnavailableError
 from agent_memory.ids import uuid7
 from agent_memory.messages import JSON, CommitWrite, Delete, Entry, List, ListParents, PrepareRead, Scope, Search
+from agent_memory.operations import Set
 from agent_memory.storage.catalog import DEAD, GARBAGE, LIVE, STAGED, BlobRow
 from agent_memory.storage.postgres import PostgresCatalog, migrate
 from agent_memory.storage.postgres_apply import Context
@@ -34,6 +35,7 @@ from agent_memory.vectors import pack_vector
 from tests.support.api import wait_for
 from tests.support.models import Counter
 from tests.support.postgres import PostgresServer, name_of
+from tests.support.server import ServerProcess
 
 SCOPE = Scope("default", "app")
 DAY_US = 86_400_000_000
@@ -863,6 +865,28 @@ def test_the_deployment_page_gives_a_user_the_settings_that_a_connection_sets(ca
     # PostgreSQL's own default.
     assert set_here.pop("default_transaction_isolation") == "read committed"
     assert set_here == told
+
+
+def test_a_user_with_the_grants_of_the_deployment_page_serves_and_sweeps(
+    server: PostgresServer, address: str, tmp_path: Path
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text()
+    server.execute("CREATE ROLE memory LOGIN")
+    for grant in re.findall(r"^GRANT .* TO memory;$", page, re.M):
+        server.execute(grant, name_of(address))
+    limited = psycopg.conninfo.conninfo_to_dict(address)
+    store = f"postgresql://memory@/{limited['dbname']}?host={limited['host']}"
+    with (
+        ServerProcess(tmp_path, "--database", store, "--blobs", str(tmp_path / "blobs")) as process,
+        AgentMemory(process.url, application="a") as memory,
+    ):
+        counter = memory.entity("user", "ada").document(Counter)
+        counter.update(lambda old: Counter(count=old.count + 1))
+        memory.app_state.batch([Set("note", {"text": "knee"}, vectors=[[1.0, 0.0]])])
+        assert memory.app_state.search("note", vector=[1.0, 0.0])[0].score == 1
+        memory.app_state.set("large", bytes(100_000))
+        counter.delete()
+    assert main(["sweep", "--database", store, "--blobs", str(tmp_path / "blobs")]) == 0
 
 
 def test_when_every_connection_is_in_use_a_call_fails_in_time(address: str) -> None:
