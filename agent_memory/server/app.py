@@ -301,5 +301,7 @@ async def _sweep_forever(service: StateService, log: RequestLog) -> None:
         await asyncio.sleep(_SWEEP_SECONDS)
         try:
             await anyio.to_thread.run_sync(service.sweep)
+        except AgentMemoryError as error:
+            log.event({"event": "sweep", "error": type(error).__name__, "code": error.code})
         except Exception as error:
             log.event({"event": "sweep", "error": type(error).__name__})

@@ -50,7 +50,6 @@ class RequestLog:
 
     def write(self, record: Record) -> None:
         line: dict[str, str | int | float] = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "method": record.method,
             "route": record.route,
             "status": record.status,
@@ -69,9 +68,10 @@ class RequestLog:
         self.event(line)
 
     def event(self, line: dict[str, str | int | float]) -> None:
-        """Write one line."""
+        """Write one line, with the time if it has none."""
+        timed = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **line}
         try:
-            self._stream.write(f"{json.dumps(line)}\n")
+            self._stream.write(f"{json.dumps(timed)}\n")
             self._stream.flush()
         except (OSError, ValueError):
             # Nobody reads the log any more: that is no reason to stop serving.

@@ -12,8 +12,9 @@ import socket
 import threading
 import uuid
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import httpx
@@ -602,6 +603,25 @@ def test_what_is_no_http_is_refused_and_logged_like_everything_else(tmp_path: Pa
         log = server.log.splitlines()[1:]
     assert [json.loads(line)["event"] for line in log] == ["server"] * 3
     assert "the-secret" not in server.log
+
+
+def test_a_sweep_that_fails_is_logged_with_its_time_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def sweep(self) -> None:
+            raise UnavailableError("no", code="read_only")
+
+    async def sweep_once(log: RequestLog) -> None:
+        task = asyncio.create_task(app._sweep_forever(cast(Any, Broken()), log))
+        while not written.getvalue():
+            await asyncio.sleep(0)
+        task.cancel()
+
+    monkeypatch.setattr(app, "_SWEEP_SECONDS", 0.0)
+    written = io.StringIO()
+    asyncio.run(sweep_once(RequestLog(written)))
+    line = json.loads(written.getvalue().splitlines()[0])
+    assert datetime.fromisoformat(line.pop("time")).tzinfo is not None
+    assert line == {"event": "sweep", "error": "UnavailableError", "code": "read_only"}
 
 
 def test_the_log_names_requests_and_repeats_nothing_of_them(tmp_path: Path, http: httpx.Client) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import psutil
@@ -134,4 +135,6 @@ def fail(announce):
 run_workers(1, fail)
 """)
 
-    assert json.loads(done.stderr) == {"event": "worker", "error": "KeyError", "at": "<string>:8"}
+    line = json.loads(done.stderr)
+    assert datetime.fromisoformat(line.pop("time")).tzinfo is not None
+    assert line == {"event": "worker", "error": "KeyError", "at": "<string>:8"}
