@@ -28,7 +28,7 @@ from .state import AsyncState, State
 MAX_TIMEOUT_SECONDS: Final = 300.0
 
 
-class _Opener:
+class _AgentMemory:
     """What both faces share: opening, and the open client."""
 
     def __init__(
@@ -130,7 +130,7 @@ class _Opener:
         return f"{type(self).__name__}(application={self.application!r}, namespace={self.namespace!r})"
 
 
-class AgentMemory(_Opener):
+class AgentMemory(_AgentMemory):
     """The memory of an application: typed state per entity, and any state by key.
 
     Thread-safe, works after ``fork``, and can be pickled to another process (the pickle holds the token and the signing
@@ -200,7 +200,7 @@ class AgentMemory(_Opener):
         self.close()
 
 
-class AsyncAgentMemory(_Opener):
+class AsyncAgentMemory(_AgentMemory):
     """The async face of ``AgentMemory``: the same methods, awaited."""
 
     @property

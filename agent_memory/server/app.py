@@ -22,7 +22,7 @@ from ..storage.blobs import URL_SECONDS, FileBlobs
 from ..storage.object_blobs import ObjectBlobs
 from ..transports.local import LocalTransport
 from ..wire import BODY_LIMIT, VERBS, decode_request, encode_reply
-from .asgi import Disconnected, answer, header, read_body, record_of, refuse
+from .asgi import Disconnected, MethodNotAllowedError, answer, header, read_body, record_of, refuse
 from .auth import Gate, LoopbackGate, host_of
 from .blob_urls import BlobUrls
 from .blobs import BlobEndpoint
@@ -156,7 +156,7 @@ class VerbEndpoint:
             raise _no_route()
         record.route = f"/v1/namespaces/{{namespace}}/applications/{{application}}/{self._state}/{verb}"
         if scope["method"] != "POST":
-            raise ProtocolError("the verbs take POST", code="method_not_allowed")
+            raise MethodNotAllowedError("the verbs take POST", "POST")
         self._gate.authorize(scope["headers"], namespace, application)
         check_scope_name(namespace, "a namespace")
         check_scope_name(application, "an application")
@@ -282,7 +282,7 @@ def _check_json(scope: Scope) -> None:
 
 def _check_get(scope: Scope) -> None:
     if scope["method"] not in ("GET", "HEAD"):
-        raise ProtocolError("this path takes GET", code="method_not_allowed")
+        raise MethodNotAllowedError("this path takes GET", "GET", "HEAD")
 
 
 @contextlib.asynccontextmanager

@@ -72,6 +72,16 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     raise UnavailableError("the request's body did not arrive in time", code="request_timeout")
 
 
+class MethodNotAllowedError(ProtocolError):
+    """A path that takes the ``allowed`` methods was asked with another."""
+
+    code = "method_not_allowed"
+
+    def __init__(self, message: str, *allowed: str) -> None:
+        super().__init__(message)
+        self.allowed = ", ".join(allowed)
+
+
 async def next_part(receive: Receive) -> tuple[bytes, bool]:
     """Return the next piece of a body and whether more is to come."""
     message = await receive()
@@ -101,6 +111,8 @@ async def refuse(scope: Scope, send: Send, error: AgentMemoryError, *, status: i
     headers: list[tuple[bytes, bytes]] = []
     if isinstance(error, AuthenticationError):
         headers.append((b"www-authenticate", b"Bearer"))
+    if isinstance(error, MethodNotAllowedError):
+        headers.append((b"allow", error.allowed.encode()))
     # A client's own pauses begin short and grow: only where there is too much to do does the server know better.
     pause = getattr(error, "retry_after", None) or (1 if status == 429 or error.code == "overloaded" else None)
     if pause is not None:

@@ -13,10 +13,20 @@ import anyio
 import anyio.to_thread
 from starlette.types import Receive, Scope, Send
 
-from ..errors import ConflictError, IntegrityError, InvalidRequestError, ProtocolError, UnavailableError
+from ..errors import ConflictError, IntegrityError, InvalidRequestError, UnavailableError
 from ..service import StateService
 from ..storage.blobs import FileBlobs, Upload
-from .asgi import BODY_SECONDS, Disconnected, answer, declared_size, header, next_part, record_of, refuse
+from .asgi import (
+    BODY_SECONDS,
+    Disconnected,
+    MethodNotAllowedError,
+    answer,
+    declared_size,
+    header,
+    next_part,
+    record_of,
+    refuse,
+)
 from .blob_urls import BlobUrls, Place
 
 T = TypeVar("T")
@@ -44,7 +54,7 @@ class BlobEndpoint:
         record_of(scope).route = "/v1/blobs/{blob}/{chunk}"
         method: str = scope["method"]
         if method not in ("GET", "HEAD", "PUT"):
-            raise ProtocolError("a blob takes GET, HEAD and PUT", code="method_not_allowed")
+            raise MethodNotAllowedError("a blob takes GET, HEAD and PUT", "GET", "HEAD", "PUT")
         place = self._urls.check(method, scope["path"], scope["query_string"])
         if self._active >= _TRANSFERS:
             raise UnavailableError("too many transfers at once", code="overloaded", retry_after=1)

@@ -27,7 +27,7 @@ Sha256: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 # A batch's results are validated as plain objects, in which a time is still a string.
 Time: TypeAlias = Annotated[AwareDatetime, Field(strict=False)]
 # Little-endian 32-bit floats in base64.
-Vector: TypeAlias = Annotated[str, Field(max_length=128 * 1024)]
+Vector: TypeAlias = Annotated[str, Field(max_length=128 * 1024, json_schema_extra={"contentEncoding": "base64"})]
 Seconds: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 

@@ -13,6 +13,7 @@ from pydantic_core import to_json
 
 from ..errors import AgentMemoryError, InvalidRequestError
 from ..ids import uuid7
+from ..keys import check_request_id
 from ..messages import (
     BYTES,
     Batch,
@@ -183,7 +184,7 @@ def decode_request(verb: str, namespace: str, application: str, state: str, raw:
         return _DECODERS[verb](Scope(namespace, application), body, request_id)
     if request_id is None:
         raise _malformed("request_id is missing")
-    return _DECODERS[verb](Scope(namespace, application, request_id), body, None)
+    return _DECODERS[verb](Scope(namespace, application, check_request_id(request_id)), body, None)
 
 
 def _parse(raw: bytes) -> Any:

@@ -15,8 +15,6 @@ from langchain_core.runnables import RunnableConfig
 from pydantic import BaseModel
 
 from agent_memory import (
-    AgentMemory,
-    AsyncAgentMemory,
     AsyncEntity,
     Entity,
     InvalidRequestError,
@@ -146,16 +144,6 @@ def _text(value: Any, what: str) -> str:
 
 
 # -- running ---------------------------------------------------------------------------------------------------------
-
-
-class Faces:
-    """Both faces of a memory, whichever of them was given."""
-
-    def __init__(self, memory: AgentMemory | AsyncAgentMemory) -> None:
-        self.sync = memory.sync if isinstance(memory, AsyncAgentMemory) else memory
-        self.aio = memory.aio if isinstance(memory, AgentMemory) else memory
-        self.probe = self.sync.entity("kind", "id")
-        """An entity to ask for names; nothing is read or written through it."""
 
 
 def run_plan(plan: Plan[R], entity: Entity) -> R:

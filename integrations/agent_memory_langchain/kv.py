@@ -10,6 +10,8 @@ from langchain_core.stores import BaseStore
 from agent_memory import AgentMemory, AsyncAgentMemory, InvalidRequestError
 from agent_memory.operations import Delete, Get, Set
 
+from .faces import Faces
+
 V = TypeVar("V")
 
 _BATCH = 1_000
@@ -31,8 +33,8 @@ class AgentMemoryKVStore(BaseStore[str, V], Generic[V]):
     def __init__(self, memory: AgentMemory | AsyncAgentMemory, prefix: str = "kv", *, as_type: Any = None) -> None:
         if not prefix.strip("/"):
             raise InvalidRequestError("prefix must not be empty: the store would hold the whole application state")
-        sync = memory.sync if isinstance(memory, AsyncAgentMemory) else memory
-        self._state, self._async_state = sync.app_state, sync.aio.app_state
+        faces = Faces(memory)
+        self._state, self._async_state = faces.sync.app_state, faces.aio.app_state
         self._prefix = f"{prefix.rstrip('/')}/"
         self._as_type = as_type
 

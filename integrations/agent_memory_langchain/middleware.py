@@ -28,7 +28,6 @@ from agent_memory import AgentMemory, AsyncAgentMemory, InvalidRequestError
 
 from .bindings import (
     EntitySource,
-    Faces,
     Models,
     arun_plan,
     check_source,
@@ -37,6 +36,7 @@ from .bindings import (
     resolve_entity,
     run_plan,
 )
+from .faces import Faces
 from .render import Counter, View, count_by_characters
 from .tools import memory_tools
 

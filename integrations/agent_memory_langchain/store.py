@@ -14,6 +14,7 @@ from langgraph.store.base import BaseStore, IndexConfig, Op, Result, TTLConfig
 from agent_memory import AgentMemory, AsyncAgentMemory, PermissionDeniedError
 
 from .batches import Embed, carry_out
+from .faces import Faces
 from .indexing import Index
 from .item_schemas import SchemaRules, Schemas
 
@@ -53,9 +54,9 @@ class AgentMemoryStore(BaseStore):
         ttl: TTLConfig | None = None,
         schemas: Schemas | None = None,
     ) -> None:
-        self._memory = memory.sync if isinstance(memory, AsyncAgentMemory) else memory
-        self._state = self._memory.app_state
-        self._async_state = self._memory.aio.app_state
+        faces = Faces(memory)
+        self._memory = faces.sync
+        self._state, self._async_state = faces.sync.app_state, faces.aio.app_state
         self._index = None if index is None else Index(index)
         self._rules = SchemaRules(schemas)
         self.ttl_config = ttl

@@ -37,7 +37,6 @@ from agent_memory import AgentMemory, AsyncAgentMemory, ConflictError, InvalidRe
 
 from .bindings import (
     EntitySource,
-    Faces,
     Models,
     Plan,
     Spec,
@@ -62,6 +61,7 @@ from .changes import (
     validated,
     write,
 )
+from .faces import Faces
 from .reading import Row, read_document, read_items, safe_fields, safe_json
 from .schemas import Arguments, Definition, Refused, additions, forgettable, refusal, settable
 from .searching import search_arguments, search_items

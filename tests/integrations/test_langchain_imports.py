@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 import agent_memory_langchain
+from agent_memory import InvalidRequestError
 from agent_memory_langchain import annotations, middleware, store
 
 
@@ -43,3 +45,16 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
         _ = agent_memory_langchain.Nothing
     with pytest.raises(ImportError):
         exec("from agent_memory_langchain import Nothing")
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        agent_memory_langchain.AgentMemoryStore,
+        agent_memory_langchain.AgentMemoryKVStore,
+        lambda memory: agent_memory_langchain.MemoryMiddleware(memory, entity=("user", "user_id")),
+    ],
+)
+def test_an_adapter_says_what_it_takes(adapter: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="an open AgentMemory or AsyncAgentMemory, not str"):
+        adapter("fitness.db")

@@ -105,7 +105,8 @@ def test_a_url_serves_its_method_alone(stored: tuple[str, str, bytes], api: Api)
     assert problem(api.http.get(put)) == (403, "url_invalid")
     assert problem(api.http.put(get, content=data)) == (403, "url_invalid")
     assert problem(api.http.post(get, content=data)) == (405, "method_not_allowed")
-    assert problem(api.http.delete(get)) == (405, "method_not_allowed")
+    assert problem(refused := api.http.delete(get)) == (405, "method_not_allowed")
+    assert refused.headers["allow"] == "GET, HEAD, PUT"
 
 
 def test_an_expired_url_says_so(stored: tuple[str, str, bytes], server: ServerProcess, http: httpx.Client) -> None:

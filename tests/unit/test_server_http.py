@@ -423,7 +423,14 @@ def test_an_unknown_verb_is_a_problem(api: Api) -> None:
 def test_verbs_take_post_alone(api: Api, method: str) -> None:
     response = api.http.request(method, f"{api.url}/app_state/list")
 
-    assert response.status_code == 405
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize("request_id", ["", "a\0b", "x" * 2_049])
+@pytest.mark.parametrize("verb", ["prepare_read", "list"])
+def test_a_request_id_that_no_client_may_use_is_refused(api: Api, verb: str, request_id: str) -> None:
+    body = {"request_id": request_id, **({"state_key": "a"} if verb == "prepare_read" else {"prefix": ""})}
+    assert problem(api.http.post(f"{api.url}/request_state/{verb}", json=body)) == (400, "invalid_key")
 
 
 @pytest.mark.parametrize(

@@ -57,9 +57,9 @@ from agent_memory.wire.blobs import as_is
 from agent_memory.wire.problems import PROBLEM_TYPE, status_of
 
 text = st.text(st.characters(codec="utf-8"), max_size=20)
-names = st.none() | text.filter(bool)
 sizes = st.integers(0, 2**53)
-scopes = st.builds(Scope, st.just("acme"), st.just("shop"), names)
+request_ids = st.none() | text.filter(bool).filter(lambda name: "\0" not in name)
+scopes = st.builds(Scope, st.just("acme"), st.just("shop"), request_ids)
 provenances = st.none() | st.dictionaries(text, text, min_size=1, max_size=3)
 chunks = st.builds(Chunk, text.map(lambda name: f"https://bucket/{name}"), sizes, st.none() | text)
 blobs = st.builds(Blob, text, st.lists(chunks, max_size=3).map(tuple))
