@@ -215,7 +215,10 @@ class Catalog(Protocol):
         ...
 
     def touch(self, scope: Scope, keys: Sequence[str]) -> None:
-        """Restart the time to live of those keys that have one and are not expired."""
+        """Restart the time to live of those keys that have one and are not expired.
+
+        Only when a hundredth of it is over: else each read would be a write.
+        """
         ...
 
     def stage(self, blobs: Sequence[BlobRow]) -> None:
