@@ -28,8 +28,11 @@ from .messages import INLINE_LIMIT, PICKLE, CommitWrite, Delete, Entry, Found, P
 
 T = TypeVar("T")
 
-# So often an update goes by the value that came with a conflict, which costs no call; then it reads anew.
-_PATIENT_ATTEMPTS: Final = 8
+# So often an update that lost tries again at once, and so often by the value that came with the conflict, which costs
+# no call; then it pauses, and reads anew. Longer pauses starve who takes them: others go on meanwhile.
+_IMPATIENT_ATTEMPTS: Final = 2
+_PATIENT_ATTEMPTS: Final = 4
+_LONGEST_PAUSE: Final = 0.016
 
 
 class Missing(Enum):
@@ -302,4 +305,6 @@ def etag_of(expected: Snapshot[Any] | Entry | str | None) -> str | None:
 
 
 def _contention_pause(attempt: int) -> float:
-    return random.uniform(0.0, min(0.25, 0.001 * 2.0 ** min(attempt, 8)))
+    if attempt < _IMPATIENT_ATTEMPTS:
+        return 0.0
+    return random.uniform(0.0, min(_LONGEST_PAUSE, 0.001 * 2.0 ** min(attempt, 8)))

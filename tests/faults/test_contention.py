@@ -268,3 +268,27 @@ def test_whoever_updates_one_key_at_once_gets_a_turn(database: Path) -> None:
 
     asyncio.run(run())
     assert min(turns) >= 10, turns
+
+
+def keep_updating(report: Report, address: str, seconds: float) -> None:
+    with AgentMemory(address, application="faults") as memory:
+        count = memory.app_state.key("count", int)
+        report("ready")
+        report.wait()
+        updates, end = 0, time.monotonic() + seconds
+        while time.monotonic() < end:
+            count.update(lambda value: value + 1, default=0)
+            updates += 1
+        report(updates)
+
+
+def test_of_processes_that_update_one_key_all_the_time_none_starves(address: str, start: Start) -> None:
+    children = [start(keep_updating, address, 4.0) for _ in range(6)]
+    for child in children:
+        child.report()
+    for child in children:
+        child.go()
+    updates = sorted(child.report()[0] for child in children)
+    for child in children:
+        child.join(timeout=10)
+    assert updates[0] >= 10, updates
