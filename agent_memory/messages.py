@@ -128,7 +128,7 @@ class Found(NamedTuple):
 class PrepareRead(NamedTuple):
     """Ask for a key's current version -> Found | None.
 
-    ``version`` insists on that one; ``refresh_ttl`` restarts its time to live, once a hundredth of it is over.
+    ``version`` insists on that one; ``refresh_ttl`` restarts its time to live.
     """
 
     scope: Scope

@@ -15,10 +15,7 @@ T = TypeVar("T")
 
 
 class Get(NamedTuple):
-    """Read a key -> Snapshot, or None if there is none. ``refresh_ttl`` restarts its time to live.
-
-    It does once a hundredth of it is over: not every read is a write.
-    """
+    """Read a key -> Snapshot, or None if there is none. ``refresh_ttl`` restarts its time to live."""
 
     key: str
     as_type: Any = None

@@ -215,10 +215,7 @@ class Catalog(Protocol):
         ...
 
     def touch(self, scope: Scope, keys: Sequence[str]) -> None:
-        """Restart the time to live of those keys that have one and are not expired.
-
-        Only when a hundredth of it is over: else each read would be a write.
-        """
+        """Restart the time to live of those keys that have one and are not expired."""
         ...
 
     def stage(self, blobs: Sequence[BlobRow]) -> None:

@@ -176,8 +176,7 @@ class PostgresCatalog:
         self._rows(
             f"""WITH wanted AS MATERIALIZED (
                 SELECT key FROM agent_memory.entry WHERE scope = %(scope)s AND key = ANY(%(keys)b)
-                    AND expires_us > {NOW} AND expires_us <= {NOW} + ttl_us - ttl_us / 100
-                    ORDER BY key FOR NO KEY UPDATE)
+                    AND expires_us > {NOW} ORDER BY key FOR NO KEY UPDATE)
             UPDATE agent_memory.entry AS entry SET expires_us = {NOW} + ttl_us FROM wanted
                 WHERE entry.scope = %(scope)s AND entry.key = wanted.key AND entry.expires_us > {NOW}""",
             {"scope": scope.path, "keys": list(keys), "now": self._now()},

@@ -56,8 +56,6 @@ _SELECT_MANY: Final = (
     f"SELECT {COLUMNS} FROM entry WHERE scope = ? AND key IN (SELECT value FROM json_each(?)) AND {IS_LIVE}"
 )
 
-_DUE: Final = "WHERE scope = ? AND key = ? AND expires_us > ? AND expires_us <= ? + ttl_us - ttl_us / 100"
-
 
 def system_clock() -> int:
     """Microseconds since 1970."""
@@ -250,16 +248,12 @@ class SqliteCatalog:
 
     def touch(self, scope: Scope, keys: Sequence[str]) -> None:
         now = self._clock()
-        with self._reading() as connection:
-            due = [
-                key for key in keys if all_rows(connection, f"SELECT 1 FROM entry {_DUE}", (scope.path, key, now, now))
-            ]
-        if not due:
-            return
         with self._writing as connection:
-            for key in due:
+            for key in keys:
                 all_rows(
-                    connection, f"UPDATE entry SET expires_us = ? + ttl_us {_DUE}", (now, scope.path, key, now, now)
+                    connection,
+                    "UPDATE entry SET expires_us = ? + ttl_us WHERE scope = ? AND key = ? AND expires_us > ?",
+                    (now, scope.path, key, now),
                 )
 
     # -- blobs and sweeping --------------------------------------------------------------------------------------------

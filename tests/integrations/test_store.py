@@ -529,21 +529,6 @@ def test_time_to_live_is_in_minutes_and_reads_restart_it(timed: TimedStore) -> N
     assert keys(faced.search(USER)) == ["never"]
 
 
-def test_a_read_writes_only_when_a_hundredth_of_the_time_to_live_is_over(timed: TimedStore) -> None:
-    faced = Faced(timed.open(), timed, ttl={"default_ttl": 100})
-    faced.put(USER, "k", {"n": 1})
-
-    def left() -> float:
-        entry = faced.memory.app_state.snapshot("user/123/k").entry
-        return (entry.expires_us - timed.clock()) / 60_000_000
-
-    for minutes, expected in ((0.9, 99.1), (0.2, 100), (0.9, 99.1)):
-        timed.clock.advance(seconds=minutes * 60)
-        assert faced.get(USER, "k") is not None
-        assert faced.search(USER)
-        assert left() == pytest.approx(expected)
-
-
 def test_reads_restart_nothing_if_the_configuration_says_so(timed: TimedStore) -> None:
     faced = Faced(timed.open(), timed, ttl={"default_ttl": 1, "refresh_on_read": False})
     faced.put(USER, "k", {"n": 1})
