@@ -32,7 +32,7 @@ T = TypeVar("T")
 # no call; then it pauses, and reads anew. Longer pauses starve who takes them: others go on meanwhile.
 _IMPATIENT_ATTEMPTS: Final = 2
 _PATIENT_ATTEMPTS: Final = 4
-_LONGEST_PAUSE: Final = 0.016
+_LONGEST_PAUSE: Final = 0.1
 
 
 class Missing(Enum):
@@ -307,4 +307,4 @@ def etag_of(expected: Snapshot[Any] | Entry | str | None) -> str | None:
 def _contention_pause(attempt: int) -> float:
     if attempt < _IMPATIENT_ATTEMPTS:
         return 0.0
-    return random.uniform(0.0, min(_LONGEST_PAUSE, 0.001 * 2.0 ** min(attempt, 8)))
+    return random.uniform(0.0, min(_LONGEST_PAUSE, 0.001 * 1.5 ** min(attempt, 16)))

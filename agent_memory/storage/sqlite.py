@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Final, cast
 
 import apsw
 
+from ..errors import UnavailableError
 from ..keys import successor
 from ..messages import (
     BATCH_INLINE_LIMIT,
@@ -62,6 +64,15 @@ def system_clock() -> int:
     return time.time_ns() // 1000
 
 
+class _Touches:
+    """Keys whose times to live are restarted together: of many readers at once the first does it for all."""
+
+    def __init__(self) -> None:
+        self.keys: set[tuple[str, str]] = set()
+        self.over = threading.Event()
+        self.done = False
+
+
 class SqliteCatalog:
     """A catalog in one file, which several processes may open at once.
 
@@ -83,6 +94,8 @@ class SqliteCatalog:
         self._connections = Connections(path, durable=durable, busy_seconds=busy_seconds, clock=clock)
         self._writing = self._connections.writing
         self._reading = self._connections.reading
+        self._joining = threading.Lock()
+        self._touches = _Touches()
 
     @property
     def clock(self) -> Clock:
@@ -247,14 +260,35 @@ class SqliteCatalog:
                 return live_row(rows[0], self._clock()) if rows else None
 
     def touch(self, scope: Scope, keys: Sequence[str]) -> None:
-        now = self._clock()
-        with self._writing as connection:
-            for key in keys:
-                all_rows(
-                    connection,
-                    "UPDATE entry SET expires_us = ? + ttl_us WHERE scope = ? AND key = ? AND expires_us > ?",
-                    (now, scope.path, key, now),
-                )
+        with self._joining:
+            touches = self._touches
+            first = not touches.keys
+            touches.keys.update((scope.path, key) for key in keys)
+        if first:
+            self._carry_out(touches)
+        elif not touches.over.wait(2 * BUSY_SECONDS) or not touches.done:
+            raise UnavailableError("the database is busy with other writes of this process")
+
+    def _carry_out(self, touches: _Touches) -> None:
+        try:
+            with self._writing as connection:
+                self._end_joining(touches)
+                now = self._clock()
+                for place in touches.keys:
+                    all_rows(
+                        connection,
+                        "UPDATE entry SET expires_us = ? + ttl_us WHERE scope = ? AND key = ? AND expires_us > ?",
+                        (now, *place, now),
+                    )
+            touches.done = True
+        finally:
+            self._end_joining(touches)
+            touches.over.set()
+
+    def _end_joining(self, touches: _Touches) -> None:
+        with self._joining:
+            if self._touches is touches:
+                self._touches = _Touches()
 
     # -- blobs and sweeping --------------------------------------------------------------------------------------------
 

@@ -8,6 +8,8 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import apsw
@@ -15,6 +17,9 @@ import pytest
 from pydantic import BaseModel
 
 from agent_memory import AgentMemory, AsyncAgentMemory, UnavailableError
+from agent_memory.ids import uuid7
+from agent_memory.messages import CommitWrite, Scope
+from agent_memory.storage.sqlite import SqliteCatalog
 from tests.faults.processes import Child, Report, counter_of, value
 
 Start = Callable[..., Child]
@@ -292,3 +297,23 @@ def test_of_processes_that_update_one_key_all_the_time_none_starves(address: str
     for child in children:
         child.join(timeout=10)
     assert updates[0] >= 10, updates
+
+
+def test_times_to_live_that_are_restarted_at_once_share_a_transaction(database: Path) -> None:
+    scope, moment = Scope("default", "faults"), [1]
+    keys = [f"k{number}" for number in range(5)]
+    with closing(SqliteCatalog(database, clock=lambda: moment[0])) as catalog:
+        for key in keys:
+            catalog.write(CommitWrite(scope, key, uuid7(), b"{}", None, sha256="0" * 64, ttl_seconds=100))
+        commits: list[int] = []
+        catalog._writing.connection.set_wal_hook(lambda *commit: commits.append(commit[-1]) or 0)
+        moment[0] = 50_000_000
+        with ThreadPoolExecutor(len(keys)) as pool:
+            with catalog._writing:
+                readers = [pool.submit(catalog.touch, scope, [key]) for key in keys]
+                while len(catalog._touches.keys) < len(keys):
+                    time.sleep(0.001)
+            for reader in readers:
+                reader.result(10)
+        assert {catalog.read(scope, key).entry.expires_us for key in keys} == {150_000_000}
+    assert len(commits) == 1
