@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import apsw
 import pytest
 
 from agent_memory import AgentMemory, UnavailableError
+from agent_memory.ids import uuid7
 from agent_memory.maintenance import blob_folder
 from agent_memory.service import StateService
 from agent_memory.storage import blobs, sqlite
@@ -42,12 +44,21 @@ def acknowledged(reports: list[tuple[Any, ...]]) -> dict[str, int]:
     return {report[0]: report[1] for report in reports if len(report) == 2}
 
 
-def check_store(database: Path, known: dict[str, int]) -> int:
-    """Open the store at once, find every acknowledged write or a later one, whole; return the highest counter."""
+def seconds_to_open(database: Path) -> float:
     began = time.monotonic()
     with AgentMemory(database, application="faults") as memory:
         memory.app_state.get("none")
-        assert time.monotonic() - began < 1, "the store was slow to open after a kill"
+        return time.monotonic() - began
+
+
+def check_store(database: Path, known: dict[str, int]) -> int:
+    """Open the store at once, find every acknowledged write or a later one, whole; return the highest counter."""
+    with ThreadPoolExecutor(1) as beside:
+        control = beside.submit(seconds_to_open, database.with_name(f"{uuid7()}.db"))
+        took = seconds_to_open(database)
+    # A disk that keeps others waiting keeps a new store waiting as well.
+    assert took < 1 + control.result(), "the store was slow to open after a kill"
+    with AgentMemory(database, application="faults") as memory:
         highest = 0
         for key in list(memory.app_state.keys()):
             highest = max(highest, counter_of(memory.app_state.get(key)))
