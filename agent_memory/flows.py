@@ -238,7 +238,7 @@ def upload(commit: CommitWrite, data: bytes, transfer: Transfer) -> Flow[CommitW
     blob: Blob = yield from call(place)
     view = memoryview(data)
     places = dict(enumerate(blob.chunks))
-    whole = _InOrder()
+    whole = _InOrder() if commit.sha256 is None else None
     parts: list[Flow[Any]] = []
     start = 0
     for index, chunk in enumerate(blob.chunks):
@@ -247,12 +247,16 @@ def upload(commit: CommitWrite, data: bytes, transfer: Transfer) -> Flow[CommitW
         start += chunk.size
     etags: list[str] = yield Gather(parts, transfer.parallelism)
     chunks = tuple(Chunk(chunk.uri, chunk.size, etag) for chunk, etag in zip(blob.chunks, etags, strict=True))
-    sha256 = whole.sha256.hexdigest()
+    sha256 = commit.sha256 if whole is None else whole.sha256.hexdigest()
     return commit._replace(write_id=blob.id, data=None, blob=Blob(blob.id, chunks), sha256=sha256)
 
 
-def _put(index: int, places: dict[int, Chunk], data: memoryview, renew: PrepareWrite, whole: _InOrder) -> Flow[str]:
-    yield from whole.take(index, data)
+def _put(
+    index: int, places: dict[int, Chunk], data: memoryview, renew: PrepareWrite, whole: _InOrder | None
+) -> Flow[str]:
+    """Upload a chunk and return its etag; ``whole`` hashes the value if nobody did before."""
+    if whole is not None:
+        yield from whole.take(index, data)
     renewals = 0
     while True:
         try:

@@ -132,7 +132,7 @@ class _Protocol(HttpToolsProtocol):
     _head_size = 0
     _head_timer: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         self._limit_head()
 

@@ -266,7 +266,8 @@ class SqliteCatalog:
             touches.keys.update((scope.path, key) for key in keys)
         if first:
             self._carry_out(touches)
-        elif not touches.over.wait(2 * BUSY_SECONDS) or not touches.done:
+        elif not touches.over.wait(2 * self._writing.busy_seconds) or not touches.done:
+            # The first waits so long for this process's writes, and as long for another's.
             raise UnavailableError("the database is busy with other writes of this process")
 
     def _carry_out(self, touches: _Touches) -> None:

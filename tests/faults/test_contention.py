@@ -317,3 +317,16 @@ def test_times_to_live_that_are_restarted_at_once_share_a_transaction(database: 
                 reader.result(10)
         assert {catalog.read(scope, key).entry.expires_us for key in keys} == {150_000_000}
     assert len(commits) == 1
+
+
+def test_readers_that_restart_times_to_live_wait_no_longer_than_a_writer_would(database: Path) -> None:
+    scope = Scope("default", "faults")
+    with closing(SqliteCatalog(database, busy_seconds=0.1)) as catalog, ThreadPoolExecutor(4) as pool:
+        catalog.write(CommitWrite(scope, "k", uuid7(), b"{}", None, sha256="0" * 64, ttl_seconds=100))
+        began = time.monotonic()
+        with catalog._writing:
+            readers = [pool.submit(catalog.touch, scope, ["k"]) for _ in range(4)]
+            errors = [reader.exception(10) for reader in readers]
+        assert [type(error) for error in errors] == [UnavailableError] * 4
+        assert time.monotonic() - began < 1
+        catalog.touch(scope, ["k"])
