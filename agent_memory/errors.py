@@ -162,7 +162,7 @@ class UnavailableError(AgentMemoryError):
 
 
 class TimedOutError(UnavailableError, TimeoutError):
-    """The call's deadline passed. A write may or may not have happened; repeating it is safe."""
+    """The call's deadline passed. A write may have happened, or happen yet; repeating it is safe."""
 
     code = "timeout"
 

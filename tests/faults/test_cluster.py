@@ -372,8 +372,10 @@ def test_a_server_stays_alive_while_postgresql_answers_nothing(
         assert (status, seconds < 5) == (503, True)
         assert max(call.result() for call in calls) < 5
     wait_until_ready(server.url)
-    memory.app_state.set("key", 3)
-    assert memory.app_state.get("key") == 3
+    # Not the key of those writes: what PostgreSQL had received of them it may carry out only now.
+    memory.app_state.set("later", 3)
+    assert memory.app_state.get("later") == 3
+    assert memory.app_state.get("key") in (1, 2)
 
 
 def waiting_for_locks(watch: psycopg.Connection[Any]) -> int:
