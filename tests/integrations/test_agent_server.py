@@ -1,7 +1,6 @@
 """The recipe for LangGraph's Agent Server, run: its own development server, with our store behind its HTTP API.
 
-It runs with ``--soak`` alone: its packages need an environment of their own, which is made in ``.cache`` and takes a
-minute and 160 MB once.
+Its packages need an environment of their own, which is made in ``.cache`` once: 160 MB, in ten seconds with uv.
 """
 
 from __future__ import annotations
@@ -51,16 +50,18 @@ graph = StateGraph(State).add_node("remember", remember).add_edge(START, "rememb
 
 
 @pytest.fixture(scope="module")
-def langgraph(soak: bool) -> Path:
+def langgraph() -> Path:
     """The command of an environment with the Agent Server's packages, the pinned versions."""
-    if not soak:
-        pytest.skip("needs --soak: it installs the Agent Server's packages into an environment of their own")
     folder = CACHE / f"agent-server-{hashlib.sha256(PINS.read_bytes()).hexdigest()[:12]}"
     command = folder / "bin" / "langgraph"
     if not command.exists():
+        python = str(folder / "bin" / "python")
+        uv = Path(sys.executable).with_name("uv")
+        pip = [str(uv), "pip", "install", "--python", python] if uv.exists() else [python, "-m", "pip", "install"]
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        install = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--requirement", str(PINS)]
-        done = subprocess.run(install, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*pip, "--quiet", "--requirement", str(PINS)], capture_output=True, text=True, check=False
+        )
         if done.returncode:
             (pytest.fail if os.environ.get("CI") else pytest.skip)(f"not installed:\n{done.stderr}")
     return command
