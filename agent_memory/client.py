@@ -18,6 +18,7 @@ from .flows import Transfer
 from .messages import Scope
 from .signing import Keyring
 from .transports.local import ClosedTransport
+from .turns import Turns
 
 T = TypeVar("T")
 
@@ -64,6 +65,7 @@ class Client:
         self.scope = Scope(config.namespace, config.application)
         self._process = os.getpid()
         self._closed = False
+        self.turns = Turns()
         self._transport, self.keyring = config.open(config)
 
     def run(self, flow: Flow[T]) -> T:
@@ -100,6 +102,7 @@ class Client:
 
     def _reopen(self) -> None:
         _abandoned.append(self._transport)
+        self.turns = Turns()
         if not self._closed:
             self._transport, self.keyring = self.config.open(self.config)
         self._process = os.getpid()

@@ -6,9 +6,10 @@ differs between threads and an event loop. Nothing else in the package knows whi
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import anyio
@@ -39,6 +40,13 @@ class Compute(NamedTuple):
     function: Callable[[], Any]
 
 
+class Join(NamedTuple):
+    """Wait for what another thread or task does, at most so many seconds -> False if the call's deadline has passed."""
+
+    future: Future[Any]
+    seconds: float
+
+
 class Wait(NamedTuple):
     """Wait for something that the caller's function returned -> its result; only in async code."""
 
@@ -61,17 +69,22 @@ def run(flow: Flow[T], transport: Transport, deadline: float) -> T:
     """Run a flow to its end on this thread."""
     step: Any = flow.send
     value: Any = None
-    while True:
-        try:
-            request: Message = step(value)
-        except StopIteration as end:
-            return end.value
-        try:
-            effect = _EFFECTS.get(type(request))
-            value = transport.send(request, deadline) if effect is None else effect(request, transport, deadline)
-            step = flow.send
-        except Exception as error:
-            step, value = flow.throw, error
+    try:
+        while True:
+            try:
+                request: Message = step(value)
+            except StopIteration as end:
+                return end.value
+            try:
+                effect = _EFFECTS.get(type(request))
+                value = transport.send(request, deadline) if effect is None else effect(request, transport, deadline)
+                step = flow.send
+            except Exception as error:
+                step, value = flow.throw, error
+    except BaseException:
+        # Ctrl-C: what the flow holds is given back now, not when the traceback is forgotten.
+        flow.close()
+        raise
 
 
 async def run_async(flow: Flow[T], transport: Transport, deadline: float) -> T:
@@ -159,6 +172,18 @@ async def _compute_async(effect: Compute, transport: Transport, deadline: float)
     return await anyio.to_thread.run_sync(effect.function)
 
 
+def _join(effect: Join, transport: Transport, deadline: float) -> bool:
+    left = deadline - time.monotonic()
+    wait([effect.future], max(0.0, min(effect.seconds, left)))
+    return left > 0
+
+
+async def _join_async(effect: Join, transport: Transport, deadline: float) -> bool:
+    left = deadline - time.monotonic()
+    await asyncio.wait([asyncio.wrap_future(effect.future)], timeout=max(0.0, min(effect.seconds, left)))
+    return left > 0
+
+
 def _wait(effect: Wait, transport: Transport, deadline: float) -> Any:
     close = getattr(effect.awaitable, "close", None)
     if close is not None:
@@ -174,11 +199,13 @@ _EFFECTS: dict[type, Callable[[Any, Transport, float], Any]] = {
     Sleep: _sleep,
     Gather: _gather,
     Compute: _compute,
+    Join: _join,
     Wait: _wait,
 }
 _ASYNC_EFFECTS: dict[type, Callable[[Any, Transport, float], Awaitable[Any]]] = {
     Sleep: _sleep_async,
     Gather: _gather_async,
     Compute: _compute_async,
+    Join: _join_async,
     Wait: _wait_async,
 }

@@ -25,6 +25,7 @@ from .flows import call, fetch, read, write
 from .ids import uuid7
 from .keys import check_key, unescape
 from .messages import INLINE_LIMIT, PICKLE, CommitWrite, Delete, Entry, Found, PrepareRead, Scope
+from .turns import Turn
 
 T = TypeVar("T")
 
@@ -180,12 +181,23 @@ class Values(Generic[T]):
 
     def update(self, change: Callable[[T], Any], default: Any, reason: str | None) -> Flow[Snapshot[T]]:
         """Change a private copy and write it on the condition that nothing changed meanwhile; else do it again."""
+        turn = Turn(self.client.turns, (self.scope, self.key))
+        try:
+            return (yield from self._update(change, default, reason, turn))
+        finally:
+            turn.end()
+
+    def _update(self, change: Callable[[T], Any], default: Any, reason: str | None, turn: Turn) -> Flow[Snapshot[T]]:
+        if turn.is_contended():
+            yield from turn.wait()
         stored = yield from read(self._request(), self.client.config.transfer)
         attempt = 0
         while True:
             draft = self._draft(stored, default)
             result: Any = change(draft.value)
             if inspect.isawaitable(result):
+                # It may take as long as a model's answer: others go on meanwhile.
+                turn.end()
                 result = yield Wait(result)
             if result is not None and is_model(self.value_type) and not isinstance(cast(object, result), BaseModel):
                 raise SerializationError(
@@ -199,10 +211,10 @@ class Values(Generic[T]):
                     stored = yield from self._found(error)
                     raise self._explained(error, stored) from None
                 attempt += 1
-                if attempt < _PATIENT_ATTEMPTS:
+                if not (yield from turn.wait()) and attempt < _PATIENT_ATTEMPTS:
                     stored = yield from self._found(error)
                 else:
-                    # What came with the error is written over while this one pauses, again and again.
+                    # What came with the error is written over while this one waits, again and again.
                     stored = yield from read(self._request(), self.client.config.transfer)
 
     def begin(self, default: Any) -> Flow[Draft[T]]:

@@ -77,6 +77,62 @@ def test_fifty_tasks_lose_none_of_their_increments(address: str) -> None:
     assert asyncio.run(run()) == Tally(count=200, by_writer={f"t{number}": 4 for number in range(50)})
 
 
+def test_tasks_that_update_one_key_seldom_try_for_nothing(address: str) -> None:
+    """Each try calls the function; without turns fifty tasks called it thousands of times."""
+    tries = 0
+
+    def count(value: int) -> int:
+        nonlocal tries
+        tries += 1
+        return value + 1
+
+    async def run() -> int:
+        async with AsyncAgentMemory(address, application="faults") as memory:
+            counter = memory.app_state.key("counter", int)
+            await counter.set(0)
+
+            async def work() -> None:
+                for _ in range(4):
+                    await counter.update(count)
+
+            await asyncio.gather(*(work() for _ in range(50)))
+            return await counter.get(default=0)
+
+    assert asyncio.run(run()) == 200
+    assert tries <= 600
+
+
+def test_an_update_that_awaits_something_long_holds_no_other_up(address: str) -> None:
+    """It may wait for a model's answer while it has its turn."""
+
+    async def run() -> None:
+        async with AsyncAgentMemory(address, application="faults") as memory:
+            counter = memory.app_state.key("counter", int)
+            await counter.set(0)
+            asked, answered = asyncio.Semaphore(0), asyncio.Semaphore(0)
+
+            async def ask(value: int) -> int:
+                asked.release()
+                await answered.acquire()
+                return value + 100
+
+            slow = asyncio.create_task(counter.update(ask))
+            for _ in range(2):
+                # Each time it loses, and the second time it has had its turn.
+                await asked.acquire()
+                for _ in range(5):
+                    began = time.monotonic()
+                    await counter.update(lambda value: value + 1)
+                    assert time.monotonic() - began < 0.2
+                answered.release()
+            await asked.acquire()
+            answered.release()
+            await slow
+            assert await counter.get() == 110
+
+    asyncio.run(run())
+
+
 # -- opening ---------------------------------------------------------------------------------------------------------
 
 
@@ -298,6 +354,35 @@ def test_of_processes_that_update_one_key_all_the_time_none_keeps_the_others_out
         child.join(timeout=10)
     # Those that get less than others, together; one may be unlucky for a while.
     assert sum(updates[:3]) >= 0.05 * sum(updates), updates
+
+
+def hold_the_lock(report: Report, path: str, seconds: float) -> None:
+    """Keep other writers out, except for a millisecond every twenty."""
+    with closing(apsw.Connection(path)) as connection:
+        connection.set_busy_timeout(10_000)
+        report("ready")
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            connection.execute("BEGIN IMMEDIATE")
+            time.sleep(0.02)
+            connection.execute("ROLLBACK")
+            time.sleep(0.001)
+
+
+def test_a_writer_gets_in_between_those_of_another_process(database: Path, start: Start) -> None:
+    """SQLite's own pauses of up to 100 ms miss nearly every gap."""
+    with AgentMemory(database, application="faults") as memory:
+        memory.app_state.set("k", 0)
+        child = start(hold_the_lock, str(database), 10.0)
+        child.report()
+        waits: list[float] = []
+        for number in range(15):
+            time.sleep(0.005 * (number % 5))
+            began = time.monotonic()
+            memory.app_state.set("k", number)
+            waits.append(time.monotonic() - began)
+        child.kill()
+    assert sum(waits) < 1.5, waits
 
 
 def test_times_to_live_that_are_restarted_at_once_share_a_transaction(database: Path) -> None:

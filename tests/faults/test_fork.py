@@ -91,6 +91,32 @@ def test_children_of_multiprocessing_share_the_memory_they_inherit(memory: Agent
     assert memory.app_state.get("count") == 100
 
 
+def test_a_child_waits_for_no_turn_of_its_parents_threads(memory: AgentMemory, start: Start) -> None:
+    memory.app_state.set("count", 0)
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with memory.app_state._client.turns._lock:
+            entered.set()
+            leave.wait(10)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    entered.wait(5)
+    try:
+        children = [start(increment_in_turn, memory) for _ in range(3)]
+        assert [child.join() for child in children] == [[("done",)]] * 3
+    finally:
+        leave.set()
+        holder.join()
+    assert memory.app_state.get("count") == 60
+
+
+def increment_in_turn(report: Report, memory: AgentMemory) -> None:
+    increment(memory, 20)
+    report("done")
+
+
 def write_after_the_parent_closed(report: Report, memory: AgentMemory) -> None:
     memory.app_state.set("first", 1)
     report("opened")

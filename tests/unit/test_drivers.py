@@ -6,13 +6,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import anyio
 import pytest
 from anyio.from_thread import BlockingPortal
 
-from agent_memory.drivers import Compute, Flow, Gather, Sleep, Wait, run, run_async
+from agent_memory.drivers import Compute, Flow, Gather, Join, Sleep, Wait, run, run_async
 from agent_memory.errors import InvalidRequestError, UnavailableError
 from agent_memory.flows import call
 from agent_memory.messages import Check, Sweep
@@ -110,6 +111,55 @@ def test_a_flow_that_fails_is_closed(drive: Driver) -> None:
     with pytest.raises(UnavailableError):
         drive(flow(), Echo())
     assert closed == [True]
+
+
+def test_a_flow_that_is_interrupted_is_closed_before_the_interruption_is_handled() -> None:
+    closed: list[bool] = []
+
+    class Interrupted(BaseException): ...
+
+    class Interrupting(Echo):
+        def _enter(self, message: Any) -> None:
+            raise Interrupted
+
+    def flow() -> Flow[Any]:
+        try:
+            yield Sweep()
+        finally:
+            closed.append(True)
+
+    try:
+        run(flow(), Interrupting(), time.monotonic() + 10)
+    except Interrupted:
+        assert closed == [True]
+    else:
+        pytest.fail("it was not interrupted")
+
+
+@pytest.mark.parametrize(("seconds", "within"), [(0.01, True), (60.0, True), (60.0, False)])
+def test_what_others_do_is_awaited_for_so_long_and_no_longer_than_the_call(
+    drive: Driver, seconds: float, within: bool
+) -> None:
+    other: Future[None] = Future()
+
+    def flow() -> Flow[Any]:
+        return (yield Join(other, seconds)), other.done()
+
+    before = time.monotonic()
+    timer = threading.Timer(0.1, other.set_result, [None])
+    timer.start()
+    try:
+        in_time, done = drive(flow(), Echo(), 10.0 if within else 0.02)
+    finally:
+        timer.join()
+    assert in_time
+    assert done == (within and seconds == 60.0)
+    assert time.monotonic() - before < 5
+
+    def late() -> Flow[Any]:
+        return (yield Join(Future(), 60.0))
+
+    assert drive(late(), Echo(), 0.0) is False
 
 
 def test_a_sleep_within_the_deadline_is_slept(drive: Driver) -> None:
