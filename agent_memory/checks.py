@@ -95,9 +95,14 @@ def check_provenance(provenance: Mapping[str, str]) -> None:
         raise LimitExceededError(f"provenance may have at most {MAX_PROVENANCE_BYTES} bytes")
 
 
-def check_write(request: CommitWrite | Delete) -> None:
-    if not request.write_id or len(request.write_id) > 128:
+def check_write_id(write_id: str) -> None:
+    check_type(write_id, (str,), "a write id is text")
+    if not 0 < len(write_id) <= 128:
         raise InvalidRequestError("a write id has 1 to 128 characters")
+
+
+def check_write(request: CommitWrite | Delete) -> None:
+    check_write_id(request.write_id)
     if request.if_match is not None and not request.if_match.strip():
         raise InvalidRequestError("if_match is blank; leave it out to write without a condition")
     if request.provenance is not None:

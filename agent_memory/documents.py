@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Generic, TypeVar, overload
 
+from .checks import check_write_id
 from .drivers import Flow
 from .errors import InvalidRequestError
 from .messages import Entry
@@ -25,10 +26,16 @@ class _DocumentFlows(Generic[T]):
         return self._values.key
 
     def _update(
-        self, change: Callable[[T], Any] | None, default: Any, reason: str | None, fields: dict[str, Any]
-    ) -> Flow[Snapshot[T]]:
+        self, change: Callable[[T], Any] | None, default: Any, reason: str | None, write_id: str | None,
+        fields: dict[str, Any],
+    ) -> Flow[Snapshot[T]]:  # fmt: skip
         if change is None:
-            for name, given in (("default", default is not MISSING), ("reason", reason is not None)):
+            options = {
+                "default": default is not MISSING,
+                "reason": reason is not None,
+                "write_id": write_id is not None,
+            }
+            for name, given in options.items():
                 if given and has_field(self._values.value_type, name):
                     # It cannot be told whether the field or the option is meant.
                     raise InvalidRequestError(f"the model has a field {name!r} itself: give a function that changes it")
@@ -36,7 +43,9 @@ class _DocumentFlows(Generic[T]):
             raise InvalidRequestError("update takes a function or fields; set() writes a whole value")
         if (change is None) == (not fields):
             raise InvalidRequestError("update takes either a function or fields")
-        return self._values.update(change or with_fields(self._values.value_type, fields), default, reason)
+        if write_id is not None:
+            check_write_id(write_id)
+        return self._values.update(change or with_fields(self._values.value_type, fields), default, reason, write_id)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.key!r})"
@@ -84,7 +93,7 @@ class Document(_DocumentFlows[T]):
 
     def update(
         self, change: Callable[[T], T | None] | None = None, /, *, default: T | Callable[[], T] | Missing = MISSING,
-        reason: str | None = None, **fields: Any,
+        reason: str | None = None, write_id: str | None = None, **fields: Any,
     ) -> Snapshot[T]:  # fmt: skip
         """Read, change and write until nobody wrote in between; return what stands there then.
 
@@ -93,8 +102,12 @@ class Document(_DocumentFlows[T]):
         function), else from the model's own defaults, else it is a NotFoundError. The result is validated; if it is
         what stands there already, no version is made. A value keeps its time to live. What ``change`` takes counts
         towards the memory's ``timeout``.
+
+        ``write_id`` (1 to 128 characters, in an application never used for anything else) names the change, so that it
+        is made once: if it was made within the last hour, nothing is written and what stands there now is returned, or
+        NotFoundError raised if that was deleted.
         """
-        return self._values.client.run(self._update(change, default, reason, fields))
+        return self._values.client.run(self._update(change, default, reason, write_id, fields))
 
     @contextmanager
     def edit(self, *, default: T | Callable[[], T] | Missing = MISSING, reason: str | None = None) -> Generator[T]:
@@ -152,10 +165,11 @@ class AsyncDocument(_DocumentFlows[T]):
 
     async def update(
         self, change: Callable[[T], T | Awaitable[T | None] | None] | None = None, /, *,
-        default: T | Callable[[], T] | Missing = MISSING, reason: str | None = None, **fields: Any,
+        default: T | Callable[[], T] | Missing = MISSING, reason: str | None = None, write_id: str | None = None,
+        **fields: Any,
     ) -> Snapshot[T]:  # fmt: skip
         """See ``Document.update``; ``change`` may be an async function."""
-        return await self._values.client.arun(self._update(change, default, reason, fields))
+        return await self._values.client.arun(self._update(change, default, reason, write_id, fields))
 
     @asynccontextmanager
     async def edit(

@@ -248,7 +248,7 @@ def upload(commit: CommitWrite, data: bytes, transfer: Transfer) -> Flow[CommitW
     etags: list[str] = yield Gather(parts, transfer.parallelism)
     chunks = tuple(Chunk(chunk.uri, chunk.size, etag) for chunk, etag in zip(blob.chunks, etags, strict=True))
     sha256 = commit.sha256 if whole is None else whole.sha256.hexdigest()
-    return commit._replace(write_id=blob.id, data=None, blob=Blob(blob.id, chunks), sha256=sha256)
+    return commit._replace(data=None, blob=Blob(blob.id, chunks), sha256=sha256)
 
 
 def _put(

@@ -120,7 +120,7 @@ class Values(Generic[T]):
 
     def commit(
         self, encoded: Encoded, *, expected: str | Missing | None, ttl: float | None, reason: str | None,
-        keep_ttl: bool = False,
+        keep_ttl: bool = False, write_id: str | None = None,
     ) -> CommitWrite:  # fmt: skip
         """Return the message that writes these bytes; ``expected`` is an etag, or None for "must not be there"."""
         check_ttl(ttl)  # here too: JSON has no NaN, and a server names its own field
@@ -129,7 +129,7 @@ class Values(Generic[T]):
             sha256 = hashlib.sha256(encoded.data).hexdigest()
             signature = self.client.keyring.sign(self.scope, self.key, PICKLE, sha256)
         return CommitWrite(
-            self.scope, self.key, uuid7(), encoded.data, None, encoded.content_type, sha256, signature,
+            self.scope, self.key, write_id or uuid7(), encoded.data, None, encoded.content_type, sha256, signature,
             encoded.schema_name, None, expected if isinstance(expected, str) else None, expected is None, ttl, keep_ttl,
             provenance(self.bound, reason), INLINE_LIMIT,
         )  # fmt: skip
@@ -179,15 +179,19 @@ class Values(Generic[T]):
 
     # -- read-modify-write -------------------------------------------------------------------------------------------
 
-    def update(self, change: Callable[[T], Any], default: Any, reason: str | None) -> Flow[Snapshot[T]]:
+    def update(
+        self, change: Callable[[T], Any], default: Any, reason: str | None, write_id: str | None = None
+    ) -> Flow[Snapshot[T]]:
         """Change a private copy and write it on the condition that nothing changed meanwhile; else do it again."""
         turn = Turn(self.client.turns, (self.scope, self.key))
         try:
-            return (yield from self._update(change, default, reason, turn))
+            return (yield from self._update(change, default, reason, write_id, turn))
         finally:
             turn.end()
 
-    def _update(self, change: Callable[[T], Any], default: Any, reason: str | None, turn: Turn) -> Flow[Snapshot[T]]:
+    def _update(
+        self, change: Callable[[T], Any], default: Any, reason: str | None, write_id: str | None, turn: Turn
+    ) -> Flow[Snapshot[T]]:
         if turn.is_contended():
             yield from turn.wait()
         stored = yield from read(self._request(), self.client.config.transfer)
@@ -205,8 +209,12 @@ class Values(Generic[T]):
                     f"{a(self.value_type.__name__)}, or None after changing its argument"
                 )
             try:
-                return (yield from self._swap(draft, draft.value if result is None else result, reason))
+                made = yield from self._swap(draft, draft.value if result is None else result, reason, write_id)
+                # The receipt of a creation gives its first result even where the value was deleted since.
+                return made if write_id is None or draft.entry is not None else (yield from self._made_before())
             except ConflictError as error:
+                if error.code == "write_id_reused" and write_id is not None:
+                    return (yield from self._made_before())
                 if error.code != "condition_failed" or not (yield Sleep(_contention_pause(attempt))):
                     stored = yield from self._found(error)
                     raise self._explained(error, stored) from None
@@ -216,6 +224,12 @@ class Values(Generic[T]):
                 else:
                     # What came with the error is written over while this one waits, again and again.
                     stored = yield from read(self._request(), self.client.config.transfer)
+
+    def _made_before(self) -> Flow[Snapshot[T]]:
+        stored = yield from read(self._request(), self.client.config.transfer)
+        if stored is None:
+            raise NotFoundError(f"{self.key!r}: this update was made before, and the value was deleted since")
+        return Snapshot(self.decode(*stored), stored[1])
 
     def begin(self, default: Any) -> Flow[Draft[T]]:
         """Return a private copy to edit."""
@@ -230,12 +244,12 @@ class Values(Generic[T]):
             stored = yield from self._found(error)
             raise self._explained(error, stored) from None
 
-    def _swap(self, draft: Draft[T], value: T, reason: str | None) -> Flow[Snapshot[T]]:
+    def _swap(self, draft: Draft[T], value: T, reason: str | None, write_id: str | None = None) -> Flow[Snapshot[T]]:
         encoded, written = self.encode(value)
         if draft.entry is not None and (encoded.data, encoded.content_type) == (draft.data, draft.entry.content_type):
             return Snapshot(written, draft.entry)
         expected = None if draft.entry is None else draft.entry.etag
-        commit = self.commit(encoded, expected=expected, ttl=None, reason=reason, keep_ttl=True)
+        commit = self.commit(encoded, expected=expected, ttl=None, reason=reason, keep_ttl=True, write_id=write_id)
         entry = yield from write(commit, self.client.config.transfer)
         return Snapshot(written, entry)
 

@@ -16,6 +16,8 @@ from typing import Any, Final, NamedTuple, cast
 from langchain_core.messages import AIMessage
 from langgraph.prebuilt import ToolRuntime
 
+from agent_memory import item_id
+
 _FIRST_DAY: Final = datetime(1582, 10, 15, tzinfo=UTC)
 """Where the time of a UUID of version 6 begins (RFC 9562, section 5.6)."""
 
@@ -25,6 +27,11 @@ class Call(NamedTuple):
 
     at: datetime
     name: str
+
+    @property
+    def id(self) -> str:
+        """The UUIDv7 that stands for it."""
+        return item_id(self.at, self.name)
 
 
 def this_call(runtime: ToolRuntime | None, sent: Mapping[str, Any]) -> Call | None:

@@ -16,11 +16,13 @@ from agent_memory import (
     DeserializationError,
     InvalidKeyError,
     LimitExceededError,
+    NotFoundError,
     SerializationError,
 )
 
 from .annotations import hides_something, stored_keys, visible
 from .bindings import Plan, Spec
+from .calls import Call
 from .reading import problem_of, safe_fields, safe_json
 from .schemas import Addition, Arguments, Refused, of_result, refusal
 
@@ -62,10 +64,14 @@ def write(
     tool: str,
     make: Change,
     sent: Mapping[str, Any],
+    call: Call | None,
     *,
     item_id: str | None = None,
 ) -> Plan[str]:
-    """Change a document, or an item, until nobody wrote in between; return the changed fields as they are now."""
+    """Change a document, or an item, until nobody wrote in between; return the changed fields as they are now.
+
+    A call that ran before is known by its write id, and changes nothing again.
+    """
     remarks: list[str] = []
 
     def change(current: BaseModel | None) -> BaseModel:
@@ -80,12 +86,15 @@ def write(
             target = entity.document(spec.model, name=spec.name)
         else:
             target = entity.collection(spec.model, name=spec.name).item(item_id)
-        return target.update(change, default=None)  # an absent value is the tool's to explain
+        # An absent value is the tool's to explain.
+        return target.update(change, default=None, write_id=None if call is None else call.id)
 
     try:
         snapshot = yield step
     except NothingStored:
         return f"There is no {spec.label}: nothing was stored, and nothing had to be forgotten."
+    except NotFoundError:
+        return f"This was saved before; the {spec.label} was deleted since."
     now = {name: one for name, one in visible(snapshot.value).items() if name in sent}
     return "\n".join([f"Saved. {spec.label}: {safe_fields(now)}", *remarks])
 

@@ -205,12 +205,12 @@ def _change_operations(spec: Spec) -> list[Operation]:
         name = verb.format(label)
         arguments = Arguments(name, definitions, own={**own, **more}, config=model.model_config)
 
-        def plan(sent: Fields, _: Call | None) -> Plan[str]:
+        def plan(sent: Fields, call: Call | None) -> Plan[str]:
             item_id = sent.pop("item_id") if is_item else None
             named = dict.fromkeys(sent.get("fields", ())) if more else sent
             if not named:
                 raise Refused(f"{name}: send at least one field. Nothing was changed.")
-            return write(spec, name, make(name, sent), named, item_id=item_id)
+            return write(spec, name, make(name, sent), named, call, item_id=item_id)
 
         operations.append(Operation(name, description, spec, arguments, plan))
 
@@ -328,7 +328,7 @@ def _new_id(spec: Spec, tool: str, value: BaseModel, sent: Fields, call: Call | 
     if call and spec.ordered_by not in sent and _is_made_anew(spec):
         at = None  # a clock was asked, and would be again when the call runs again
     if at is None:
-        return None if call is None else item_id(*call)
+        return None if call is None else call.id
     if not isinstance(at, datetime):
         at = datetime.combine(cast(date, at), time.min)
     zone = at.tzinfo or UTC

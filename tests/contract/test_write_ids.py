@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from agent_memory import ConflictError
+from agent_memory import ConflictError, InvalidRequestError, NotFoundError
 from agent_memory.ids import uuid7
 from agent_memory.messages import Batch, Blob, Chunk, CommitWrite, Delete, PrepareWrite, PutChunk, Scope
+from tests.contract.test_concurrency import at_once
 
 
 @pytest.fixture
@@ -206,3 +207,47 @@ def test_a_prepared_write_is_not_committed_to_another_key(memory: Any, store: An
         store.send(memory, message._replace(key="other"))
 
     assert memory.app_state.get("other") is None
+
+
+# -- updates that are named ------------------------------------------------------------------------------------------
+
+
+def test_an_update_that_is_named_counts_once_whatever_was_written_since(memory: Any) -> None:
+    count, name = memory.app_state.key("count", int), uuid7()
+    count.set(0)
+    first = count.update(lambda value: value + 1, write_id=name)
+    assert count.update(lambda value: value + 1, write_id=name) == first
+    count.update(lambda value: value + 10)
+    again = count.update(lambda value: value + 1, write_id=name)
+    assert (again.value, again.version) == (11, 3)
+    assert count.update(lambda value: value + 1, write_id=uuid7()).value == 12
+
+
+def test_an_update_of_a_large_value_that_is_named_counts_once(memory: Any) -> None:
+    text, name = memory.app_state.key("text", str), uuid7()
+    text.set("x" * 200_000)
+    for _ in range(2):
+        assert len(text.update(lambda value: value + "y", write_id=name).value) == 200_001
+
+
+def test_updates_that_are_named_and_meet_count_once_each(memory: Any) -> None:
+    count, names = memory.app_state.key("count", int), [uuid7() for _ in range(6)]
+    count.set(0)
+    at_once(12, lambda number: count.update(lambda value: value + 1, write_id=names[number % 6]))
+    assert count.get() == 6
+
+
+def test_an_update_that_was_made_before_says_that_its_value_was_deleted(memory: Any) -> None:
+    count, name = memory.app_state.key("count", int), uuid7()
+    count.update(lambda value: value + 1, default=0, write_id=name)
+    count.delete()
+    with pytest.raises(NotFoundError, match="'count': this update was made before"):
+        count.update(lambda value: value + 1, default=0, write_id=name)
+    assert count.get() is None
+
+
+@pytest.mark.parametrize("name", ["", "x" * 129, 7])
+def test_a_name_that_no_write_can_have_is_refused(memory: Any, name: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="a write id"):
+        memory.app_state.key("count", int).update(lambda value: value + 1, default=0, write_id=name)
+    assert memory.app_state.get("count") is None

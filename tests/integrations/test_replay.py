@@ -173,6 +173,52 @@ def test_the_items_of_one_message_stand_in_its_order(memory: AgentMemory) -> Non
     assert kinds(memory) == [str(number) for number in range(9)]
 
 
+class Totals(BaseModel):
+    km: float = 0.0
+    shoes: list[str] = []
+
+
+TOTALS = [
+    ("add_to_totals", {"km": 5}, "call_1"),
+    ("add_to_totals", {"km": 5}, "call_2"),
+    ("add_to_totals", {"km": 2, "shoes": ["red"]}, "call_5"),
+    ("update_session", {"item_id": "1", "note": "wet"}, "call_4"),
+]
+
+
+def totals_graph(memory: AgentMemory) -> Any:
+    memory.entity("user", "bob").collection(Session).add(Session(kind="run"), id="1")
+    tools = memory_tools(memory, entity=("user", "user_id"), documents=[Totals], collections=[Session])
+    builder = StateGraph(MessagesState)
+    builder.add_node("model", lambda _: {"messages": [answer(*TOTALS, APPROVE)]})  # type: ignore[arg-type]
+    builder.add_node("tools", ToolNode([*tools, approve]))
+    builder.add_edge(START, "model")
+    builder.add_edge("model", "tools")
+    return builder.compile(checkpointer=InMemorySaver())
+
+
+def test_what_a_node_added_to_a_number_is_not_added_again(memory: AgentMemory) -> None:
+    graph, user = totals_graph(memory), memory.entity("user", "bob")
+    graph.invoke(ASK, THREAD)
+    totals, session = user.document(Totals), user.collection(Session).item("1")
+    before = totals.snapshot(), session.snapshot()
+    assert totals.get() == Totals(km=12, shoes=["red"])
+    session.update(note="dry")
+    end = graph.invoke(Command(resume="yes"), THREAD)
+    assert totals.snapshot() == before[0]
+    assert session.get() == Session(kind="run", note="dry"), "what was said since stays"
+    assert end["messages"][-2].text == 'Saved. session: {"note": "dry"}'
+
+
+def test_what_a_node_saved_and_others_deleted_stays_deleted(memory: AgentMemory) -> None:
+    graph, totals = totals_graph(memory), memory.entity("user", "bob").document(Totals)
+    graph.invoke(ASK, THREAD)
+    totals.delete()
+    end = graph.invoke(Command(resume="yes"), THREAD)
+    assert totals.get() is None
+    assert [one.text for one in end["messages"][-5:-2]] == ["This was saved before; the totals was deleted since."] * 3
+
+
 # -- calls that look alike ---------------------------------------------------------------------------------------------
 
 
