@@ -26,8 +26,8 @@ from .ids import item_id
 from .maintenance import CheckReport, Problem
 from .memory import AgentMemory, AsyncAgentMemory
 from .messages import Entry
-from .service import SweepReport
 from .state import AsyncRequestState, AsyncState, RequestState, State
+from .sweeping import SweepReport
 from .values import Snapshot
 
 __all__ = [

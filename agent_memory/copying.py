@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from .errors import ConflictError, IntegrityError, UnavailableError
-from .service import StateService, blob_of, chunk_name
-from .storage.blobs import chunk_sizes
+from .service import StateService
+from .storage.blobs import blob_of, chunk_name, chunk_sizes
 from .storage.catalog import STAGED, BlobRow, Catalog, StoredRow
 
 _PAGE: Final = 200

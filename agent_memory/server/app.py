@@ -17,8 +17,8 @@ from ..errors import AgentMemoryError, ProtocolError, UnavailableError
 from ..keys import check_scope_name
 from ..messages import Batch, Blob, Chunk, Found, Hit, List, Page, PrepareWrite, Search
 from ..messages import Message as StateMessage
-from ..service import StateService, chunk_name
-from ..storage.blobs import URL_SECONDS, FileBlobs
+from ..service import StateService
+from ..storage.blobs import URL_SECONDS, FileBlobs, chunk_name
 from ..storage.object_blobs import ObjectBlobs
 from ..transports.local import LocalTransport
 from ..wire import BODY_LIMIT, VERBS, decode_request, encode_reply

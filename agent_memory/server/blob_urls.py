@@ -15,8 +15,7 @@ from typing import Final, NamedTuple
 
 from ..errors import PermissionDeniedError, UnavailableError
 from ..messages import Chunk
-from ..service import chunk_name
-from ..storage.blobs import URL_SECONDS
+from ..storage.blobs import URL_SECONDS, chunk_name
 
 PATH: Final = "/v1/blobs/"
 _PLACE: Final = re.compile(r"([0-9a-f-]{1,64})/(0|[1-9][0-9]{0,5})")

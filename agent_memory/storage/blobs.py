@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 from ..errors import AgentMemoryError, ConflictError, IntegrityError, UnavailableError
+from ..messages import Blob, Chunk
 
 _TRIAL_BYTES: Final = 4096
 _BLOCK: Final = 1024 * 1024
+_BLOB_URI: Final = "blob:"
 
 URL_SECONDS: Final = 300
 """How long a chunk's URL lives."""
@@ -34,6 +36,18 @@ def chunk_sizes(size: int, chunk_size: int | None) -> list[int]:
         return [size]
     whole, rest = divmod(size, chunk_size)
     return [chunk_size] * whole + ([rest] if rest else [])
+
+
+def blob_of(blob_id: str, size: int, chunk_size: int | None) -> Blob:
+    """Return a blob whose chunks are named for the blob store; a server puts URLs in the names' place."""
+    sizes = enumerate(chunk_sizes(size, chunk_size))
+    return Blob(blob_id, tuple(Chunk(f"{_BLOB_URI}{blob_id}/{number}", one) for number, one in sizes))
+
+
+def chunk_name(chunk: Chunk) -> tuple[str, int]:
+    """Return the blob id and the number of a chunk that ``blob_of`` named."""
+    blob_id, _, index = chunk.uri.removeprefix(_BLOB_URI).rpartition("/")
+    return blob_id, int(index)
 
 
 class BlobObject(NamedTuple):

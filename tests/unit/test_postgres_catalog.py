@@ -308,7 +308,7 @@ def test_a_time_to_live_is_kept_refreshed_and_ended(shared: PostgresCatalog, sco
 
 
 def staged(catalog: PostgresCatalog, key: str = "k") -> CommitWrite:
-    from agent_memory.service import blob_of
+    from agent_memory.storage.blobs import blob_of
 
     blob = BlobRow(uuid7(), SCOPE.path, key, 5, None, STAGED, catalog.clock())
     catalog.stage([blob])

@@ -31,16 +31,10 @@ from agent_memory.messages import (
     PutChunk,
     Scope,
 )
-from agent_memory.service import (
-    DEAD_SECONDS,
-    RECEIPT_SECONDS,
-    REQUEST_SECONDS,
-    TOMBSTONE_SECONDS,
-    StateService,
-    SweepReport,
-)
+from agent_memory.service import StateService
 from agent_memory.storage.blobs import GRACE_SECONDS, FileBlobs
 from agent_memory.storage.sqlite import SqliteCatalog
+from agent_memory.sweeping import DEAD_SECONDS, RECEIPT_SECONDS, REQUEST_SECONDS, TOMBSTONE_SECONDS, SweepReport
 from tests.faults.processes import Child, Report, counter_of, value
 
 SCOPE = Scope("default", "app")
@@ -558,7 +552,7 @@ def test_an_embedded_store_sweeps_after_a_write_once_a_minute(tmp_path: Path, mo
         monkeypatch.setattr(time, "monotonic", lambda: later)
         memory.app_state.set("k", 2)
         memory.app_state.set("k", 3)
-        with service._sweeping:
+        with service._sweeper.running:
             assert len(sweeps) == 1
         assert sweeps[0] is not None, "a bounded number of things"
 
@@ -574,7 +568,7 @@ def test_a_write_does_not_wait_for_the_sweep_after_it(tmp_path: Path, monkeypatc
     with AgentMemory(tmp_path / "store.db", application="app") as memory:
         service = memory._client.transport().service
         monkeypatch.setattr(service, "sweep", sweep)
-        monkeypatch.setattr(service, "_next_sweep", 0.0)
+        monkeypatch.setattr(service._sweeper, "_next", 0.0)
         memory.app_state.set("k", 1)
         memory.app_state.set("k", 2)
         assert ended == []
@@ -587,7 +581,7 @@ def test_a_write_is_done_where_no_thread_is_to_be_had(tmp_path: Path, monkeypatc
         raise RuntimeError("can't start new thread")
 
     with AgentMemory(tmp_path / "store.db", application="app") as memory:
-        monkeypatch.setattr(memory._client.transport().service, "_next_sweep", 0.0)
+        monkeypatch.setattr(memory._client.transport().service._sweeper, "_next", 0.0)
         monkeypatch.setattr(threading.Thread, "start", refuse)
         assert memory.app_state.set("k", 1).version == 1
         monkeypatch.undo()
@@ -603,10 +597,10 @@ def test_a_sweep_that_fails_does_not_make_the_write_before_it_fail(
             raise UnavailableError("the disk is full", code="disk_full")
 
         monkeypatch.setattr(service, "sweep", fail)
-        monkeypatch.setattr(service, "_next_sweep", 0.0)
+        monkeypatch.setattr(service._sweeper, "_next", 0.0)
         entry = memory.app_state.set("k", 1)
         assert entry.version == 1
-        with service._sweeping:
+        with service._sweeper.running:
             assert memory.app_state.get("k") == 1
 
 

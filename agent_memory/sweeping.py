@@ -1,0 +1,106 @@
+"""Taking away what nobody can reach any more: how old it has to be, and when a store does so by itself."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, NamedTuple
+
+from .errors import AgentMemoryError
+from .storage.blobs import GRACE_SECONDS, BlobStore, chunk_sizes
+from .storage.catalog import Catalog
+
+DEAD_SECONDS: Final = 86_400
+RECEIPT_SECONDS: Final = 3_600
+TOMBSTONE_SECONDS: Final = 86_400
+REQUEST_SECONDS: Final = 7 * 86_400
+
+_AT_ONCE: Final = 1_000
+_EVERY_SECONDS: Final = 60.0
+_SMALL_SWEEP: Final = 100
+
+
+class SweepReport(NamedTuple):
+    """What a sweep took away, in numbers of things."""
+
+    blobs: int = 0
+    expired: int = 0
+    tombstones: int = 0
+    receipts: int = 0
+    request_keys: int = 0
+
+
+def sweep(catalog: Catalog, blobs: BlobStore, *, limit: int | None = None) -> SweepReport:
+    """Take away what nobody can reach any more; at most ``limit`` things of each kind, or all of them."""
+    now = catalog.clock()
+    most = limit or _AT_ONCE
+
+    def all_of(step: Callable[[], int]) -> int:
+        total = 0
+        while True:
+            count = step()
+            total += count
+            if count < most or limit is not None:
+                return total
+
+    return SweepReport(
+        expired=all_of(lambda: catalog.expire(limit=most)),
+        request_keys=all_of(lambda: catalog.drop_requests(before=now - _us(REQUEST_SECONDS), limit=most)),
+        tombstones=all_of(lambda: catalog.drop_tombstones(before=now - _us(TOMBSTONE_SECONDS), limit=most)),
+        receipts=all_of(lambda: catalog.drop_receipts(before=now - _us(RECEIPT_SECONDS), limit=most)),
+        blobs=all_of(lambda: _sweep_blobs(catalog, blobs, now, most)),
+    )
+
+
+def _sweep_blobs(catalog: Catalog, blobs: BlobStore, now: int, limit: int) -> int:
+    before = now - _us(GRACE_SECONDS)
+    claimed = catalog.claim_blobs(staged_before=before, garbage_before=before, limit=limit)
+    # An upload that was late may have put objects of a dead blob back.
+    dead = catalog.dead_blobs(before=now - _us(DEAD_SECONDS), limit=limit)
+    blobs.delete((blob.id, len(chunk_sizes(blob.size, blob.chunk_size))) for blob in (*claimed, *dead))
+    catalog.forget_blobs([blob.id for blob in dead])
+    return max(len(claimed), len(dead))
+
+
+def _us(seconds: int) -> int:
+    return seconds * 1_000_000
+
+
+class SweepAfterWrites:
+    """Sweeps a little after a write, at most once a minute; for stores that no server tends.
+
+    ``sweep`` takes away at most so many things of each kind as it is given.
+    """
+
+    def __init__(self, sweep: Callable[[int], object]) -> None:
+        self._sweep = sweep
+        self._next = time.monotonic() + _EVERY_SECONDS
+        self.running = threading.Lock()
+
+    def after_write(self) -> None:
+        """Sweep, if it is time to, on a thread: the writer, and those behind it, do not wait for an object store."""
+        if time.monotonic() < self._next or not self.running.acquire(blocking=False):
+            return
+        self._next = time.monotonic() + _EVERY_SECONDS
+        try:
+            threading.Thread(target=self._run, name="agent-memory-sweep", daemon=True).start()
+        except RuntimeError:
+            # No thread is to be had. The write before it is done and must not look as if it were not.
+            self.running.release()
+
+    def _run(self) -> None:
+        try:
+            # The next one tries again.
+            with suppress(AgentMemoryError):
+                self._sweep(_SMALL_SWEEP)
+        finally:
+            self.running.release()
+
+    def close(self) -> None:
+        """Begin no other sweep, and wait for the end of one that has begun."""
+        self._next = math.inf
+        with self.running:
+            pass
