@@ -126,7 +126,7 @@ def test_cancelled_calls_give_their_connections_back(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Few enough for calls to wait for them.
-    monkeypatch.setattr("agent_memory.transports.http._CONNECTIONS", 2)
+    monkeypatch.setattr("agent_memory.transports.async_pool.CONNECTIONS", 2)
     address = request.getfixturevalue("server").url
     dice = random.Random(33)
 

@@ -48,7 +48,7 @@ from agent_memory.messages import (
     Scope,
     Sweep,
 )
-from agent_memory.transports import http as http_transport
+from agent_memory.transports import async_pool
 from agent_memory.transports.http import HttpTransport
 
 BASE = "http://127.0.0.1:8420"
@@ -776,7 +776,7 @@ def test_closing_from_outside_closes_the_connections_of_another_event_loop(
         pool = transport._async_pools[loop].transport  # type: ignore[attr-defined]
         busy = threading.Event()
         if is_busy:
-            monkeypatch.setattr(http_transport, "_CLOSE_SECONDS", 0.2)
+            monkeypatch.setattr(async_pool, "_CLOSE_SECONDS", 0.2)
             loop.call_soon_threadsafe(busy.wait, 10)
         memory.sync.close()
         busy.set()

@@ -1,0 +1,124 @@
+"""Async connections, one pool of them for each event loop: cancelling a call leaves none of them taken for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import AsyncIterable, Coroutine
+from contextlib import suppress
+from typing import Any, Final, cast
+
+import httpx
+
+from .cancellation import end_of
+from .exchanges import Exchange
+
+CONNECTIONS: Final = 100
+KEPT: Final = 32
+KEPT_SECONDS: Final = 30.0
+_CLOSE_SECONDS: Final = 2.0
+# Steps of httpcore's trace extension: between these and those, a cancelled connection is neither used nor closed.
+_CONNECTED: Final = frozenset({"connection.connect_tcp.complete", "connection.start_tls.complete"})
+_ON_ITS_WAY: Final = frozenset({"connection.start_tls.started", "http11.send_request_headers.started"})
+
+
+class AsyncPool:
+    """The connections of one event loop.
+
+    Waiting for one is done here: one that httpcore has just made for a waiting request is never used, nor made room
+    for, if that request is cancelled then.
+    """
+
+    def __init__(self, ssl_context: ssl.SSLContext) -> None:
+        limits = httpx.Limits(max_keepalive_connections=KEPT, keepalive_expiry=KEPT_SECONDS)
+        self.transport = httpx.AsyncHTTPTransport(verify=ssl_context, trust_env=False, limits=limits)
+        self.places = asyncio.Semaphore(CONNECTIONS)
+
+    async def exchange(self, request: httpx.Request, exchange: Exchange, deadline: float) -> None:
+        """Send a request and feed its answer to the exchange; raise TimeoutError if that takes longer."""
+        await _Call(self, request, exchange).end(deadline)
+
+
+class _Call:
+    """A request in a task of its own, which is cancelled at most once, and only where httpcore takes it well.
+
+    A connection that is cancelled when it was just made, or while it is given back, counts as taken for ever: anyio's
+    shield, which guards the latter, does not hold off asyncio's ``Task.cancel()``.
+    """
+
+    def __init__(self, pool: AsyncPool, request: httpx.Request, exchange: Exchange) -> None:
+        self._fragile = self._abandoned = False
+        request.extensions["trace"] = self._follow
+        self._task = asyncio.ensure_future(self._run(pool, request, exchange))
+
+    async def _run(self, pool: AsyncPool, request: httpx.Request, exchange: Exchange) -> None:
+        async with pool.places:
+            response = await pool.transport.handle_async_request(request)
+            try:
+                exchange.begin(response.status_code, response.headers)
+                async for part in cast(AsyncIterable[bytes], response.stream):
+                    exchange.feed(part)
+            finally:
+                self._fragile = True
+                await response.aclose()
+
+    async def _follow(self, event: str, _: object) -> None:
+        """Take note of how far httpcore is."""
+        if event in _CONNECTED:
+            self._fragile = True
+        elif event in _ON_ITS_WAY:
+            self._fragile = False
+            if self._abandoned:
+                # It could not be cancelled before; here httpcore closes the connection.
+                raise asyncio.CancelledError
+
+    async def end(self, deadline: float) -> None:
+        """Wait until the exchange is over; raise TimeoutError if it is not by the deadline."""
+        try:
+            await asyncio.wait([self._task], timeout=deadline - time.monotonic())
+        finally:
+            if not self._task.done():
+                self._abandoned = True
+                if not self._fragile:
+                    self._task.cancel()
+                await end_of(self._task)
+            elif not self._task.cancelled():
+                # If this task was cancelled in the same moment, nobody else asks for the other's error.
+                self._task.exception()
+        if self._task.cancelled():
+            raise TimeoutError
+        self._task.result()
+
+
+def close_from_outside(loop: asyncio.AbstractEventLoop, pool: AsyncPool) -> None:
+    """Close the connections of an event loop from elsewhere, within seconds if it runs on another thread."""
+    closing: Coroutine[Any, Any, None] = pool.transport.aclose()
+    if loop.is_closed():
+        # Its sockets went with it; nothing can run there any more.
+        closing.close()
+    elif loop is _running_loop():
+        _tasks.add(task := loop.create_task(closing))
+        task.add_done_callback(_tasks.discard)
+    elif loop.is_running():
+        try:
+            # A loop that is busy for longer closes them when it comes to it.
+            with suppress(TimeoutError):
+                asyncio.run_coroutine_threadsafe(closing, loop).result(_CLOSE_SECONDS)
+        except RuntimeError:
+            closing.close()
+    elif _running_loop() is None:
+        loop.run_until_complete(closing)
+    else:
+        closing.close()
+
+
+# An event loop keeps only weak references to its tasks.
+_tasks: Final[set[asyncio.Task[None]]] = set()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
