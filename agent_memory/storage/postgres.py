@@ -30,7 +30,9 @@ from .catalog import (
 )
 from .migrations.postgres import VECTOR_SCHEMA, check_schema, migrate
 from .postgres_apply import Context, apply
-from .postgres_connections import Array, Pool, Session, Settings, psycopg
+from .postgres_binding import Array
+from .postgres_connections import Pool, Session, Settings
+from .postgres_errors import psycopg
 from .postgres_rows import DATABASE_TIME, NOW, live, to_row
 from .postgres_search import list_keys, list_segments
 from .postgres_sweep import BLOB_COLUMNS

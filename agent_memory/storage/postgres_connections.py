@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL: a small pool, and the one place where psycopg's errors become ours.
+"""Connections to PostgreSQL: a small pool, and one connection at a time.
 
 The connection used last is used next, on the thread that asks, without a background thread: a check-out costs 2 µs of a
 read's 50, psycopg_pool's 25. A connection that failed is dropped together with the idle ones, which the same restart or
@@ -7,47 +7,23 @@ failover has cut, so that the next attempt starts with a fresh one.
 
 from __future__ import annotations
 
-import logging
 import random
 import re
 import threading
 import time
-from array import array
 from collections import deque
-from collections.abc import Callable, Sequence
-from struct import Struct, pack
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
-from ..errors import (
-    AgentMemoryError,
-    IntegrityError,
-    InvalidRequestError,
-    LimitExceededError,
-    PermissionDeniedError,
-    UnavailableError,
-)
-
-# The catalog's other modules take psycopg from here, so that one place says what is missing.
-try:
-    import psycopg
-    from psycopg import conninfo, waiting
-    from psycopg import pq as pq
-    from psycopg import sql as sql
-    from psycopg.abc import PQGen
-    from psycopg.adapt import AdaptersMap, Dumper
-    from psycopg.types.numeric import Int8BinaryDumper
-except ImportError:
-    raise ImportError("PostgreSQL needs psycopg: pip install 'agent-memory[postgres]'") from None
-
-# It warns of what it ignores, where an error is on its way to the caller anyway.
-logging.getLogger("psycopg").addHandler(logging.NullHandler())
+from ..errors import InvalidRequestError, UnavailableError
+from .postgres_binding import Array as Array
+from .postgres_binding import Vector as Vector
+from .postgres_binding import adapters
+from .postgres_errors import Failure, NoAnswer, abc, adapt, conninfo, pq, psycopg, translate, unconnected, waiting
 
 T = TypeVar("T")
 Connection: TypeAlias = "psycopg.Connection[tuple[Any, ...]]"
 Cursor: TypeAlias = "psycopg.Cursor[tuple[Any, ...]]"
-
-DUPLICATES: Final = frozenset({"23505", "42P06", "42P07", "42710"})
-"""What two sessions that make the same table or schema at once may meet."""
 
 _CONNECT_SECONDS: Final = 5
 # PostgreSQL ends a statement that takes too long; for so much longer it may take to say so.
@@ -99,66 +75,6 @@ class Settings(NamedTuple):
     lock: float = 5.0
 
 
-class Vector(NamedTuple):
-    """A vector to bind: its little-endian 32-bit floats."""
-
-    data: bytes
-
-
-class _VectorDumper(Dumper):
-    """pgvector's binary form: the number of dimensions, two unused bytes, big-endian 32-bit floats."""
-
-    format = pq.Format.BINARY
-    # The type's number differs from database to database; the statement's cast says what it is.
-    oid = 0
-
-    def dump(self, obj: Vector) -> bytes:
-        floats = array("f", obj.data)
-        floats.byteswap()
-        return pack(">HH", len(floats), 0) + floats.tobytes()
-
-
-class Array(NamedTuple):
-    """Values to bind as an array of int8, text, boolean or bytea; psycopg's own takes three times as long."""
-
-    type: str
-    values: Sequence[Any]
-
-
-class _ArrayDumper(Dumper):
-    """https://github.com/postgres/postgres/blob/REL_18_STABLE/src/backend/utils/adt/arrayfuncs.c, array_recv."""
-
-    format = pq.Format.BINARY
-    oid = 0
-
-    def dump(self, obj: Array) -> bytes | None:
-        oid, encode = _ELEMENTS[obj.type]
-        parts = [pack(">5i", 1, 1, oid, len(obj.values), 1)]
-        for value in obj.values:
-            if value is None:
-                parts.append(b"\xff\xff\xff\xff")
-            else:
-                data = encode(value)
-                parts += _LENGTH(len(data)), data
-        return b"".join(parts)
-
-
-_LENGTH: Final = Struct(">i").pack
-_ELEMENTS: Final[dict[str, tuple[int, Callable[[Any], bytes]]]] = {
-    "bigint": (20, Struct(">q").pack), "text": (25, str.encode), "bytea": (17, bytes),
-    "boolean": (16, Struct("?").pack),
-}  # fmt: skip
-
-
-def _adapters() -> AdaptersMap:
-    found = AdaptersMap(psycopg.adapters)
-    # One type for integers of every size, so that a statement is prepared once.
-    found.register_dumper(int, Int8BinaryDumper)
-    found.register_dumper(Vector, _VectorDumper)
-    found.register_dumper(Array, _ArrayDumper)
-    return found
-
-
 class Session:
     """A connection in use by one thread."""
 
@@ -184,7 +100,7 @@ class Pool:
     def __init__(self, dsn: str, settings: Settings) -> None:
         self._dsn = dsn
         self._settings = settings
-        self._context = _adapters()
+        self._context = adapters()
         self._idle: deque[Session] = deque()
         self._free = threading.Semaphore(settings.connections)
         self._closed = False
@@ -319,7 +235,7 @@ class Pool:
         return Session(connection)
 
 
-def connect(dsn: str, context: AdaptersMap | None = None, *, patience: float | None = None) -> Connection:
+def connect(dsn: str, context: adapt.AdaptersMap | None = None, *, patience: float | None = None) -> Connection:
     """Open one connection in autocommit mode, or raise UnavailableError within seconds.
 
     No answer on it is waited for longer than ``patience`` seconds.
@@ -337,11 +253,11 @@ def connect(dsn: str, context: AdaptersMap | None = None, *, patience: float | N
         # libpq takes whole seconds, two of them at least.
         options["connect_timeout"] = max(2, min(_CONNECT_SECONDS, round(patience)))
     try:
-        connection = _Connection.connect(dsn, autocommit=True, context=_Context(context or _adapters()), **options)
+        connection = _Connection.connect(dsn, autocommit=True, context=_Context(context or adapters()), **options)
         connection.patience = patience
         return connection
     except psycopg.Error as error:
-        raise _unconnected(str(error)) from None
+        raise unconnected(str(error)) from None
 
 
 def execute(connection: Connection, statement: Any) -> None:
@@ -349,19 +265,15 @@ def execute(connection: Connection, statement: Any) -> None:
     connection.execute(statement)
 
 
-class _NoAnswer(psycopg.OperationalError):
-    """A server that took a statement said nothing for too long: it hangs, or a pooler has no connection for us."""
-
-
 class _Connection(psycopg.Connection[Any]):
     patience: float | None = None
 
-    def wait(self, gen: PQGen[T], *arguments: Any, **options: Any) -> T:
+    def wait(self, gen: abc.PQGen[T], *arguments: Any, **options: Any) -> T:
         if self.patience is None:
             return super().wait(gen, *arguments, **options)
         try:
             return super().wait(_impatient(gen, time.monotonic() + self.patience), *arguments, **options)
-        except _NoAnswer:
+        except NoAnswer:
             # Those who leave a pipeline and a transaction now would each wait once more.
             self.pgconn.finish()
             raise
@@ -370,14 +282,14 @@ class _Connection(psycopg.Connection[Any]):
         """Say nothing: a pool may end with the program, and with a forked child."""
 
 
-def _impatient(gen: PQGen[T], deadline: float) -> PQGen[T]:
-    """Do what a generator of psycopg does; raise _NoAnswer at the deadline. psycopg asks ten times a second."""
+def _impatient(gen: abc.PQGen[T], deadline: float) -> abc.PQGen[T]:
+    """Do what a generator of psycopg does; raise NoAnswer at the deadline. psycopg asks ten times a second."""
     try:
         wanted = next(gen)
         while True:
             ready = yield wanted
             if ready == waiting.Ready.NONE and time.monotonic() > deadline:
-                raise _NoAnswer
+                raise NoAnswer
             wanted = gen.send(ready)
     except StopIteration as end:
         return end.value
@@ -388,98 +300,5 @@ class _Context:
 
     connection = None
 
-    def __init__(self, adapters: AdaptersMap) -> None:
+    def __init__(self, adapters: adapt.AdaptersMap) -> None:
         self.adapters = adapters
-
-
-# -- errors ----------------------------------------------------------------------------------------------------------
-
-
-class Failure(NamedTuple):
-    """What an error means: what to raise, whether trying again may help, whether the connection is of no more use."""
-
-    error: AgentMemoryError
-    again: bool = False
-    lost: bool = False
-
-
-def translate(error: Exception, *, lost: bool) -> Failure:
-    """Name what went wrong without PostgreSQL's own text, which may repeat a value."""
-    state: str | None = getattr(error, "sqlstate", None)
-    if isinstance(error, UnicodeEncodeError) or (isinstance(error, psycopg.DataError) and state is None):
-        return Failure(InvalidRequestError("PostgreSQL cannot store NUL or a lone surrogate in a text"))
-    if isinstance(error, _NoAnswer):
-        # What was sent may be carried out yet, and the next connection would hang as well.
-        return Failure(UnavailableError("PostgreSQL does not answer"), lost=True)
-    kind = _KINDS.get(state or "") or _KINDS.get((state or "")[:2])
-    if kind is None:
-        if lost or isinstance(error, psycopg.InterfaceError) or state is None:
-            kind = _LOST
-        else:
-            kind = _Kind(f"failed: {type(error).__name__}")
-    return Failure(
-        kind.type(f"PostgreSQL {kind.text}", code=kind.code), kind.again or kind.lost or lost, kind.lost or lost
-    )
-
-
-def _unconnected(text: str) -> UnavailableError:
-    """Name why there is no connection: libpq gives no code for it, but a text that names hosts and users, in quotes."""
-    said = re.sub("""["'][^"']*["']""", "", text)
-    for mark, state in _REFUSALS.items():
-        if re.search(mark, said):
-            kind = _KINDS[state]
-            return UnavailableError(f"cannot connect: PostgreSQL {kind.text}", code=kind.code)
-    return UnavailableError(
-        "cannot connect to PostgreSQL: no server answers at that address, or it refuses the user, the password or "
-        "the database",
-        code="unreachable",
-    )
-
-
-class _Kind(NamedTuple):
-    text: str
-    type: type[AgentMemoryError] = UnavailableError
-    code: str | None = None
-    again: bool = False
-    lost: bool = False
-
-
-_LOST: Final = _Kind("closed the connection, or cannot be reached any more", lost=True)
-# https://www.postgresql.org/docs/current/errcodes-appendix.html; the first two characters are the class.
-_KINDS: Final[dict[str, _Kind]] = {
-    "08": _LOST,
-    "0A000": _Kind("changed under a running program; it was asked again", lost=True),
-    "22": _Kind("cannot store this value", InvalidRequestError),
-    "25006": _Kind("takes no writes here: it is a standby, or set to read only", code="read_only", lost=True),
-    "26000": _Kind("forgot a prepared statement; is there a pooler that knows none?", lost=True),
-    "28": _Kind("refuses the user or the password", code="unreachable"),
-    "3D000": _Kind("has no such database", code="unreachable"),
-    "3F000": _Kind("does not have the tables of this application", code="schema_missing"),
-    "40": _Kind("could not bring this write in order with others", again=True),
-    "42P01": _Kind("does not have the tables of this application", code="schema_missing"),
-    # Where a pooler gives each transaction another connection, and does not take the statements along.
-    "42P05": _Kind("has another prepared statement of that name; is there a pooler that knows none?", lost=True),
-    "42501": _Kind("does not allow this user to use the tables", PermissionDeniedError),
-    "53100": _Kind("has no space left; nothing was changed", code="disk_full"),
-    "53300": _Kind("has no connection left", code="overloaded", lost=True),
-    "53": _Kind("is out of resources", code="overloaded"),
-    "54": _Kind("has a limit that this exceeds", LimitExceededError),
-    "55P03": _Kind("kept this waiting too long for another write"),
-    "57014": _Kind("took too long, and was stopped"),
-    "57P": _LOST,
-    "57P01": _LOST,
-    "57P02": _LOST,
-    "57P03": _LOST,
-    "57P05": _LOST,
-    "TLS": _Kind("and this side do not agree on TLS: see sslmode and sslrootcert", code="unreachable"),
-    "58": _Kind("had a failure of its disk", code="disk_failed"),
-    "XX001": _Kind("found damaged data; restore it from a backup", IntegrityError),
-    "XX002": _Kind("found a damaged index; rebuild it", IntegrityError),
-}
-_REFUSALS: Final = {
-    "too many c|connection slots|no more connections": "53300",
-    "SSL|certificate|no encryption": "TLS",
-    "password|role|pg_hba": "28",
-    "database +does not exist": "3D000",
-}
-"""What PostgreSQL, PgBouncer and libpq say of a connection that they refuse, where they speak English."""

@@ -10,7 +10,8 @@ from typing import Any, Final
 from ..messages import JSON
 from .catalog import COLUMNS, LIVE, ScopeRow, StoredRow, not_older
 from .postgres_apply import no_vectors
-from .postgres_connections import Session, Vector
+from .postgres_binding import Vector
+from .postgres_connections import Session
 from .postgres_rows import NOW, to_row
 from .postgres_writes import projectable
 

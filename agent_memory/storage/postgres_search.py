@@ -15,7 +15,9 @@ from ..filters import AllOf, AnyOf, Comparison, Condition, parse
 from ..keys import successor
 from ..messages import BATCH_INLINE_LIMIT, List, ListParents, Scope, Search
 from .catalog import COLUMNS, LoadBlob, Row, ScoredRow, chosen_parents, holds
-from .postgres_connections import Session, Vector, pq, sql
+from .postgres_binding import Vector
+from .postgres_connections import Session
+from .postgres_errors import pq, sql
 from .postgres_rows import LIVE, key_range, to_row
 
 _FETCH: Final = 200

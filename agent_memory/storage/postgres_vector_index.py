@@ -12,7 +12,8 @@ from typing import Final, TypeAlias
 
 from ..errors import InvalidRequestError, UnavailableError
 from .migrations.postgres import PARTS, VECTOR_SCHEMA, check_schema
-from .postgres_connections import Connection, connect, execute, psycopg, translate
+from .postgres_connections import Connection, connect, execute
+from .postgres_errors import psycopg, translate
 from .postgres_search import indexed
 
 MAX_DIMENSIONS: Final = 2_000

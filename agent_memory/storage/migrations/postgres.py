@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from ...errors import UnavailableError
-from ..postgres_connections import DUPLICATES, Connection, connect, execute, psycopg, translate
+from ..postgres_connections import Connection, connect, execute
+from ..postgres_errors import DUPLICATES, psycopg, translate
 
 PARTS: Final = 16
 _ATTEMPTS: Final = 20
