@@ -12,32 +12,25 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final, Generic, NamedTuple, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
 
 import cloudpickle  # pyright: ignore[reportMissingTypeStubs]
 import pydantic_core
 from pydantic import (
-    AliasChoices,
-    AliasPath,
     BaseModel,
     PydanticSchemaGenerationError,
     PydanticUserError,
-    Secret,
-    SecretBytes,
-    SecretStr,
     TypeAdapter,
     ValidationError,
 )
-from pydantic.fields import FieldInfo
-from typing_extensions import is_typeddict  # typing's knows none of those that Pydantic takes on Python 3.11
 
 from .errors import DeserializationError, SchemaError, SerializationError
 from .messages import BYTES, JSON, PICKLE
+from .storable import check_storable, type_name, with_article
 
 T = TypeVar("T")
 
 _MAX_INT_DIGITS: Final = 4_300
-_SECRETS: Final = (SecretStr, SecretBytes, Secret)
 
 
 class Encoded(NamedTuple):
@@ -63,39 +56,6 @@ def schema_name(model: Any) -> str | None:
     return pinned if isinstance(pinned, str) else snake_case(model.__name__)
 
 
-def by_stored_keys(model: type[BaseModel], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a model's fields by the keys that they have in JSON, by which validators that run before know them."""
-    keys: dict[str, str] = {}
-    for name, field in model.model_fields.items():
-        key = field.serialization_alias or name
-        keys[name] = key if key in _aliases(field) else name
-    if len(set(keys.values())) < len(keys):
-        return dict(fields)
-    return {keys.get(name, name): value for name, value in fields.items()}
-
-
-def _aliases(field: FieldInfo) -> list[str]:
-    """Return the keys besides its name that a field is read from."""
-    read = field.validation_alias
-    if isinstance(read, AliasChoices | AliasPath):
-        found = read.convert_to_aliases()
-        paths = cast("list[list[str | int]]", found if isinstance(read, AliasChoices) else [found])
-        return [path[0] for path in paths if len(path) == 1 and isinstance(path[0], str)]
-    return [] if read is None else [read]
-
-
-def _is_read_back(model: type[BaseModel], name: str, field: FieldInfo) -> bool:
-    """Say whether a field is read from the key that it is written to."""
-    config = model.model_config
-    keys = _aliases(field) if config.get("validate_by_alias", True) else []
-    if field.validation_alias is None or config.get("validate_by_name") or config.get("populate_by_name"):
-        keys = [*keys, name]
-    own = model.__pydantic_decorators__
-    # A serializer of the model may write it anywhere, and a validator that runs before read it from there.
-    trusted = own.model_serializers or any(one.info.mode != "after" for one in own.model_validators.values())
-    return bool(trusted) or (field.serialization_alias or name) in keys
-
-
 # -- typed values ----------------------------------------------------------------------------------------------------
 
 
@@ -111,14 +71,14 @@ class TypedCodec(Generic[T]):
             self._adapter: TypeAdapter[T] = TypeAdapter(value_type)
         except (PydanticSchemaGenerationError, PydanticUserError) as error:
             raise SerializationError(
-                f"{_type_name(value_type)} is not a type that Pydantic can store: {error.code}"
+                f"{type_name(value_type)} is not a type that Pydantic can store: {error.code}"
             ) from None
         # Below the adapter's methods, whose wrapping takes as long as a small model.
         self._to_json = self._adapter.serializer.to_json
         self._validate_json: Callable[[bytes], T] = self._adapter.validator.validate_json
-        self._nests_models = _nests_models(value_type)
+        self._nests_models = check_storable(value_type)
         self._type = value_type
-        self.type_name = _type_name(value_type)
+        self._a_type = with_article(type_name(value_type))
         self.schema_name = schema_name(value_type) if _is_model(value_type) else None
         self._raw = value_type is bytes
 
@@ -133,10 +93,10 @@ class TypedCodec(Generic[T]):
         decoded = _validated(self._validate_json, data)
         if isinstance(decoded, _Invalid):
             raise SerializationError(
-                f"what would be written could not be read back as {a(self.type_name)}: {_join(decoded.problems)}"
+                f"what would be written could not be read back as {self._a_type}: {joined(decoded.problems)}"
             )
         if self._nests_models:
-            _refuse_cut_models(value, decoded, self.type_name)
+            _refuse_cut_models(value, decoded, type_name(self._type))
         return Encoded(data, JSON, self.schema_name), decoded
 
     def decode(self, data: bytes, content_type: str, load_pickle: Callable[[], Any]) -> T:
@@ -154,7 +114,8 @@ class TypedCodec(Generic[T]):
         if any(kind == "json_invalid" for _, kind in decoded.problems):
             raise DeserializationError("the stored bytes are not JSON; raw() reads them")
         raise SchemaError(
-            f"the stored value is not {a(self.type_name)}: {_join(decoded.problems)}", problems=decoded.problems
+            f"the stored value is not {self._a_type}: {joined(decoded.problems)}",
+            problems=decoded.problems,
         )
 
     def _dump(self, value: T) -> bytes:
@@ -164,11 +125,11 @@ class TypedCodec(Generic[T]):
             problem = type(error).__name__
         # Outside the handler: Pydantic's text repeats the value, and must not be this error's context.
         if isinstance(self._type, type) and not isinstance(value, self._type):
-            raise SerializationError(f"expected {a(self.type_name)}, not {a(type(value).__name__)}")
+            raise SerializationError(f"expected {self._a_type}, not {with_article(type(value).__name__)}")
         if isinstance(value, BaseModel):
             found = _validated(self._validate_fields, dict(value))
-            problem = _join(found.problems) if isinstance(found, _Invalid) else problem
-        raise SerializationError(f"the value is not {a(self.type_name)}: {problem}")
+            problem = joined(found.problems) if isinstance(found, _Invalid) else problem
+        raise SerializationError(f"the value is not {self._a_type}: {problem}")
 
     def _validate_fields(self, fields: dict[str, Any]) -> T:
         # A model's fields go by their names here, whatever they are called in JSON.
@@ -189,8 +150,13 @@ def _validated(validate: Callable[[Any], T], value: Any) -> T | _Invalid:
     try:
         return validate(value)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)
-        return _Invalid([(".".join(map(str, one["loc"])) or "(the value)", one["type"]) for one in found])
+        return _Invalid(problems_of(error))
+
+
+def problems_of(error: ValidationError) -> list[tuple[str, str]]:
+    """Return the place and the kind of each thing that is wrong, without the values that the error's text repeats."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    return [(".".join(map(str, one["loc"])) or "(the value)", one["type"]) for one in found]
 
 
 @lru_cache(maxsize=512)
@@ -212,72 +178,6 @@ def _is_model(value_type: object) -> bool:
     return isinstance(value_type, type) and (
         issubclass(value_type, BaseModel) or dataclasses.is_dataclass(cast(object, value_type))
     )
-
-
-def a(name: str) -> str:
-    """Return a name with its article."""
-    return f"{'an' if name[:1] in 'AEIOUaeiou' else 'a'} {name}"
-
-
-def _type_name(value_type: Any) -> str:
-    return value_type.__name__ if isinstance(value_type, type) else str(value_type)
-
-
-def _refuse_unstorable(value_type: Any, where: str, seen: set[Any]) -> bool:
-    """Refuse what would be lost in silence: secrets, which JSON masks, fields that it leaves out or that are not read.
-
-    Return whether a model occurs in it.
-    """
-    if isinstance(value_type, type) and issubclass(value_type, _SECRETS):
-        raise SerializationError(f"{where} is a secret type: its value would be masked; store it elsewhere")
-    models = False
-    for part in (*get_args(value_type), get_origin(value_type)):
-        if part is not None:
-            models |= _refuse_unstorable(part, where, seen)
-    if not isinstance(value_type, type):
-        return models
-    kind = cast("type[object]", value_type)
-    is_model = issubclass(kind, BaseModel)
-    if kind in seen:
-        return models or is_model
-    seen.add(kind)
-    if issubclass(kind, BaseModel):
-        for name, field in kind.model_fields.items():
-            place = f"{kind.__name__}.{name}"
-            if field.exclude or getattr(field, "exclude_if", None):
-                raise SerializationError(f"{place} is excluded from the dump: it would be lost; do not exclude it")
-            if not _is_read_back(kind, name, field):
-                key = field.serialization_alias or name
-                raise SerializationError(
-                    f"{place} is written as {key!r} and not read from there: it would be lost; add that to its "
-                    "validation_alias"
-                )
-            _refuse_unstorable(field.annotation, place, seen)
-        return True
-    for name, annotation in _annotations(kind).items():
-        models |= _refuse_unstorable(annotation, f"{kind.__name__}.{name}", seen)
-    return models
-
-
-def _nests_models(value_type: Any) -> bool:
-    """Check a type, and say whether a model can stand somewhere inside its values."""
-    name = _type_name(value_type)
-    if not (isinstance(value_type, type) and issubclass(value_type, BaseModel)):
-        return _refuse_unstorable(value_type, name, set())
-    fields = value_type.model_fields
-    _refuse_unstorable(value_type, name, set())
-    return any(_refuse_unstorable(field.annotation, name, {value_type}) for field in fields.values())
-
-
-def _annotations(value_type: type[object]) -> Mapping[str, Any]:
-    """Return the fields of a dataclass, a TypedDict or a NamedTuple."""
-    if not (dataclasses.is_dataclass(value_type) or is_typeddict(value_type) or hasattr(value_type, "_fields")):
-        return {}
-    try:
-        return get_type_hints(value_type, include_extras=True)
-    except NameError:
-        # A name that exists only for a type checker; Pydantic will have its own word on it.
-        return {}
 
 
 def _refuse_cut_models(value: Any, decoded: Any, place: str) -> None:
@@ -317,7 +217,8 @@ def _has_lost_number(value: Any) -> bool:
     return isinstance(value, Collection) and any(map(_has_lost_number, cast("Collection[Any]", value)))
 
 
-def _join(problems: Sequence[tuple[str, str]]) -> str:
+def joined(problems: Sequence[tuple[str, str]]) -> str:
+    """Return what is wrong with a value as one line: the first five places, each with the kind of its error."""
     shown = ", ".join(f"{place}: {kind}" for place, kind in problems[:5])
     return shown if len(problems) <= 5 else f"{shown}, and {len(problems) - 5} more"
 

@@ -17,7 +17,7 @@ from .flows import alone, batch, call, check_bytes, delete_all, fetch
 from .keys import check_key, check_prefix
 from .messages import INLINE_LIMIT, PAGE_LIMIT, Entry, Found, List, Page, PrepareRead, Scope
 from .operations import Delete, Get, Hit, Parents, Pattern, Search, Set
-from .values import MISSING, Missing, Snapshot, Untyped, Values, etag_of
+from .values import MISSING, Missing, Snapshot, Untyped, Values
 from .vectors import pack_vector
 
 T = TypeVar("T")
@@ -80,8 +80,7 @@ class _StateFlows:
         match operation:
             case Set(key, value, value_type, expected, ttl, reason, vectors):
                 values = self._values(key, value_type)
-                etag = MISSING if expected is MISSING else etag_of(expected)
-                commit = values.commit(values.encode(value)[0], expected=etag, ttl=ttl, reason=reason)
+                commit = values.commit(values.encode(value)[0], expected=expected, ttl=ttl, reason=reason)
                 return commit._replace(vectors=tuple(map(pack_vector, vectors))) if len(vectors) else commit
             case Delete(key, expected, reason):
                 return self._values(key, None).deletion(expected, reason)

@@ -12,19 +12,20 @@ import inspect
 import random
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Any, Final, Generic, NamedTuple, TypeGuard, TypeVar, cast
+from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeGuard, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 
 from .checks import check_ttl, check_type
 from .client import Client, provenance
-from .codec import Encoded, a, by_stored_keys, decode_untyped, encode_untyped, typed_codec
+from .codec import Encoded, decode_untyped, encode_untyped, joined, problems_of, typed_codec
 from .drivers import Flow, Sleep, Wait
 from .errors import ConflictError, DeserializationError, InvalidRequestError, NotFoundError, SerializationError
 from .flows import call, fetch, read, write
 from .ids import uuid7
 from .keys import check_key, unescape
 from .messages import INLINE_LIMIT, PICKLE, CommitWrite, Delete, Entry, Found, PrepareRead, Scope
+from .storable import by_stored_keys, with_article
 from .turns import Turn
 
 T = TypeVar("T")
@@ -68,6 +69,10 @@ class Snapshot(NamedTuple, Generic[T]):
         """The last segment of the key: the id of a collection's item, the name of a document."""
         last = self.entry.key.rpartition("/")[2]
         return unescape(last) or last
+
+
+Expected: TypeAlias = Snapshot[Any] | Entry | str | Missing | None
+"""What must still stand there for a write to happen; None is nothing, MISSING is no condition."""
 
 
 class Draft(NamedTuple, Generic[T]):
@@ -119,10 +124,10 @@ class Values(Generic[T]):
             raise error.about(repr(self.key)) from None
 
     def commit(
-        self, encoded: Encoded, *, expected: str | Missing | None, ttl: float | None, reason: str | None,
-        keep_ttl: bool = False, write_id: str | None = None,
+        self, encoded: Encoded, *, expected: Expected, ttl: float | None, reason: str | None, keep_ttl: bool = False,
+        write_id: str | None = None,
     ) -> CommitWrite:  # fmt: skip
-        """Return the message that writes these bytes; ``expected`` is an etag, or None for "must not be there"."""
+        """Return the message that writes these bytes: over whatever stands there, or if that is still ``expected``."""
         check_ttl(ttl)  # here too: JSON has no NaN, and a server names its own field
         sha256 = signature = None
         if encoded.content_type == PICKLE:
@@ -130,7 +135,7 @@ class Values(Generic[T]):
             signature = self.client.keyring.sign(self.scope, self.key, PICKLE, sha256)
         return CommitWrite(
             self.scope, self.key, write_id or uuid7(), encoded.data, None, encoded.content_type, sha256, signature,
-            encoded.schema_name, None, expected if isinstance(expected, str) else None, expected is None, ttl, keep_ttl,
+            encoded.schema_name, None, _if_match(expected), expected is None, ttl, keep_ttl,
             provenance(self.bound, reason), INLINE_LIMIT,
         )  # fmt: skip
 
@@ -153,29 +158,24 @@ class Values(Generic[T]):
 
     # -- writes ------------------------------------------------------------------------------------------------------
 
-    def write(
-        self, value: T, expected: Snapshot[Any] | Entry | str | Missing | None, ttl: float | None, reason: str | None
-    ) -> Flow[Entry]:
+    def write(self, value: T, expected: Expected, ttl: float | None, reason: str | None) -> Flow[Entry]:
         """Write a value: over whatever stands there, or if that is still what is ``expected`` (None: nothing)."""
-        etag = MISSING if expected is MISSING else etag_of(expected)
-        commit = self.commit(self.encode(value)[0], expected=etag, ttl=ttl, reason=reason)
+        commit = self.commit(self.encode(value)[0], expected=expected, ttl=ttl, reason=reason)
         try:
             return (yield from write(commit, self.client.config.transfer))
         except ConflictError as error:
-            stored = yield from self._found(error)
-            raise self._explained(error, stored) from None
+            raise (yield from self._conflict(error)) from None
 
-    def deletion(self, expected: Snapshot[Any] | Entry | str | Missing, reason: str | None) -> Delete:
+    def deletion(self, expected: Expected, reason: str | None) -> Delete:
         """Return the message that deletes the key."""
-        if_match = None if expected is MISSING else etag_of(expected)
-        return Delete(self.scope, self.key, uuid7(), if_match, provenance(self.bound, reason), INLINE_LIMIT)
+        writer = provenance(self.bound, reason)
+        return Delete(self.scope, self.key, uuid7(), _if_match(expected), writer, INLINE_LIMIT)
 
-    def delete(self, expected: Snapshot[Any] | Entry | str | Missing, reason: str | None) -> Flow[Entry | None]:
+    def delete(self, expected: Expected, reason: str | None) -> Flow[Entry | None]:
         try:
             return (yield from call(self.deletion(expected, reason)))
         except ConflictError as error:
-            stored = yield from self._found(error)
-            raise self._explained(error, stored) from None
+            raise (yield from self._conflict(error)) from None
 
     # -- read-modify-write -------------------------------------------------------------------------------------------
 
@@ -205,8 +205,8 @@ class Values(Generic[T]):
                 result = yield Wait(result)
             if result is not None and is_model(self.value_type) and not isinstance(cast(object, result), BaseModel):
                 raise SerializationError(
-                    f"{self.key!r}: the function returned {a(type(result).__name__)}; it is to return "
-                    f"{a(self.value_type.__name__)}, or None after changing its argument"
+                    f"{self.key!r}: the function returned {with_article(type(result).__name__)}; it is to return "
+                    f"{with_article(self.value_type.__name__)}, or None after changing its argument"
                 )
             try:
                 made = yield from self._swap(draft, draft.value if result is None else result, reason, write_id)
@@ -216,8 +216,7 @@ class Values(Generic[T]):
                 if error.code == "write_id_reused" and write_id is not None:
                     return (yield from self._made_before())
                 if error.code != "condition_failed" or not (yield Sleep(_contention_pause(attempt))):
-                    stored = yield from self._found(error)
-                    raise self._explained(error, stored) from None
+                    raise (yield from self._conflict(error)) from None
                 attempt += 1
                 if not (yield from turn.wait()) and attempt < _PATIENT_ATTEMPTS:
                     stored = yield from self._found(error)
@@ -241,8 +240,7 @@ class Values(Generic[T]):
         try:
             return (yield from self._swap(draft, value, reason))
         except ConflictError as error:
-            stored = yield from self._found(error)
-            raise self._explained(error, stored) from None
+            raise (yield from self._conflict(error)) from None
 
     def _swap(self, draft: Draft[T], value: T, reason: str | None, write_id: str | None = None) -> Flow[Snapshot[T]]:
         encoded, written = self.encode(value)
@@ -274,17 +272,16 @@ class Values(Generic[T]):
 
     def _found(self, error: ConflictError) -> Flow[tuple[bytes, Entry] | None]:
         """Return what stood in the way, reading it if it did not come with the error."""
-        if error.code != "condition_failed":
+        found: Found | None = error.found if error.code == "condition_failed" else None
+        if found is None:
             return None
-        found = error.found
-        if isinstance(found, Found) and found.data is None and found.blob is None:
+        if found.data is None and found.blob is None:
             return (yield from read(self._request(), self.client.config.transfer))
-        if isinstance(found, Found):
-            return (yield from fetch(found, self._request(), self.client.config.transfer))
-        return cast("tuple[bytes, Entry] | None", found)
+        return (yield from fetch(found, self._request(), self.client.config.transfer))
 
-    def _explained(self, error: ConflictError, stored: tuple[bytes, Entry] | None) -> ConflictError:
-        error.found = stored
+    def _conflict(self, error: ConflictError) -> Flow[ConflictError]:
+        """Return the error with what stood in the way, which becomes a value when it is asked for."""
+        stored = error.found = yield from self._found(error)
         error.about(repr(self.key))
         return error.with_loader(lambda: None if stored is None else Snapshot(self.decode(*stored), stored[1]))
 
@@ -312,16 +309,16 @@ def with_fields(value_type: Any, fields: Mapping[str, Any]) -> Callable[[Any], A
             changed = by_stored_keys(model, {**dict(value), **fields})
             return model.model_validate(changed, by_name=True, by_alias=True)
         except ValidationError as error:
-            places = ", ".join(f"{'.'.join(map(str, one['loc']))}: {one['type']}" for one in error.errors()[:5])
+            problems = problems_of(error)
         # Outside the handler: Pydantic's text repeats the value, and must not be this error's context.
-        raise SerializationError(f"the change is not a valid {model.__name__}: {places}")
+        raise SerializationError(f"the change is not a valid {model.__name__}: {joined(problems)}")
 
     return change
 
 
-def etag_of(expected: Snapshot[Any] | Entry | str | None) -> str | None:
-    """Return the etag to compare with; None stands for "must not be there"."""
-    if expected is None:
+def _if_match(expected: Expected) -> str | None:
+    """Return the etag that what stands there must have; None where it may be anything, or nothing is to be there."""
+    if expected is MISSING or expected is None:
         return None
     check_type(expected, (str, Snapshot, Entry), "expected is a snapshot, an entry or an etag")
     etag = expected if isinstance(expected, str) else expected.etag

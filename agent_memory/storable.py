@@ -1,0 +1,121 @@
+"""Which types can be stored so that nothing of their values is lost, and by which keys a model's fields are stored."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, NamedTuple, cast, get_args, get_origin, get_type_hints
+
+from pydantic import AliasChoices, AliasPath, BaseModel, Secret, SecretBytes, SecretStr
+from pydantic.fields import FieldInfo
+from typing_extensions import is_typeddict  # typing's knows none of those that Pydantic takes on Python 3.11
+
+from .errors import SerializationError
+
+_SECRETS: Final = (SecretStr, SecretBytes, Secret)
+
+
+class _Part(NamedTuple):
+    """A class inside a type, and the field or type that it stands in."""
+
+    place: str
+    kind: type[object]
+
+
+def check_storable(value_type: Any) -> bool:
+    """Refuse what would be lost in silence: secrets, which JSON masks, fields that it leaves out or that are not read.
+
+    Return whether a model can stand somewhere inside the type's values.
+    """
+    models = 0
+    for place, kind in _parts(value_type, type_name(value_type), set()):
+        if issubclass(kind, _SECRETS):
+            raise SerializationError(f"{place} is a secret type: its value would be masked; store it elsewhere")
+        if issubclass(kind, BaseModel):
+            models += 1
+            for name, field in kind.model_fields.items():
+                _check_field(kind, name, field)
+    is_model = isinstance(value_type, type) and issubclass(value_type, BaseModel)
+    return models > (1 if is_model else 0)
+
+
+def _parts(value_type: Any, place: str, seen: set[type]) -> Iterator[_Part]:
+    """Iterate over the classes that a type is made of, and those of their fields the first time that they occur."""
+    for part in (*get_args(value_type), get_origin(value_type)):
+        if part is not None:
+            yield from _parts(part, place, seen)
+    if not isinstance(value_type, type):
+        return
+    kind = cast("type[object]", value_type)
+    yield _Part(place, kind)
+    if kind not in seen:
+        seen.add(kind)
+        for name, annotation in _annotations(kind).items():
+            yield from _parts(annotation, f"{kind.__name__}.{name}", seen)
+
+
+def _annotations(kind: type[object]) -> Mapping[str, Any]:
+    """Return the fields of a model, a dataclass, a TypedDict or a NamedTuple."""
+    if issubclass(kind, BaseModel):
+        return {name: field.annotation for name, field in kind.model_fields.items()}
+    if not (dataclasses.is_dataclass(kind) or is_typeddict(kind) or hasattr(kind, "_fields")):
+        return {}
+    try:
+        return get_type_hints(kind, include_extras=True)
+    except NameError:
+        # A name that exists only for a type checker; Pydantic will have its own word on it.
+        return {}
+
+
+def _check_field(model: type[BaseModel], name: str, field: FieldInfo) -> None:
+    place = f"{model.__name__}.{name}"
+    if field.exclude or getattr(field, "exclude_if", None):
+        raise SerializationError(f"{place} is excluded from the dump: it would be lost; do not exclude it")
+    if not _is_read_back(model, name, field):
+        key = field.serialization_alias or name
+        raise SerializationError(
+            f"{place} is written as {key!r} and not read from there: it would be lost; add that to its validation_alias"
+        )
+
+
+def _is_read_back(model: type[BaseModel], name: str, field: FieldInfo) -> bool:
+    """Say whether a field is read from the key that it is written to."""
+    config = model.model_config
+    keys = _aliases(field) if config.get("validate_by_alias", True) else []
+    if field.validation_alias is None or config.get("validate_by_name") or config.get("populate_by_name"):
+        keys = [*keys, name]
+    own = model.__pydantic_decorators__
+    # A serializer of the model may write it anywhere, and a validator that runs before read it from there.
+    trusted = own.model_serializers or any(one.info.mode != "after" for one in own.model_validators.values())
+    return bool(trusted) or (field.serialization_alias or name) in keys
+
+
+def by_stored_keys(model: type[BaseModel], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model's fields by the keys that they have in JSON, by which validators that run before know them."""
+    keys: dict[str, str] = {}
+    for name, field in model.model_fields.items():
+        key = field.serialization_alias or name
+        keys[name] = key if key in _aliases(field) else name
+    if len(set(keys.values())) < len(keys):
+        return dict(fields)
+    return {keys.get(name, name): value for name, value in fields.items()}
+
+
+def _aliases(field: FieldInfo) -> list[str]:
+    """Return the keys besides its name that a field is read from."""
+    read = field.validation_alias
+    if isinstance(read, AliasChoices | AliasPath):
+        found = read.convert_to_aliases()
+        paths = cast("list[list[str | int]]", found if isinstance(read, AliasChoices) else [found])
+        return [path[0] for path in paths if len(path) == 1 and isinstance(path[0], str)]
+    return [] if read is None else [read]
+
+
+def with_article(name: str) -> str:
+    """Return a name with its article."""
+    return f"{'an' if name[:1] in 'AEIOUaeiou' else 'a'} {name}"
+
+
+def type_name(value_type: Any) -> str:
+    """Return what a type is called in messages."""
+    return value_type.__name__ if isinstance(value_type, type) else str(value_type)
