@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from starlette.types import Receive, Scope, Send
 
@@ -43,9 +43,9 @@ def header(headers: Headers, name: bytes) -> str | None:
 
 
 def declared_size(headers: Headers) -> int | None:
-    """Return the Content-Length of a request, if it has one."""
-    text = header(headers, b"content-length")
-    return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 19 else None
+    """Return the Content-Length of a request; None if it does not name exactly one."""
+    values = [value for name, value in headers if name == b"content-length"]
+    return int(values[0]) if len(values) == 1 and values[0].isdigit() and len(values[0]) < 19 else None
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
@@ -117,13 +117,7 @@ async def refuse(scope: Scope, send: Send, error: AgentMemoryError, *, status: i
     pause = getattr(error, "retry_after", None) or (1 if status == 429 or error.code == "overloaded" else None)
     if pause is not None:
         headers.append((b"retry-after", str(math.ceil(pause)).encode()))
-    if status == 408 or (declared_size_or(scope) > _DISCARDED):
+    if status == 408 or (declared_size(scope["headers"]) or 0) > _DISCARDED:
         # The rest of the body would be read only to be thrown away.
         headers.append((b"connection", b"close"))
     await answer(send, status, body, PROBLEM_TYPE.encode(), headers)
-
-
-def declared_size_or(scope: Scope) -> int:
-    """Return how much of a body the request announces; 0 if it does not say."""
-    values: list[Any] = [value for name, value in scope["headers"] if name == b"content-length"]
-    return int(values[0]) if len(values) == 1 and values[0].isdigit() and len(values[0]) < 19 else 0
