@@ -50,40 +50,48 @@ def check(catalog: Catalog, blobs: BlobStore, *, fix: bool = False) -> CheckRepo
     a blob. Where the catalog knows none of the files, they may be another's, and stay. Bytes that are damaged or
     missing cannot be mended: such a key raises IntegrityError until it is written again, and is never taken for absent.
     """
-    problems: list[Problem] = []
     values = 0
     live: set[str] = set()
+    problems: list[Problem] = []
     for value in catalog.values():
         values += 1
         if value.blob_id is not None:
             live.add(value.blob_id)
         found = _harm(catalog, blobs, value)
-        if found is None or not _is_current(catalog, value):
-            # Others write meanwhile: what was overwritten since is not wrong.
-            continue
-        kind, detail = found
-        mended = fix and kind == "unregistered"
-        if mended and value.blob_id is not None:
-            catalog.mend_blob(
-                BlobRow(value.blob_id, value.scope, value.key, value.size, value.chunk_size, LIVE, catalog.clock())
-            )
-        problems.append(Problem(kind, f"{value.scope} {value.key}", detail, mended))
+        # Others write meanwhile: what was overwritten since is not wrong.
+        if found is not None and _is_current(catalog, value):
+            kind, detail = found
+            mended = fix and kind == "unregistered"
+            if mended:
+                _register(catalog, value)
+            problems.append(Problem(kind, f"{value.scope} {value.key}", detail, mended))
     problems += _unused_rows(catalog, live, fix)
+    objects, orphans = _orphans(catalog, blobs, fix)
+    return CheckReport(values, objects, (*problems, *orphans))
+
+
+def _register(catalog: Catalog, value: StoredValue) -> None:
+    """Let the catalog know the blob of a value."""
+    id, now = value.blob_id or "", catalog.clock()
+    catalog.mend_blob(BlobRow(id, value.scope, value.key, value.size, value.chunk_size, LIVE, now))
+
+
+def _orphans(catalog: Catalog, blobs: BlobStore, fix: bool) -> tuple[int, list[Problem]]:
+    """Return how many files there are, and those that no row knows; where it knows none at all, they stay."""
     objects = known_objects = 0
     orphans: list[BlobObject] = []
-    for found_object in blobs.objects():
+    for found in blobs.objects():
         objects += 1
         # An unfinished upload is a file without a row's name; a young one may still be going on.
-        known = catalog.blob(found_object.blob_id) if found_object.number >= 0 else None
+        known = catalog.blob(found.blob_id) if found.number >= 0 else None
         known_objects += known is not None
-        if (known is None or known.state == DEAD) and found_object.age_seconds >= GRACE_SECONDS:
-            orphans.append(found_object)
-    for orphan in orphans:
-        if fix and known_objects:
-            blobs.discard(orphan)
-        detail = "a file that nothing refers to" if known_objects else "the catalog knows none of the files here"
-        problems.append(Problem("orphan", orphan.blob_id, detail, fix and known_objects > 0))
-    return CheckReport(values, objects, tuple(problems))
+        if (known is None or known.state == DEAD) and found.age_seconds >= GRACE_SECONDS:
+            orphans.append(found)
+    mended = fix and known_objects > 0
+    for orphan in orphans if mended else ():
+        blobs.discard(orphan)
+    detail = "a file that nothing refers to" if known_objects else "the catalog knows none of the files here"
+    return objects, [Problem("orphan", orphan.blob_id, detail, mended) for orphan in orphans]
 
 
 def lie_here(catalog: Catalog, blobs: BlobStore) -> bool:
