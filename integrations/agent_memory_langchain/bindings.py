@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, cast
 
 from langchain_core.runnables import RunnableConfig
+from langgraph.config import get_config
 from pydantic import BaseModel
 
 from agent_memory import (
@@ -174,6 +175,14 @@ async def arun_plan(plan: Plan[R], entity: AsyncEntity) -> R:
                 step = plan.send(reply)
     except StopIteration as stop:
         return stop.value
+
+
+def current_config() -> RunnableConfig | None:
+    """Return the config of the run that is going on here, None outside one."""
+    try:
+        return get_config()
+    except RuntimeError:
+        return None
 
 
 def request_labels(

@@ -21,8 +21,6 @@ from typing import Any, Final, Literal, cast
 
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, SystemMessage
-from langchain_core.runnables import RunnableConfig
-from langgraph.config import get_config
 
 from agent_memory import AgentMemory, AsyncAgentMemory, InvalidRequestError
 
@@ -32,6 +30,7 @@ from .bindings import (
     arun_plan,
     check_source,
     collection_specs,
+    current_config,
     document_specs,
     resolve_entity,
     run_plan,
@@ -132,7 +131,7 @@ class MemoryMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def _entity(self, request: ModelRequest[Any]) -> tuple[str, str]:
         self._refuse_namesakes(request.tools)
-        return resolve_entity(self._source, request.runtime, _current_config())
+        return resolve_entity(self._source, request.runtime, current_config())
 
     def _refuse_namesakes(self, tools: Sequence[Any]) -> None:
         """Refuse an agent where another tool took the place of one of these: it would write to another's memory."""
@@ -154,13 +153,6 @@ class MemoryMiddleware(AgentMiddleware[Any, Any, Any]):
             system_message=_behind(request.system_message, self._explanation),
             messages=_before_latest(request.messages, block),
         )
-
-
-def _current_config() -> RunnableConfig | None:
-    try:
-        return get_config()
-    except RuntimeError:
-        return None
 
 
 def _behind(message: SystemMessage | None, text: str) -> SystemMessage:

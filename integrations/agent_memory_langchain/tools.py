@@ -29,7 +29,6 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, cast
 
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool
-from langgraph.config import get_config
 from langgraph.prebuilt import ToolRuntime
 from pydantic import BaseModel, Field
 
@@ -43,6 +42,7 @@ from .bindings import (
     arun_plan,
     check_source,
     collection_specs,
+    current_config,
     document_specs,
     plural,
     request_labels,
@@ -137,7 +137,7 @@ def _tool(faces: Faces, source: EntitySource, agent: str | None, operation: Oper
     def prepare(runtime: Any, config: RunnableConfig | None, sent: Mapping[str, Any]) -> Any:
         # Outside a ToolNode nothing injects a runtime, and what is there under its name came from the model.
         runtime = runtime if isinstance(runtime, ToolRuntime) else None
-        config = _config(runtime, config)
+        config = runtime.config if runtime is not None else config or current_config()
         kind, id = resolve_entity(source, runtime, config)
         request_id, labels = request_labels(runtime, config, agent=agent, tool=operation.name)
         which = this_call(runtime, sent)
@@ -165,17 +165,6 @@ def _tool(faces: Faces, source: EntitySource, agent: str | None, operation: Oper
         coroutine=acall,
         handle_tool_error=True,
     )
-
-
-def _config(runtime: ToolRuntime | None, config: RunnableConfig | None) -> RunnableConfig | None:
-    if runtime is not None:
-        return runtime.config
-    if config:
-        return config
-    try:
-        return get_config()
-    except RuntimeError:
-        return None
 
 
 # -- documents and items ---------------------------------------------------------------------------------------------
