@@ -33,10 +33,12 @@ class _Context:
 
     @property
     def namespace(self) -> str:
+        """The tenant."""
         return self._client.scope.namespace
 
     @property
     def application(self) -> str:
+        """The application whose state this is."""
         return self._client.scope.application
 
     def _request_scope(self) -> Scope:

@@ -101,6 +101,7 @@ class ConflictError(AgentMemoryError):
 
     @property
     def current(self) -> Any:
+        """The snapshot that stands there now, None if there is none."""
         return None if self._load is None else self._load()
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -28,10 +28,14 @@ class Comparison(NamedTuple):
 
 
 class AllOf(NamedTuple):
+    """Conditions that must all hold; without any, it always does."""
+
     terms: tuple[Condition, ...]
 
 
 class AnyOf(NamedTuple):
+    """Conditions of which one must hold; without any, it never does."""
+
     terms: tuple[Condition, ...]
 
 

@@ -121,10 +121,12 @@ class _AgentMemory:
 
     @property
     def namespace(self) -> str:
+        """The tenant."""
         return self._client.scope.namespace
 
     @property
     def application(self) -> str:
+        """The application whose state this is."""
         return self._client.scope.application
 
     def __repr__(self) -> str:

@@ -70,14 +70,17 @@ class Entry(NamedTuple):
 
     @property
     def created_at(self) -> datetime:
+        """When the key was written first, or anew after a deletion; in UTC."""
         return from_us(self.created_us)
 
     @property
     def updated_at(self) -> datetime:
+        """When this version was committed; in UTC."""
         return from_us(self.updated_us)
 
     @property
     def expires_at(self) -> datetime | None:
+        """When the value expires, None if it does not; in UTC."""
         return None if self.expires_us is None else from_us(self.expires_us)
 
 
@@ -111,6 +114,7 @@ class Blob(NamedTuple):
 
     @property
     def size(self) -> int:
+        """The bytes of all chunks."""
         return sum(chunk.size for chunk in self.chunks)
 
 

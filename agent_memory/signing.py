@@ -45,6 +45,7 @@ class Keyring:
         return keys[0] if keys else None
 
     def known_keys(self) -> tuple[bytes, ...]:
+        """Return the keys that verify; raise IntegrityError for a key file that is damaged."""
         if not self._keys and self._file is not None:
             try:
                 key = bytes.fromhex(self._file.read_text().strip())

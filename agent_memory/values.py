@@ -58,10 +58,12 @@ class Snapshot(NamedTuple, Generic[T]):
 
     @property
     def version(self) -> int:
+        """The number of the version: +1 with every committed change, never reused."""
         return self.entry.version
 
     @property
     def etag(self) -> str:
+        """What conditions compare: unique per version, opaque."""
         return self.entry.etag
 
     @property

@@ -66,7 +66,9 @@ class BlobStore(Protocol):
         """Store a chunk durably and return its etag. The same bytes again give the same; others are a ConflictError."""
         ...
 
-    def read_into(self, blob_id: str, index: int, offset: int, into: memoryview) -> None: ...
+    def read_into(self, blob_id: str, index: int, offset: int, into: memoryview) -> None:
+        """Fill ``into`` with a chunk's bytes from ``offset`` on; raise IntegrityError if there are not as many."""
+        ...
 
     def digest(self, blob_id: str, sizes: list[int], sha256: str | None = None) -> tuple[str, list[str]] | None:
         """Return the sha256 of the whole and the etags of the chunks; None if one is missing or of another size.

@@ -177,7 +177,9 @@ class Catalog(Protocol):
     """Thread-safe. Raises UnavailableError when a call may be repeated, IntegrityError when the database is damaged."""
 
     @property
-    def clock(self) -> Clock: ...
+    def clock(self) -> Clock:
+        """What tells the time of versions and expiry: the same for all processes on this catalog."""
+        ...
 
     @property
     def is_file(self) -> bool:
@@ -222,7 +224,9 @@ class Catalog(Protocol):
         """Remember blobs before anybody may upload to them."""
         ...
 
-    def blob(self, blob_id: str) -> BlobRow | None: ...
+    def blob(self, blob_id: str) -> BlobRow | None:
+        """Return what is known of a blob, None if nothing is."""
+        ...
 
     def renew(self, blob_id: str) -> bool:
         """Restart the life of a staged blob; False if it is no longer staged."""
@@ -232,9 +236,13 @@ class Catalog(Protocol):
         """Mark blobs that nobody may use any more as dead and return them; from then on they cannot be committed."""
         ...
 
-    def dead_blobs(self, *, before: int, limit: int) -> list[BlobRow]: ...
+    def dead_blobs(self, *, before: int, limit: int) -> list[BlobRow]:
+        """Return blobs that were marked as dead before then."""
+        ...
 
-    def forget_blobs(self, ids: Sequence[str]) -> None: ...
+    def forget_blobs(self, ids: Sequence[str]) -> None:
+        """Forget those of these blobs that are dead."""
+        ...
 
     def expire(self, *, limit: int) -> int:
         """Turn expired rows into tombstones; return how many."""
@@ -256,7 +264,9 @@ class Catalog(Protocol):
         """Iterate over every live row, inline values included."""
         ...
 
-    def blobs(self) -> Iterator[BlobRow]: ...
+    def blobs(self) -> Iterator[BlobRow]:
+        """Iterate over every blob that is not forgotten, in the order of their ids, the oldest first."""
+        ...
 
     def count(self) -> int:
         """Return how many rows there are, deletions included."""
@@ -266,7 +276,9 @@ class Catalog(Protocol):
         """Return rows after ``(scope, key)``, in the byte order of both."""
         ...
 
-    def stored_at(self, scope: str, key: str) -> StoredRow | None: ...
+    def stored_at(self, scope: str, key: str) -> StoredRow | None:
+        """Return the row of a key, a deletion too; None if there is none."""
+        ...
 
     def take(self, rows: Sequence[StoredRow]) -> None:
         """Take over rows as they stand, in one transaction; the blobs that they name must be known.
@@ -280,7 +292,9 @@ class Catalog(Protocol):
         """Return the highest version of the scope's keys that were deleted and forgotten."""
         ...
 
-    def scopes(self, *, after: str, limit: int) -> list[ScopeRow]: ...
+    def scopes(self, *, after: str, limit: int) -> list[ScopeRow]:
+        """Return what is known of the scopes after this one, in byte order."""
+        ...
 
     def take_scopes(self, rows: Sequence[ScopeRow]) -> None:
         """Take over what is known of scopes; a floor is only ever raised."""
@@ -408,6 +422,7 @@ def next_entry(
 
 
 def entry_of(write: Write, version: int, etag: str, created_us: int, updated_us: int, expires_us: int | None) -> Entry:
+    """Return the entry of the version that a write made."""
     if isinstance(write, Delete):
         return Entry(
             write.key, version, etag, 0, _EMPTY_SHA256, "application/octet-stream", None, None, None,
