@@ -8,7 +8,7 @@ from typing import Final
 from .errors import InvalidRequestError, LimitExceededError
 from .filters import parse
 from .keys import check_key, check_prefix, check_request_id
-from .messages import PAGE_LIMIT, CommitWrite, Delete, List, ListParents, Search
+from .messages import PAGE_LIMIT, CommitWrite, Delete, List, ListParents, Scope, Search
 
 MAX_PROVENANCE_BYTES: Final = 4_096
 MAX_DIMENSIONS: Final = 8_192
@@ -19,12 +19,11 @@ MAX_OFFSET: Final = 2**53
 MAX_TTL_SECONDS: Final = 100 * 366 * 86_400.0
 
 
-def checked_list(request: List) -> List:
+def check_list(request: List) -> None:
     check_limit(request.limit)
     check_prefix(request.prefix)
     if request.cursor is not None and not check_key(request.cursor).startswith(request.prefix):
         raise InvalidRequestError("this cursor belongs to another listing")
-    return request
 
 
 def check_search(request: Search) -> None:
@@ -36,7 +35,7 @@ def check_search(request: Search) -> None:
     parse(request.filter)
 
 
-def checked_parents(request: ListParents) -> ListParents:
+def check_parents(request: ListParents) -> None:
     check_limit(request.limit)
     check_prefix(request.prefix)
     check_prefix(request.cursor or "")
@@ -45,7 +44,6 @@ def checked_parents(request: ListParents) -> ListParents:
         raise InvalidRequestError("depth must be at least 1")
     if len(request.patterns) > MAX_PATTERNS:
         raise LimitExceededError(f"a listing may have at most {MAX_PATTERNS} patterns")
-    return request
 
 
 def check_vector(vector: bytes) -> None:
@@ -79,9 +77,9 @@ def check_limit(limit: int) -> None:
         raise InvalidRequestError(f"limit must be 1 to {PAGE_LIMIT}")
 
 
-def check_scope(request_id: str | None) -> None:
-    if request_id is not None:
-        check_request_id(request_id)
+def check_scope(scope: Scope) -> None:
+    if scope.request_id is not None:
+        check_request_id(scope.request_id)
 
 
 def check_provenance(provenance: Mapping[str, str]) -> None:
@@ -107,7 +105,7 @@ def check_write(request: CommitWrite | Delete) -> None:
         raise InvalidRequestError("if_match is blank; leave it out to write without a condition")
     if request.provenance is not None:
         check_provenance(request.provenance)
-    check_scope(request.scope.request_id)
+    check_scope(request.scope)
     if isinstance(request, CommitWrite):
         for vector in request.vectors:
             check_vector(vector)

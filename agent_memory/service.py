@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
-from .checks import check_limit, check_scope, check_search, check_write, checked_list, checked_parents
+from .checks import check_limit, check_list, check_parents, check_scope, check_search, check_write
 from .errors import ConflictError, InvalidRequestError, LimitExceededError
 from .ids import uuid7
 from .keys import check_key, check_prefix
@@ -128,7 +128,7 @@ class StateService:
         )
 
     def list(self, request: List) -> Page:
-        request = checked_list(request)
+        check_list(request)
         return self._replies([request], [self.catalog.list(_one_more(request))])[0]
 
     def list_segments(self, request: ListSegments) -> SegmentPage:
@@ -162,7 +162,7 @@ class StateService:
 
     def prepare_write(self, request: PrepareWrite) -> Blob:
         check_key(request.key)
-        check_scope(request.scope.request_id)
+        check_scope(request.scope)
         size, chunk_size = request.size, request.chunk_size
         if size < 0 or (chunk_size is not None and chunk_size < MIN_CHUNK_BYTES):
             raise InvalidRequestError(f"size must be 0 or more bytes, chunk_size at least {MIN_CHUNK_BYTES}")
@@ -227,9 +227,11 @@ class StateService:
             case CommitWrite() | Delete():
                 return self._ready_write(request)
             case List():
-                return _one_more(checked_list(request))
+                check_list(request)
+                return _one_more(request)
             case ListParents():
-                return _one_more(checked_parents(request))
+                check_parents(request)
+                return _one_more(request)
             case Search():
                 check_search(request)
                 return request
