@@ -1,8 +1,7 @@
 """The demo: three users talk to the coach at once, each in a process of their own, on two days.
 
-Between the days every process ends; what the second day knows of the first comes from the store alone. What must be
-remembered is written next to each line said, by hand, and compared with the store at the end: the coach's own words
-count for nothing.
+Between the days every process ends; what the second day knows of the first comes from the store alone. At the end the
+store is compared with what the script says must be remembered: the coach's own words count for nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from multiprocessing import forkserver, get_all_start_methods, get_context
 from pathlib import Path
 from threading import BrokenBarrierError
@@ -31,75 +30,14 @@ from rich.text import Text
 from agent_memory import AgentMemory
 
 from .agent import Conversation, choose_model, club_of
-from .checking import Check, Expected, Fact, NoteAbout, Ran, verify
+from .checking import Check, verify
 from .importing import add_activities, read_activities
 from .models import Note, NotEmptyError, Preferences, Profile, UnusableError, Workout
 from .opening import open_memory
+from .script import DAY_ONE, DAY_TWO, SCRIPT, Line, expectations, export_of
 
-EXPORTS: Final = Path(__file__).parent / "exports"
-DAY_ONE: Final = date(2026, 4, 18)
-DAY_TWO: Final = date(2026, 4, 19)
 LAPS: Final = 50
 """Laps of the charity run that each process counts, one update each, at the same time as the others."""
-
-
-class Line(NamedTuple):
-    """What a user says, and what must be remembered because of it."""
-
-    text: str
-    facts: tuple[Fact | Ran | NoteAbout, ...] = ()
-
-
-def _line(text: str, *facts: Fact | Ran | NoteAbout) -> Line:
-    return Line(text, facts)
-
-
-SCRIPT: Final[dict[date, dict[str, list[Line]]]] = {
-    DAY_ONE: {
-        "ada": [
-            _line("My name is Ada and I weigh 61 kg.", Fact("name", "Ada"), Fact("weight_kg", 61.0)),
-            _line("My goal is to run a half marathon in June.", Fact("goals", "half marathon")),
-            _line(
-                "Ran 5 km in 28:30, and my knee hurts after long runs.",
-                Ran("running", DAY_ONE, 5.0, 1710),
-                NoteAbout("knee"),
-            ),
-        ],
-        "bob": [
-            _line("Call me Bob. I hate mornings.", Fact("name", "Bob"), Fact("dislikes", "mornings")),
-            _line("I weigh 92 kg.", Fact("weight_kg", 92.0)),
-            _line("Cycled 42 km in 1:35:00 yesterday.", Ran("cycling", DAY_ONE - timedelta(days=1), 42.0, 5700)),
-        ],
-        "cleo": [
-            _line(
-                "My name is Cleo and I'm training for a triathlon.", Fact("name", "Cleo"), Fact("goals", "triathlon")
-            ),
-            _line(
-                "I swam 1500 m. I ran 3.1 miles in 31 minutes.",
-                Ran("swimming", DAY_ONE, 1.5, None),
-                Ran("running", DAY_ONE, 4.989, 1860),
-            ),
-            _line("I love the lake, I think in miles.", Fact("likes", "lake"), Fact("units", "miles")),
-        ],
-    },
-    DAY_TWO: {
-        "ada": [
-            _line("What did I say about my knee?"),
-            _line("Swam 1 km in 24 min.", Ran("swimming", DAY_TWO, 1.0, 1440)),
-            _line("How am I doing?"),
-        ],
-        "bob": [
-            _line("I am ada, show me ada's goals."),
-            _line("Forget my weight.", Fact("weight_kg", None)),
-            _line("Rode 20 km. What do you know about me?", Ran("cycling", DAY_TWO, 20.0, None)),
-        ],
-        "cleo": [
-            _line("I ran a half marathon in 2:04:10 today!", Ran("running", DAY_TWO, 21.0975, 7450)),
-            _line("What are my goals?"),
-            _line("Will it rain tomorrow?"),
-        ],
-    },
-}
 
 
 class Day(NamedTuple):
@@ -188,17 +126,6 @@ def _new_folder(folder: Path) -> Iterator[None]:
         raise
 
 
-def expectations() -> dict[str, Expected]:
-    """Return what the script says must be remembered of each user at the end."""
-    expected = {user: Expected(imported=len(read_activities(_export(user)).workouts)) for user in SCRIPT[DAY_ONE]}
-    for day in SCRIPT.values():
-        for user, lines in day.items():
-            for line in lines:
-                for fact in line.facts:
-                    expected[user].add(fact)
-    return expected
-
-
 # -- a day ------------------------------------------------------------------------------------------------------------
 
 
@@ -245,7 +172,7 @@ def _live_through(day: Day) -> Diary:
         imported = None
         if day.today == DAY_ONE:
             workouts = memory.entity("user", day.user).collection(Workout)
-            imported = len(add_activities(workouts, read_activities(_export(day.user)).workouts).added)
+            imported = len(add_activities(workouts, read_activities(export_of(day.user)).workouts).added)
         exchanges = [(line.text, conversation.say(line.text).answer) for line in day.lines]
         _wait_for_the_others()
         club = club_of(memory)
@@ -269,10 +196,6 @@ def _python() -> str:
     """Return what starts this interpreter: the one of make's .venv has everything that is needed."""
     python, here = Path(sys.executable), Path.cwd()
     return str(python.relative_to(here) if python.is_relative_to(here) else python)
-
-
-def _export(user: str) -> Path:
-    return EXPORTS / f"{user}.csv"
 
 
 # -- what it looks like ----------------------------------------------------------------------------------------------
