@@ -1,13 +1,11 @@
 """What a catalog does: the only place where "current" is decided.
 
 A catalog keeps one row a key: the metadata of its newest version, small values, and for large ones the id of a blob. It
-also knows every blob that was ever handed out and not yet forgotten, and the receipts of recent writes. The rules of a
-write (conditions, versions, receipts) stand here as pure functions; a backend runs them inside its own transaction.
+also knows every blob that was ever handed out and not yet forgotten, and the receipts of recent writes.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, cast
 
@@ -317,122 +315,3 @@ class Catalog(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-# -- the rules of a write --------------------------------------------------------------------------------------------
-
-
-class Current(NamedTuple):
-    """What a write needs to know of the row that stands there."""
-
-    version: int
-    etag: str
-    live: bool
-    created_us: int
-    expires_us: int | None
-    ttl_us: int | None
-
-
-class Receipt(NamedTuple):
-    """The result of a write that was carried out: ``version`` is None for a delete that found nothing."""
-
-    fingerprint: str
-    version: int | None
-    etag: str
-    created_us: int
-    updated_us: int
-    expires_us: int | None
-
-
-def fingerprint(write: Write) -> str:
-    """Return what identifies the intent of a write: the same write id may only ever come with the same intent."""
-    if isinstance(write, Delete):
-        intent: tuple[Any, ...] = ("delete", write.key, write.if_match)
-    else:
-        intent = (
-            "write", write.key, write.if_match, write.if_none_match, write.sha256, write.content_type,
-            write.signature, write.schema_name, write.schema_version, write.ttl_seconds, write.keep_ttl,
-            write.vectors,
-        )  # fmt: skip
-    return hashlib.blake2b(repr(intent).encode(), digest_size=16).hexdigest()
-
-
-def write_digest(scope: str, write_id: str) -> bytes:
-    """Return 16 bytes that stand for a write id in its scope, whatever its length."""
-    name = f"{scope}\0{write_id}"
-    return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
-def etag_of(digest: bytes, version: int) -> str:
-    """Return the etag of the version that a write made: its digest makes it unique, the version makes it readable."""
-    return f"{version}-{digest.hex()[:16]}"
-
-
-def swept_requests(scope: str) -> str:
-    """Return the name under which an application keeps the version floor of all its requests that were swept.
-
-    No request has an empty id, so no scope has this name; one row stands for any number of requests.
-    """
-    namespace, application, *_ = scope.split("/", 2)
-    return f"{namespace}/{application}/"
-
-
-def replay(write: Write, receipt: Receipt) -> Entry | None:
-    """Return the first result of a repeated write; raise ConflictError if it is another write with the same id."""
-    if receipt.fingerprint != fingerprint(write):
-        raise ConflictError("this write id was used for a different write", code="write_id_reused")
-    if receipt.version is None:
-        return None
-    return entry_of(write, receipt.version, receipt.etag, receipt.created_us, receipt.updated_us, receipt.expires_us)
-
-
-def conditions_hold(write: Write, current: Current | None) -> bool:
-    """Say whether the row that stands there is the one the writer expects."""
-    live = current is not None and current.live
-    if write.if_match is not None:
-        return current is not None and live and current.etag == write.if_match
-    return not (isinstance(write, CommitWrite) and write.if_none_match and live)
-
-
-def condition_failed(write: Write, found: Row | None) -> ConflictError:
-    """Return the error of a write whose condition does not hold; ``found`` is the live value that stands there."""
-    if isinstance(write, CommitWrite) and write.if_none_match:
-        return ConflictError("there is a value already", found=found)
-    return ConflictError("the key is not at the version that was expected", found=found)
-
-
-def next_entry(
-    write: Write, digest: bytes, current: Current | None, floor: int, now_us: int
-) -> tuple[Entry, int | None]:
-    """Return the entry of the version that this write makes, and its time to live in microseconds.
-
-    ``digest`` is the ``write_digest`` of the write; ``floor`` the version above which a key without a row starts.
-    """
-    version = (current.version if current else floor) + 1
-    etag = etag_of(digest, version)
-    live = current if current and current.live else None
-    expires_us = ttl_us = None
-    if isinstance(write, CommitWrite):
-        if write.ttl_seconds is not None:
-            ttl_us = round(write.ttl_seconds * 1_000_000)
-            expires_us = now_us + ttl_us
-        elif write.keep_ttl and live:
-            expires_us, ttl_us = live.expires_us, live.ttl_us
-    return entry_of(write, version, etag, live.created_us if live else now_us, now_us, expires_us), ttl_us
-
-
-def entry_of(write: Write, version: int, etag: str, created_us: int, updated_us: int, expires_us: int | None) -> Entry:
-    """Return the entry of the version that a write made."""
-    if isinstance(write, Delete):
-        return Entry(
-            write.key, version, etag, 0, _EMPTY_SHA256, "application/octet-stream", None, None, None,
-            created_us, updated_us, None, write.provenance, True,
-        )  # fmt: skip
-    size = len(write.data) if write.data is not None else write.blob.size if write.blob is not None else 0
-    return Entry(
-        write.key, version, etag, size, write.sha256 or "", write.content_type, write.signature,
-        write.schema_name, write.schema_version, created_us, updated_us, expires_us, write.provenance, False,
-    )  # fmt: skip
-
-
-_EMPTY_SHA256: Final = hashlib.sha256(b"").hexdigest()

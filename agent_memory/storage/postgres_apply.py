@@ -13,22 +13,13 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from ..errors import ConflictError, InvalidRequestError, UnavailableError
 from ..messages import JSON, CommitWrite, Delete, Entry, List, ListParents, PrepareRead, Scope, Search, Write
-from .catalog import (
-    COLUMNS,
-    Current,
-    LoadBlob,
-    Operation,
-    Receipt,
-    Row,
-    add_up,
-    condition_failed,
-    conditions_hold,
-    replay,
-)
-from .postgres_connections import Array, Cursor, Session, Vector, psycopg
+from .catalog import COLUMNS, LoadBlob, Operation, Row, add_up
+from .postgres_binding import Array, Vector
+from .postgres_connections import Cursor, Session, psycopg
 from .postgres_rows import LIVE, NOW, to_row
 from .postgres_search import list_keys, list_parents, search
 from .postgres_writes import Kind, finish, is_simple, kind_of, start
+from .rules import Current, Receipt, condition_failed, conditions_hold, replay
 
 _ATTEMPTS: Final = 20
 _PIPELINE_BYTES: Final = 32 * 1024

@@ -16,8 +16,6 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from ..errors import InvalidRequestError, UnavailableError
-from .postgres_binding import Array as Array
-from .postgres_binding import Vector as Vector
 from .postgres_binding import adapters
 from .postgres_errors import Failure, NoAnswer, abc, adapt, conninfo, pq, psycopg, translate, unconnected, waiting
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from .catalog import DEAD, GARBAGE, STAGED, BlobRow, swept_requests
+from .catalog import DEAD, GARBAGE, STAGED, BlobRow
 from .postgres_connections import Session
 from .postgres_rows import NOW, retire
+from .rules import swept_requests
 
 BLOB_COLUMNS: Final = "id, scope, key, size, chunk_size, state, at_us"
 

@@ -25,9 +25,10 @@ from typing import Any, Final, NamedTuple
 import pydantic_core
 
 from ..messages import JSON, CommitWrite, Entry, Write
-from .catalog import entry_of, fingerprint, swept_requests
-from .postgres_connections import Array, Cursor, Statement, positional
+from .postgres_binding import Array
+from .postgres_connections import Cursor, Statement, positional
 from .postgres_rows import LIVE, NOW, retire
+from .rules import entry_of, fingerprint, swept_requests
 
 _FIELDS: Final = {
     "key": "text", "write_id": "text", "fingerprint": "text", "if_match": "text", "size": "bigint", "sha256": "text",

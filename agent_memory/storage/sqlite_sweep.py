@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import apsw
 
-from .catalog import DEAD, GARBAGE, STAGED, BlobRow, swept_requests
+from .catalog import DEAD, GARBAGE, STAGED, BlobRow
+from .rules import swept_requests
 from .sqlite_rows import all_rows
 from .sqlite_writes import HOUR_US, floor_of, raise_floor, retire
 

@@ -10,11 +10,8 @@ import apsw
 
 from ..errors import ConflictError
 from ..messages import CommitWrite, Entry, Write
-from .catalog import (
-    COLUMNS,
-    GARBAGE,
-    LIVE,
-    STAGED,
+from .catalog import COLUMNS, GARBAGE, LIVE, STAGED
+from .rules import (
     Current,
     Receipt,
     condition_failed,
