@@ -58,7 +58,7 @@ class _StateFlows:
             else:
                 replies = yield from batch(self._scope, requests, self._client.config.transfer)
         except ConflictError as error:
-            raise self._explained(error) from None
+            raise (yield from self._explained(error)) from None
         for index, (operation, reply) in enumerate(zip(operations, replies, strict=True)):
             if reply is None:
                 continue
@@ -122,14 +122,10 @@ class _StateFlows:
             return decode_untyped(data, entry.content_type, lambda: self._client.keyring.load(data, self._scope, entry))
         return self._values(entry.key, value_type).decode(data, entry)
 
-    def _explained(self, error: ConflictError) -> ConflictError:
-        found = error.found
-        if isinstance(found, Found):
-            error.about(repr(found.entry.key))
-        if not isinstance(found, Found) or found.data is None:
-            return error.with_loader(lambda: None)
-        data, entry = found.data, found.entry
-        return error.with_loader(lambda: Snapshot(self._decoded(None, data, entry), entry))
+    def _explained(self, error: ConflictError) -> Flow[ConflictError]:
+        if isinstance(error.found, Found):
+            return (yield from self._values(error.found.entry.key, None).explained(error))
+        return error.with_loader(lambda: None)
 
     def _search(self, operation: Search) -> Flow[list[Hit[Any]]]:
         results = yield from self._batch([operation])

@@ -166,10 +166,12 @@ class Values(Generic[T]):
         try:
             return (yield from write(commit, self.client.config.transfer))
         except ConflictError as error:
-            raise (yield from self._conflict(error)) from None
+            raise (yield from self.explained(error)) from None
 
     def deletion(self, expected: Expected, reason: str | None) -> Delete:
         """Return the message that deletes the key."""
+        # None, the snapshot of nothing, would pass for no condition.
+        check_type(expected, (Missing, str, Snapshot, Entry), "expected is a snapshot, an entry or an etag")
         writer = provenance(self.bound, reason)
         return Delete(self.scope, self.key, uuid7(), _if_match(expected), writer, INLINE_LIMIT)
 
@@ -177,7 +179,7 @@ class Values(Generic[T]):
         try:
             return (yield from call(self.deletion(expected, reason)))
         except ConflictError as error:
-            raise (yield from self._conflict(error)) from None
+            raise (yield from self.explained(error)) from None
 
     # -- read-modify-write -------------------------------------------------------------------------------------------
 
@@ -218,7 +220,7 @@ class Values(Generic[T]):
                 if error.code == "write_id_reused" and write_id is not None:
                     return (yield from self._made_before())
                 if error.code != "condition_failed" or not (yield Sleep(_contention_pause(attempt))):
-                    raise (yield from self._conflict(error)) from None
+                    raise (yield from self.explained(error)) from None
                 attempt += 1
                 if not (yield from turn.wait()) and attempt < _PATIENT_ATTEMPTS:
                     stored = yield from self._found(error)
@@ -242,7 +244,7 @@ class Values(Generic[T]):
         try:
             return (yield from self._swap(draft, value, reason))
         except ConflictError as error:
-            raise (yield from self._conflict(error)) from None
+            raise (yield from self.explained(error)) from None
 
     def _swap(self, draft: Draft[T], value: T, reason: str | None, write_id: str | None = None) -> Flow[Snapshot[T]]:
         encoded, written = self.encode(value)
@@ -272,6 +274,13 @@ class Values(Generic[T]):
 
     # -- conflicts ---------------------------------------------------------------------------------------------------
 
+    def explained(self, error: ConflictError) -> Flow[ConflictError]:
+        """Return a conflict on this key that knows what stood in the way."""
+        stored = yield from self._found(error)
+        error.found = stored
+        error.about(repr(self.key))
+        return error.with_loader(lambda: None if stored is None else Snapshot(self.decode(*stored), stored[1]))
+
     def _found(self, error: ConflictError) -> Flow[tuple[bytes, Entry] | None]:
         """Return what stood in the way, reading it if it did not come with the error."""
         found: Found | None = error.found if error.code == "condition_failed" else None
@@ -280,12 +289,6 @@ class Values(Generic[T]):
         if found.data is None and found.blob is None:
             return (yield from read(self._request(), self.client.config.transfer))
         return (yield from fetch(found, self._request(), self.client.config.transfer))
-
-    def _conflict(self, error: ConflictError) -> Flow[ConflictError]:
-        """Return the error with what stood in the way, which becomes a value when it is asked for."""
-        stored = error.found = yield from self._found(error)
-        error.about(repr(self.key))
-        return error.with_loader(lambda: None if stored is None else Snapshot(self.decode(*stored), stored[1]))
 
 
 def is_model(value_type: Any) -> TypeGuard[type[BaseModel]]:

@@ -217,6 +217,15 @@ def test_a_conflict_in_a_batch_tells_what_stands_there_after_it(memory: Any) -> 
     assert str(caught.value).startswith("'key': ")
 
 
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_conflict_in_a_batch_carries_a_value_of_any_size(memory: Any, others: int) -> None:
+    memory.app_state.set("key", LARGE)
+    with pytest.raises(ConflictError) as caught:
+        memory.app_state.batch([Set("key", 1, expected=None), *[Get("other")] * others])
+
+    assert caught.value.current.value == LARGE
+
+
 @pytest.mark.parametrize("wrong", ["key", None, ("key", 1)])
 def test_what_is_no_operation_is_refused(memory: Any, wrong: Any) -> None:
     with pytest.raises(InvalidRequestError, match="operation"):

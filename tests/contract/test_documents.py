@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from agent_memory import ConflictError, InvalidRequestError, NotFoundError, SchemaError, SerializationError
 from agent_memory.messages import INLINE_LIMIT
+from agent_memory.operations import Delete
 from tests.support.models import Counter, Measured, Profile, UserProfile, Workout
 
 
@@ -319,6 +320,17 @@ def test_deleting_what_changed_is_a_conflict(profile: Any) -> None:
 
     with pytest.raises(ConflictError):
         profile.delete(expected=old)
+
+
+def test_a_snapshot_of_nothing_does_not_let_a_deletion_take_what_came_meanwhile(memory: Any, profile: Any) -> None:
+    nothing = profile.snapshot()
+    profile.set(Profile(name="Ada"))
+    with pytest.raises(InvalidRequestError):
+        profile.delete(expected=nothing)
+    with pytest.raises(InvalidRequestError):
+        memory.app_state.batch([Delete(profile.key, expected=nothing)])
+
+    assert profile.get() == Profile(name="Ada")
 
 
 def test_a_reason_is_kept_with_every_kind_of_write(profile: Any) -> None:
