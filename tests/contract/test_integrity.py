@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from agent_memory import ConflictError, IntegrityError
-from agent_memory.messages import Found, GetRange, PrepareRead, Scope
-from tests.support.faults import Meddling, put_between
+from agent_memory import ConflictError, IntegrityError, InvalidRequestError
+from agent_memory.messages import (
+    Blob,
+    Chunk,
+    CommitWrite,
+    Found,
+    GetRange,
+    Hit,
+    Message,
+    Page,
+    PrepareRead,
+    PutChunk,
+    Scope,
+)
+from agent_memory.operations import Get, Set
+from tests.support.faults import Between, Meddling, put_between
 
 OLD = bytes(range(256)) * 1_000
 
@@ -54,6 +68,61 @@ def test_a_small_value_that_arrives_altered_is_an_error(store: Any, change: Call
         memory.app_state.get("key", default="absent")
 
 
+class Altering(Between):
+    """Alters small values wherever they come from: by themselves, in a page, among hits, in a batch, in a refusal."""
+
+    def after(self, message: Message, reply: Any) -> Any:
+        match reply:
+            case Found():
+                return reply if reply.data is None else reply._replace(data=reply.data[:-1] + b" ")
+            case Page():
+                return reply._replace(found=self.after(message, reply.found))
+            case Hit():
+                return reply._replace(found=self.after(message, reply.found))
+            case list():
+                return [self.after(message, one) for one in reply]
+            case _:
+                return reply
+
+    def send(self, message: Message, deadline: float) -> Any:
+        try:
+            return super().send(message, deadline)
+        except ConflictError as error:
+            error.found = self.after(message, error.found)
+            raise
+
+    async def asend(self, message: Message, deadline: float) -> Any:
+        try:
+            return await super().asend(message, deadline)
+        except ConflictError as error:
+            error.found = self.after(message, error.found)
+            raise
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda memory: memory.app_state.get_many(["user/1/note/a", "absent"]),
+        lambda memory: memory.app_state.batch([Get("user/1/note/a")]),
+        lambda memory: memory.app_state.batch([Get("user/1/note/a"), Get("absent")]),
+        lambda memory: memory.app_state.search("user/"),
+        lambda memory: memory.entity("user", "1").collection(dict, name="note").list(),
+        lambda memory: memory.entity("user", "1").collection(dict, name="note").raw(),
+        lambda memory: memory.entity("user", "1").collection(dict, name="note").item("a").create({}),
+        lambda memory: memory.app_state.batch([Set("user/1/note/a", 1, expected=None)]),
+        lambda memory: memory.app_state.batch([Set("user/1/note/a", 1, expected=None), Get("absent")]),
+    ],
+    ids=["many", "one", "batch", "search", "list", "raw", "conflict", "conflict of one", "conflict of a batch"],
+)
+def test_a_small_value_that_arrives_altered_is_an_error_on_every_way(store: Any, read: Callable[[Any], Any]) -> None:
+    memory = store.open()
+    memory.app_state.set("user/1/note/a", {"text": "knee"})
+    put_between(memory, Altering)
+
+    with pytest.raises(IntegrityError):
+        read(memory)
+
+
 def test_a_large_value_that_arrives_altered_is_an_error(store: Any) -> None:
     memory = store.open(chunk_size=65_536)
     memory.app_state.set("key", OLD)
@@ -92,6 +161,76 @@ def test_chunks_that_do_not_add_up_are_an_error(store: Any) -> None:
     put_between(memory, lambda inner: Meddling(inner, alter=alter_found(drop)))
     with pytest.raises(IntegrityError):
         memory.app_state.get("key", default="absent")
+
+
+def test_chunks_of_an_absurd_size_are_an_error_before_there_is_memory_for_them(store: Any) -> None:
+    memory = store.open()
+    memory.app_state.set("key", OLD)
+
+    def inflate(found: Found) -> Found:
+        assert found.blob is not None
+        return found._replace(blob=found.blob._replace(chunks=(found.blob.chunks[0]._replace(size=2**53),)))
+
+    put_between(memory, lambda inner: Meddling(inner, alter=alter_found(inflate)))
+    with pytest.raises(IntegrityError):
+        memory.app_state.get("key", default="absent")
+
+
+def test_the_empty_value_may_be_offered_as_a_chunk(store: Any) -> None:
+    memory = store.open()
+    memory.app_state.set("key", b"")
+
+    def offer(found: Found) -> Found:
+        return found._replace(data=None, blob=Blob("id", (Chunk("nowhere", 0),)))
+
+    put_between(memory, lambda inner: Meddling(inner, alter=alter_found(offer)))
+    assert memory.app_state.get("key", default="absent") == b""
+
+
+# -- the way to the store --------------------------------------------------------------------------------------------
+
+
+class Spoiling(Between):
+    """Alters chunks on their way to the store."""
+
+    def send(self, message: Message, deadline: float) -> Any:
+        return super().send(self._spoilt(message), deadline)
+
+    async def asend(self, message: Message, deadline: float) -> Any:
+        return await super().asend(self._spoilt(message), deadline)
+
+    def _spoilt(self, message: Message) -> Message:
+        if not isinstance(message, PutChunk):
+            return message
+        return message._replace(data=memoryview(bytes(message.data[:-1]) + b"?"))
+
+
+def test_a_large_value_that_is_altered_on_its_way_to_the_store_is_no_value(store: Any) -> None:
+    memory, reader = store.open(chunk_size=65_536), store.open()
+    memory.app_state.set("key", OLD)
+    put_between(memory, Spoiling)
+
+    def travel() -> None:
+        memory.app_state.set("key", NEW)
+        # Bytes that an object store holds are not fetched for the commit: their hash is the reader's to compare.
+        reader.app_state.get("key", default="absent")
+
+    with pytest.raises((InvalidRequestError, IntegrityError)):
+        travel()
+
+
+def test_a_commit_names_the_hash_of_the_value_and_the_etags_of_its_chunks(store: Any) -> None:
+    memory = store.open(chunk_size=65_536)
+    between = put_between(memory, Between)
+    memory.app_state.set("key", OLD)
+    (commit,) = [message for message in between.sent if isinstance(message, CommitWrite)]
+
+    assert commit.sha256 == hashlib.sha256(OLD).hexdigest()
+    assert commit.blob is not None
+    assert all(chunk.etag for chunk in commit.blob.chunks)
+
+
+# -- one version -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("end", ["overwritten", "deleted"])

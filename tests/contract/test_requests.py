@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from agent_memory import InvalidKeyError, NoRequestContextError, RequestContext
+from agent_memory.messages import PAGE_LIMIT
+from agent_memory.operations import Set
 from tests.support.blocking import unwrap
 from tests.support.models import Profile
 
@@ -134,6 +136,15 @@ def test_clearing_takes_the_requests_keys_and_no_others(memory: Any) -> None:
         assert context.app_state.get("key") == 1
     with memory.request("req-2") as other:
         assert other.state.get("key") == 1
+
+
+def test_clearing_takes_more_keys_than_a_page(memory: Any) -> None:
+    with memory.request("req-1") as context:
+        context.state.batch([Set(f"key {number}", number) for number in range(PAGE_LIMIT)])
+        context.state.set("one more", 1)
+
+        assert context.state.clear() == PAGE_LIMIT + 1
+        assert list(context.state.keys()) == []
 
 
 def test_clearing_nothing_is_no_error(memory: Any) -> None:
