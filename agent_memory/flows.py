@@ -43,7 +43,6 @@ T = TypeVar("T")
 
 _FIRST_PAUSE: Final = 0.02
 _LONGEST_PAUSE: Final = 2.0
-_FRESH_STARTS: Final = 5
 _RENEWALS: Final = 20
 _HASHED_AT_ONCE: Final = 1024 * 1024
 """Bytes that are hashed in half a millisecond; for more an event loop is not held up."""
@@ -100,11 +99,7 @@ _FINAL: Final = frozenset(
 def read(request: PrepareRead, transfer: Transfer) -> Flow[tuple[bytes, Entry] | None]:
     """Return the bytes of a key's current version, checked, with its entry; None if there is none."""
     found: Found | None = yield from call(request)
-    if found is None:
-        return None
-    if found.data is not None:
-        return check_bytes(found.data, found.entry), found.entry
-    return (yield from fetch(found, request, transfer))
+    return None if found is None else (yield from fetch(found, request, transfer))
 
 
 def fetch(found: Found, request: PrepareRead, transfer: Transfer) -> Flow[tuple[bytes, Entry] | None]:
@@ -112,10 +107,10 @@ def fetch(found: Found, request: PrepareRead, transfer: Transfer) -> Flow[tuple[
 
     None if the key was deleted, and its bytes swept, while they were being fetched.
     """
-    starts = renewals = 0
+    renewals = 0
     while True:
         if found.data is not None:
-            return check_bytes(found.data, found.entry), found.entry
+            return _check_bytes(found.data, found.entry), found.entry
         blob = found.blob
         if blob is None or blob.size != found.entry.size:
             raise IntegrityError("the store offered chunks that do not add up to the value's size")
@@ -138,20 +133,16 @@ def fetch(found: Found, request: PrepareRead, transfer: Transfer) -> Flow[tuple[
                 again = None
             if again is not None and error.code == "chunk_missing":
                 raise
+            again = again or (yield from call(request))
             if again is None:
-                starts += 1
-                if starts > _FRESH_STARTS:
-                    raise
-                again = yield from call(request)
-                if again is None:
-                    return None
+                return None
             found = again
 
 
 _STALE: Final = frozenset({"url_expired", "chunk_missing"})
 
 
-def check_bytes(data: bytes, entry: Entry) -> bytes:
+def _check_bytes(data: bytes, entry: Entry) -> bytes:
     """Return ``data`` if it is what the entry says was written."""
     if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
         raise IntegrityError(_DAMAGED)
@@ -294,11 +285,7 @@ def batch(
     for index, (operation, reply) in enumerate(zip(operations, replies, strict=True)):
         if reply is None or not isinstance(operation, PrepareRead):
             continue
-        entry, data, _ = reply
-        if data is not None:
-            replies[index] = (check_bytes(data, entry), entry)
-        else:
-            replies[index] = yield from fetch(reply, operation, transfer)
+        replies[index] = yield from fetch(reply, operation, transfer)
     return replies
 
 

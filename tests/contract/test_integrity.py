@@ -307,6 +307,22 @@ def test_a_read_that_is_slower_than_the_sweep_starts_over_at_the_current_version
     assert memory.app_state.get("key") == NEW
 
 
+def test_a_read_that_is_always_slower_than_the_sweep_is_an_error(timed: Any) -> None:
+    memory, other = timed.open(), timed.open_sync()
+    memory.app_state.set("key", OLD)
+
+    def replace(message: Message) -> None:
+        if type(message) is GetRange:
+            other.app_state.set("key", NEW)
+            timed.clock.advance(seconds=GRACE_SECONDS + 1)
+            timed.sweep()
+
+    between = put_between(memory, lambda inner: Meddling(inner, act=replace))
+    with pytest.raises(IntegrityError):
+        memory.app_state.get("key", default="absent")
+    assert 2 < sum(type(message) is GetRange for message in between.sent) < 100
+
+
 def test_a_read_that_is_slower_than_a_deletion_and_the_sweep_finds_nothing(timed: Any) -> None:
     memory, other = timed.open(), timed.open_sync()
     memory.app_state.set("key", OLD)
@@ -337,3 +353,14 @@ def test_a_file_that_was_harmed_is_an_error_and_not_absence(timed: Any, harm: st
 
     with pytest.raises(IntegrityError):
         memory.app_state.get("key", default="absent")
+
+
+def test_a_file_that_is_gone_is_told_at_once(timed: Any) -> None:
+    memory = timed.open()
+    memory.app_state.set("key", OLD)
+    timed.large.harm(timed.files()[0], HARM["missing"])
+    between = put_between(memory, Between)
+
+    with pytest.raises(IntegrityError):
+        memory.app_state.get("key", default="absent")
+    assert sum(type(message) is GetRange for message in between.sent) == 1

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from agent_memory import AgentMemory, ConflictError, IntegrityError, UnavailableError
+from agent_memory import AgentMemory, ConflictError, IntegrityError, State, UnavailableError
 from agent_memory.errors import AgentMemoryError, InvalidRequestError, PermissionDeniedError
 from agent_memory.flows import call
 from agent_memory.ids import uuid7
@@ -138,11 +138,16 @@ def test_a_url_that_has_expired_is_asked_for_again(
     assert memory.app_state.get("key") == (LARGE if face == "read" else LARGE[::-1])
 
 
-def test_a_url_that_is_always_too_old_is_an_error_without_the_url(stand: Stand, memory: AgentMemory) -> None:
+@pytest.mark.parametrize(
+    "use", [lambda state: state.get("key"), lambda state: state.set("key", LARGE[::-1])], ids=["read", "write"]
+)
+def test_a_url_that_is_always_too_old_is_an_error_without_the_url(
+    stand: Stand, memory: AgentMemory, use: Callable[[State], object]
+) -> None:
     memory.app_state.set("key", LARGE)
     stand.s3.skew = 400.0
     with pytest.raises(UnavailableError) as caught:
-        memory.app_state.get("key")
+        use(memory.app_state)
     assert caught.value.code == "url_expired"
     assert "://" not in f"{caught.value!r} {caught.value.__context__!r}"
 
