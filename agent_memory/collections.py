@@ -206,4 +206,4 @@ class AsyncCollection(_CollectionFlows[T]):
 
 
 def _same_bytes(error: ConflictError, data: bytes) -> bool:
-    return error.code == "condition_failed" and error.found is not None and error.found[0] == data
+    return error.found is not None and error.found[0] == data

@@ -283,8 +283,8 @@ class Values(Generic[T]):
 
     def _found(self, error: ConflictError) -> Flow[tuple[bytes, Entry] | None]:
         """Return what stood in the way, reading it if it did not come with the error."""
-        found: Found | None = error.found if error.code == "condition_failed" else None
-        if found is None:
+        found = error.found
+        if not isinstance(found, Found):
             return None
         if found.data is None and found.blob is None:
             return (yield from read(self._request(), self.client.config.transfer))

@@ -120,7 +120,7 @@ def test_keys_are_listed_in_byte_order(memory: Any) -> None:
 
 
 def test_keys_with_a_prefix_are_exactly_those(memory: Any) -> None:
-    for name in ("user_1", "user_2", "user", "users", "vser_1", "User_1", "user_\U0010ffff"):
+    for name in ("user_1", "user_2", "user", "users", "vser_1", "User_1", "user_\U0010ffff", "user`"):
         memory.app_state.set(name, 1)
 
     assert list(memory.app_state.keys(prefix="user_")) == ["user_1", "user_2", "user_\U0010ffff"]

@@ -218,6 +218,18 @@ def test_a_conflict_in_a_batch_tells_what_stands_there_after_it(memory: Any) -> 
 
 
 @pytest.mark.parametrize("others", [0, 1])
+def test_a_deletion_in_a_batch_spares_a_value_that_changed(memory: Any, others: int) -> None:
+    old = memory.app_state.set("key", "old")
+    new = memory.app_state.set("key", "new")
+    with pytest.raises(ConflictError):
+        memory.app_state.batch([Delete("key", expected=old), *[Set("other", 1)] * others])
+    assert memory.app_state.get_many(["key", "other"]) == {"key": "new"}
+
+    memory.app_state.batch([Delete("key", expected=new), *[Set("other", 1)] * others])
+    assert memory.app_state.get("key") is None
+
+
+@pytest.mark.parametrize("others", [0, 1])
 def test_a_conflict_in_a_batch_carries_a_value_of_any_size(memory: Any, others: int) -> None:
     memory.app_state.set("key", LARGE)
     with pytest.raises(ConflictError) as caught:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from agent_memory import ConflictError
+from agent_memory.operations import Get, Search, Set
 from tests.support.models import Counter, Profile
 
 
@@ -112,6 +113,30 @@ def test_readers_see_old_or_new_values_whole(store: Any) -> None:
         return seen
 
     assert all(value in values for value in at_once(3, work)[1])
+
+
+def test_a_batch_reads_one_moment(store: Any) -> None:
+    writer, reader = store.open(), store.open()
+    writer.app_state.batch([Set("note/1", {"n": 0}), Set("note/2", {"n": 0})])
+    done = threading.Event()
+
+    def work(number: int) -> list[int]:
+        if number == 0:
+            try:
+                for n in range(300):
+                    writer.app_state.batch([Set("note/1", {"n": n}), Set("note/2", {"n": n})])
+            finally:
+                done.set()
+            return []
+        ahead: list[int] = []
+        while not done.is_set():
+            first, hits, second = reader.app_state.batch([Get("note/1"), Search("note/2"), Get("note/2")])
+            ahead += [hits[0].value["n"] - first.value["n"], second.value["n"] - first.value["n"]]
+        return ahead
+
+    ahead = at_once(2, work)[1]
+    assert ahead
+    assert set(ahead) == {0}
 
 
 def test_concurrent_additions_are_all_there(store: Any) -> None:

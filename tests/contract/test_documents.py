@@ -212,6 +212,15 @@ def unchanged(_: Profile) -> None:
     """Leave the private copy as it is."""
 
 
+def test_update_of_equal_bytes_that_mean_something_else_is_a_version(memory: Any) -> None:
+    memory.app_state.set("key", "abc")
+    key = memory.app_state.key("key", bytes)
+    assert key.get() == b"abc"
+
+    assert key.update(lambda _: b'"abc"').version == 2
+    assert key.get() == b'"abc"'
+
+
 def test_update_of_an_absent_value_starts_from_the_default(profile: Any) -> None:
     assert profile.update(unchanged, default=Profile(name="new")).value == Profile(name="new")
 

@@ -9,6 +9,7 @@ import pytest
 
 from agent_memory import ConflictError
 from agent_memory.messages import PrepareWrite, PutChunk, Scope
+from agent_memory.operations import Get, Search, Set
 from tests.support.models import Counter
 
 LARGE = b"x" * 200_000
@@ -185,6 +186,38 @@ def test_an_update_keeps_the_time_to_live(timed: Any, memory: Any) -> None:
     timed.clock.advance(seconds=30)
 
     assert document.update(count=1).entry.expires_at == entry.expires_at
+
+
+@pytest.mark.parametrize(
+    "operations",
+    [
+        [Get("note/1", refresh_ttl=True)],
+        [Get("note/1", refresh_ttl=True), Get("note/2")],
+        [Search("note/1", refresh_ttl=True)],
+        [Set("other", 1), Get("note/1", refresh_ttl=True)],
+    ],
+    ids=["alone", "batch", "search", "with a write"],
+)
+def test_a_read_may_restart_the_time_to_live_of_what_it_reads(timed: Any, memory: Any, operations: list[Any]) -> None:
+    elsewhere = timed.open(application="elsewhere")
+    for state in (memory.app_state, elsewhere.app_state):
+        state.set("note/1", {"n": 1}, ttl=60)
+        state.set("note/2", {"n": 2}, ttl=60)
+    timed.clock.advance(seconds=59)
+    memory.app_state.batch(operations)
+    timed.clock.advance(seconds=59)
+
+    assert list(memory.app_state.keys("note/")) == ["note/1"]
+    assert list(elsewhere.app_state.keys()) == []
+
+
+def test_a_time_to_live_that_is_over_is_not_restarted(timed: Any, memory: Any) -> None:
+    memory.app_state.set("key", 1, ttl=60)
+    timed.clock.advance(seconds=60)
+    # Who read it just before comes as late as that.
+    timed.service.catalog.touch(Scope("default", timed.application), ["key"])
+
+    assert memory.app_state.get("key") is None
 
 
 def test_a_plain_write_ends_the_time_to_live(timed: Any, memory: Any) -> None:

@@ -9,6 +9,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,22 @@ def test_a_check_while_others_write_finds_nothing_and_mends_nothing(database: Pa
         end = time.monotonic() + 2
         while time.monotonic() < end:
             assert memory.check(fix=True).problems == ()
+
+
+# -- times -----------------------------------------------------------------------------------------------------------
+
+
+def test_times_are_set_where_they_are_meant_and_nowhere_else(memory: AgentMemory, database: Path) -> None:
+    then = datetime(2023, 1, 2, 3, 4, 5, tzinfo=UTC)
+    with AgentMemory(database, application="another") as another:
+        before = another.app_state.set("small", 1)
+        memory.set_times({"small": (then, then), "absent": (then, then)})
+        snapshot, untouched = memory.app_state.snapshot("small"), another.app_state.snapshot("small")
+
+    assert snapshot is not None
+    assert (snapshot.entry.created_at, snapshot.entry.updated_at) == (then, then)
+    assert untouched == (1, before)
+    assert memory.app_state.get("absent") is None
 
 
 # -- backup ----------------------------------------------------------------------------------------------------------
