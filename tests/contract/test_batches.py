@@ -208,6 +208,18 @@ def test_a_read_of_a_version_does_not_go_with_a_write(memory: Any) -> None:
     assert memory.app_state.get("key") is None
 
 
+def test_a_batch_does_not_give_another_version_than_the_one_asked_for(memory: Any, store: Any) -> None:
+    memory.app_state.set("key", 1)
+    scope = Scope("default", store.application)
+    reads = (PrepareRead(scope, "key", version=1, max_inline_size=10), PrepareRead(scope, "other"))
+    assert store.send(memory, Batch(scope, reads))[0].data == b"1"
+    memory.app_state.set("key", 2)
+    with pytest.raises(ConflictError) as caught:
+        store.send(memory, Batch(scope, reads))
+
+    assert caught.value.code == "version_gone"
+
+
 def test_a_conflict_in_a_batch_tells_what_stands_there_after_it(memory: Any) -> None:
     before = memory.app_state.set("key", 0)
     with pytest.raises(ConflictError) as caught:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -207,6 +208,66 @@ def test_a_prepared_write_is_not_committed_to_another_key(memory: Any, store: An
         store.send(memory, message._replace(key="other"))
 
     assert memory.app_state.get("other") is None
+
+
+def test_a_prepared_write_of_another_request_is_as_good_as_none(memory: Any, store: Any, scope: Scope) -> None:
+    message = upload(store, memory, scope, b"A" * 100_000)
+    elsewhere = message._replace(scope=scope._replace(request_id="req-1"))
+    other_sizes = elsewhere._replace(blob=Blob(message.write_id, (Chunk("x", 1),)))
+    for foreign in (elsewhere, other_sizes):
+        with pytest.raises(ConflictError) as caught:
+            store.send(memory, foreign)
+        assert caught.value.code == "blob_gone"
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        lambda _: (),
+        lambda chunk: (chunk, chunk),
+        lambda chunk: (chunk._replace(size=chunk.size - 1),),
+        lambda chunk: (chunk._replace(etag="other"),),
+    ],
+    ids=["none", "more", "smaller", "etag"],
+)
+def test_a_commit_of_other_chunks_than_were_prepared_is_refused(
+    memory: Any, store: Any, scope: Scope, chunks: Callable[[Chunk], tuple[Chunk, ...]]
+) -> None:
+    message = upload(store, memory, scope, b"A" * 100_000)
+    assert message.blob is not None
+    with pytest.raises(InvalidRequestError):
+        store.send(memory, message._replace(blob=Blob(message.blob.id, chunks(message.blob.chunks[0]))))
+
+    assert memory.app_state.get("key") is None
+
+
+def test_a_small_value_with_another_hash_is_refused(memory: Any, store: Any, scope: Scope) -> None:
+    with pytest.raises(InvalidRequestError):
+        store.send(memory, write(scope, b"A")._replace(sha256="0" * 64))
+
+    assert memory.app_state.get("key") is None
+
+
+def test_only_the_same_prepared_write_is_given_fresh_places(memory: Any, store: Any, scope: Scope) -> None:
+    message = upload(store, memory, scope, b"A" * 100_000)
+    again = PrepareWrite(scope, "key", 100_000, write_id=message.write_id)
+    assert store.send(memory, again).id == message.write_id
+    others = [
+        again._replace(key="other"),
+        again._replace(size=100_001),
+        again._replace(chunk_size=65_536),
+        again._replace(scope=scope._replace(request_id="req-1")),
+        again._replace(write_id=uuid7()),
+    ]
+    for request in others:
+        with pytest.raises(ConflictError) as caught:
+            store.send(memory, request)
+        assert caught.value.code == "blob_gone"
+
+    store.send(memory, message)
+    with pytest.raises(ConflictError) as caught:
+        store.send(memory, again)
+    assert caught.value.code == "blob_gone"
 
 
 # -- updates that are named ------------------------------------------------------------------------------------------
