@@ -105,6 +105,7 @@ def test_beyond_this_machine_it_does_not_serve_without_tokens(tmp_path: Path) ->
         ("# comment\n\nthe-secret acme shop more\n", "line 3 "),
         ("the-secret acme/shop\n", "line 1 "),
         ("sha256:the-secret acme\n", "line 1 "),
+        (f"sha256:{'0' * 64}the-secret acme\n", "line 1 "),
         ("the-sécret acme\n", "line 1 "),
         ("# nothing\n", "no token"),
     ],

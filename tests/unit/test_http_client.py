@@ -35,6 +35,7 @@ from agent_memory.errors import (
 )
 from agent_memory.messages import (
     Backup,
+    Batch,
     Check,
     Chunk,
     CommitWrite,
@@ -336,6 +337,7 @@ def test_text_that_is_no_unicode_is_refused_before_it_is_sent(wire: Wire) -> Non
         (CommitWrite(SCOPE, "key", "w", b"1", None), "commit_write", {"entry": None}),
         (CommitWrite(SCOPE, "key", "w", b"1", None), "commit_write", {}),
         (Delete(SCOPE, "key", "w"), "delete", {}),
+        (Batch(SCOPE, (READ, READ)), "batch", {"results": [{"blob": None, "entry": None}]}),
         (List(SCOPE, "k"), "list", {"entries": []}),
         (List(SCOPE, "k"), "list", {"entries": [{**ENTRY, "key": "other"}], "next_cursor": None}),
         (List(SCOPE, "k", max_inline_size=10), "list", {"entries": [ENTRY], "next_cursor": None}),
@@ -348,6 +350,15 @@ def test_half_an_answer_is_a_protocol_error(
     routes.post(f"{ROUTE.rpartition('/')[0]}/{verb}").respond(json=answer)
 
     wire.fails(message, ProtocolError)
+
+
+def test_an_answer_that_is_longer_than_any_is_a_protocol_error(
+    wire: Wire, routes: respx.MockRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent_memory.transports.exchanges._LONGEST_REPLY", 10)
+    routes.post(ROUTE).respond(json={"blob": None, "entry": None})
+
+    wire.fails(READ, ProtocolError)
 
 
 # -- chunks ----------------------------------------------------------------------------------------------------------

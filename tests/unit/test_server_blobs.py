@@ -147,6 +147,7 @@ def test_head_gives_the_size_alone(stored: tuple[str, str, bytes], http: httpx.C
     response = http.head(stored[1])
 
     assert (response.status_code, response.headers["content-length"], response.content) == (200, "300000", b"")
+    assert (response.headers["x-content-type-options"], response.headers["cache-control"]) == ("nosniff", "no-store")
 
 
 def test_the_same_bytes_may_be_put_again_until_the_commit(api: Api) -> None:
@@ -175,6 +176,23 @@ def test_a_chunk_of_another_size_is_refused_and_not_kept(api: Api, data: bytes, 
 
     assert problem(refused) == (400, "wrong_size")
     assert problem(api.post("commit_write", {"state_key": "key", "blob": blob})) == (409, "blob_incomplete")
+
+
+def test_an_upload_that_is_too_long_takes_no_room_on_the_disk(api: Api, server: ServerProcess) -> None:
+    largest = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal largest
+        for _ in range(32):
+            yield b"x" * 1024 * 1024
+            largest = max([largest, *(file.stat().st_size for file in part_files(server))])
+
+    try:
+        refused = api.http.put(api.place("key", 5)["chunks"][0]["uri"], content=endless())
+    except httpx.WriteError:
+        pytest.fail("the refusal did not arrive")
+    assert problem(refused) == (400, "wrong_size")
+    assert largest <= 1024 * 1024
 
 
 def test_an_upload_that_breaks_off_leaves_no_file(api: Api, server: ServerProcess) -> None:

@@ -249,6 +249,7 @@ def case_id(value: Any) -> str:
         ("commit_write", {"state_key": "a", "blob": {"id": "b", "chunks": [{**CHUNK, "uri": "DATA:;base64,QQ=="}]}}),
         ("commit_write", {"state_key": "a", "blob": {"id": "b", "chunks": [{**CHUNK, "uri": "data:;base64,QQ"}]}}),
         ("commit_write", {"state_key": "a", "blob": {"id": "b", "chunks": [{**CHUNK, "uri": "data:;base64,Q Q="}]}}),
+        ("commit_write", {"state_key": "a", "blob": {"id": "b", "chunks": [{**CHUNK, "uri": "data:;base64,Q Q=="}]}}),
         (
             "commit_write",
             {"state_key": "a", "blob": {"id": "b", "chunks": [{**CHUNK, "uri": "data:text/plain;base64,QQ=="}]}},
@@ -267,6 +268,7 @@ def case_id(value: Any) -> str:
         ("list", {"prefix": "a", "limit": "1"}),
         ("list", {"prefix": "a", "reverse": 1}),
         ("search", {"prefix": "a", "filter": []}),
+        ("search", {"prefix": "a", "filter": {"n": 2**63}}),
         ("batch", {}),
         ("batch", {"operations": [{"verb": "prepare_write", "state_key": "a", "size": 1}]}),
         ("batch", {"operations": [{"verb": "batch", "operations": []}]}),
@@ -314,10 +316,17 @@ def test_bytes_that_are_not_one_sound_json_object_are_malformed(api: Api, conten
         ("commit_write", {"state_key": "a", "blob": inline(b"1"), "if_match": ""}, (400, "invalid_request")),
         ("commit_write", {"state_key": "a", "blob": inline(b"1"), "if_match": " "}, (400, "invalid_request")),
         ("commit_write", {"state_key": "a", "blob": inline(b"1"), "write_id": ""}, (400, "invalid_request")),
+        ("commit_write", {"state_key": "a", "blob": inline(b"1"), "write_id": "x" * 129}, (400, "invalid_request")),
+        (
+            "commit_write",
+            {"state_key": "a", "blob": inline(b"1"), "provenance": {"x": "y" * 4096}},
+            (413, "limit_exceeded"),
+        ),
         ("commit_write", {"state_key": "a", "blob": inline(b"x" * 65_537)}, (413, "limit_exceeded")),
         ("delete", {"state_key": "a", "if_match": ""}, (400, "invalid_request")),
         ("prepare_write", {"state_key": "a", "size": 2**50}, (413, "limit_exceeded")),
         ("prepare_write", {"state_key": "a", "size": 10, "chunk_size": 1}, (400, "invalid_request")),
+        ("prepare_write", {"state_key": "a", "size": 2**30, "chunk_size": 65_536}, (413, "limit_exceeded")),
         ("list", {"prefix": "", "limit": 0}, (400, "invalid_request")),
         ("list", {"prefix": "", "limit": 1_001}, (400, "invalid_request")),
         ("list", {"prefix": "a", "cursor": "b"}, (400, "invalid_request")),
@@ -333,6 +342,55 @@ def test_bytes_that_are_not_one_sound_json_object_are_malformed(api: Api, conten
 )
 def test_values_that_make_no_sense_are_refused(api: Api, verb: str, body: Any, expected: tuple[int, str]) -> None:
     assert problem(api.post(verb, body)) == expected
+
+
+@pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity"])
+def test_what_python_takes_for_a_number_and_json_does_not_is_malformed(api: Api, number: bytes) -> None:
+    assert problem(api.send("search", b'{"prefix": "", "filter": {"n": %b}}' % number)) == (422, "malformed")
+
+
+def test_a_compressed_body_is_refused(api: Api) -> None:
+    refused = api.post("list", {"prefix": ""}, **{"Content-Encoding": "gzip"})
+
+    assert problem(refused) == (415, "unsupported_media_type")
+
+
+def test_nothing_in_between_may_keep_an_answer(api: Api) -> None:
+    assert api.set("key", b"1").headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize(("most", "inline_there"), [(0, False), (2, False), (3, True)])
+def test_a_failed_condition_carries_the_value_only_where_it_fits(api: Api, most: int, inline_there: bool) -> None:
+    api.set("key", b"old")
+    refused = api.set("key", b"new", if_none_match="*", max_inline_size=most)
+
+    assert problem(refused) == (412, "condition_failed")
+    assert refused.json()["entry"]["version"] == 1
+    assert (refused.json()["blob"] is not None) == inline_there
+
+
+def test_what_the_server_did_not_foresee_is_told_to_its_log_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = open_service(str(tmp_path / "store.db"))
+
+    def fail(_: object) -> object:
+        raise RuntimeError("the-secret-value")
+
+    monkeypatch.setattr(service.catalog, "list", fail)
+    log = io.StringIO()
+    served = app.create_app(service, app.Settings(LoopbackGate(), RequestLog(log)))
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(served)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.post("/v1/namespaces/a/applications/b/app_state/list", json={"prefix": ""})
+
+    response = asyncio.run(ask())
+    service.close()
+    assert problem(response) == (500, "internal")
+    assert "RuntimeError" in log.getvalue()
+    assert "the-secret-value" not in response.text + log.getvalue()
 
 
 def test_a_batch_of_which_one_operation_is_malformed_changes_nothing(api: Api) -> None:
@@ -510,7 +568,9 @@ def test_a_web_page_is_refused_without_tokens(api: Api, origin: str) -> None:
     assert problem(api.post("list", {"prefix": ""}, Origin=origin)) == (403, "origin_refused")
 
 
-@pytest.mark.parametrize("authorization", [None, "Bearer wrong", "Bearer", "Basic dG9rZW4=", TOKEN, f"Bearer {TOKEN}x"])
+@pytest.mark.parametrize(
+    "authorization", [None, "Bearer wrong", "Bearer", "Basic dG9rZW4=", f"Basic {TOKEN}", TOKEN, f"Bearer {TOKEN}x"]
+)
 def test_no_valid_token_is_unauthenticated(
     guarded: ServerProcess, http: httpx.Client, authorization: str | None
 ) -> None:
@@ -521,6 +581,19 @@ def test_no_valid_token_is_unauthenticated(
 
     assert problem(response) == (401, "unauthenticated")
     assert response.headers["www-authenticate"] == "Bearer"
+
+
+def test_a_request_with_two_tokens_has_none(guarded: ServerProcess) -> None:
+    head = (
+        "POST /v1/namespaces/acme/applications/shop/app_state/list HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    )
+    tokens = f"Authorization: Bearer {TOKEN}\r\nAuthorization: Bearer wrong\r\n"
+
+    assert raw(guarded.url, f"{head}{tokens}\r\n".encode()).startswith(b"HTTP/1.1 401 ")
+
+
+def test_with_tokens_too_a_request_names_one_host(guarded: ServerProcess) -> None:
+    assert raw(guarded.url, b"GET /healthz HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 400 ")
 
 
 def test_a_token_opens_its_namespace_and_no_other(guarded: ServerProcess, http: httpx.Client) -> None:
