@@ -280,5 +280,7 @@ def test_more_bytes_than_a_message_carries_go_in_a_batch(memory: Any) -> None:
 def test_writes_of_a_batch_carry_provenance(memory: Any) -> None:
     with memory.request("req-1"):
         (entry,) = memory.app_state.batch([Set("key", 1, reason="because")])
+        entries = memory.app_state.batch([Set("other", 1, reason="because"), Delete("key", reason="because")])
 
-    assert entry.provenance == {"request_id": "req-1", "reason": "because"}
+    for one in (entry, *entries):
+        assert one.provenance == {"request_id": "req-1", "reason": "because"}

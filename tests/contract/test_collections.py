@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from agent_memory import ConflictError, InvalidKeyError, SchemaError, SerializationError
+from agent_memory import ConflictError, InvalidKeyError, InvalidRequestError, SchemaError, SerializationError
+from agent_memory.messages import BATCH_OPERATIONS
 from tests.support.models import Profile, Workout
 
 
@@ -49,6 +50,30 @@ def test_items_are_listed_page_by_page_with_after(workouts: Any, reverse: bool) 
         after = page[-1].id
 
     assert found == sorted(range(7), reverse=reverse)
+
+
+def test_an_id_with_a_slash_is_listed_behind(workouts: Any) -> None:
+    workouts.add_many({name: Workout(kind="run") for name in ("a/a", "a/b", "b")})
+
+    assert [found.id for found in workouts.list(after="a/a")] == ["a/b", "b"]
+
+
+def test_a_negative_limit_is_refused(workouts: Any) -> None:
+    with pytest.raises(InvalidRequestError):
+        workouts.list(limit=-1)
+
+
+def test_additions_carry_their_reason(workouts: Any) -> None:
+    workouts.add(Workout(kind="run"), reason="because")
+    workouts.add_many([Workout(kind="swim")], reason="because")
+
+    assert [found.entry.provenance for found in workouts.list()] == [{"reason": "because"}] * 2
+
+
+def test_more_items_than_a_batch_takes_are_added(workouts: Any) -> None:
+    added = workouts.add_many([Workout(kind="run")] * (BATCH_OPERATIONS + 1))
+
+    assert len(workouts.raw()) == len(set(added)) == BATCH_OPERATIONS + 1
 
 
 def test_more_items_than_a_page_are_listed_whole(workouts: Any) -> None:

@@ -151,6 +151,13 @@ def test_a_value_is_absent_once_its_time_is_over(timed: Any, memory: Any, value:
     assert list(memory.app_state.keys()) == []
 
 
+def test_a_value_of_a_batch_is_absent_once_its_time_is_over(timed: Any, memory: Any) -> None:
+    memory.app_state.batch([Set("key", 1, ttl=60), Set("other", 2)])
+    timed.clock.advance(seconds=60)
+
+    assert memory.app_state.get_many(["key", "other"]) == {"other": 2}
+
+
 def test_an_entry_says_when_its_value_expires(memory: Any) -> None:
     entry = memory.app_state.set("key", 1, ttl=60)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_memory.errors import InvalidKeyError
+from agent_memory.errors import InvalidKeyError, InvalidRequestError
+from agent_memory.ids import item_id
 from agent_memory.keys import check_key, check_prefix, check_scope_name, segment, successor, unescape
 
 NAMES = st.text(
@@ -106,3 +109,8 @@ def test_a_scope_name_is_allowed(name: str) -> None:
 def test_a_scope_name_is_refused(name: object) -> None:
     with pytest.raises(InvalidKeyError):
         check_scope_name(name, "an application")
+
+
+def test_the_time_of_an_item_has_a_time_zone() -> None:
+    with pytest.raises(InvalidRequestError):
+        item_id(datetime(2026, 1, 2), "strava-991")

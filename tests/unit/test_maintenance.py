@@ -229,6 +229,33 @@ def test_a_check_while_others_write_finds_nothing_and_mends_nothing(database: Pa
             assert memory.check(fix=True).problems == ()
 
 
+# -- whose it is -----------------------------------------------------------------------------------------------------
+
+
+def test_nobody_but_its_owner_reads_a_store(database: Path) -> None:
+    before = os.umask(0)
+    try:
+        with AgentMemory(database, application="app") as memory:
+            memory.app_state.set("small", 1)
+            memory.app_state.set("large", value(1, LARGE))
+            memory.app_state.set("pickled", Plain(1))
+            modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in database.parent.rglob("*")}
+    finally:
+        os.umask(before)
+
+    assert {"store.db", "store.db-wal", "store.db.blobs", "store.db.key"} <= set(modes)
+    assert len(modes) >= 6
+    assert {name: mode for name, mode in modes.items() if mode & 0o077} == {}
+
+
+def test_what_a_database_itself_says_is_not_trusted(memory: AgentMemory, database: Path) -> None:
+    memory.check()
+    open_ones = [one for one in apsw.connections() if one.filename == str(database)]
+
+    assert open_ones
+    assert {one.execute("PRAGMA trusted_schema").fetchall()[0][0] for one in open_ones} == {0}
+
+
 # -- times -----------------------------------------------------------------------------------------------------------
 
 
