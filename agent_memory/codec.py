@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
 
@@ -24,6 +25,7 @@ from pydantic import (
     ValidationError,
 )
 
+from .differences import cut_model, difference, is_equal
 from .errors import DeserializationError, SchemaError, SerializationError
 from .messages import BYTES, JSON, PICKLE
 from .storable import check_storable, type_name, with_article
@@ -95,8 +97,12 @@ class TypedCodec(Generic[T]):
             raise SerializationError(
                 f"what would be written could not be read back as {self._a_type}: {joined(decoded.problems)}"
             )
-        if self._nests_models:
-            _refuse_cut_models(value, decoded, type_name(self._type))
+        same = is_equal(value, decoded)
+        problem = cut_model(value, decoded, type_name(self._type)) if self._nests_models or not same else None
+        if not same:
+            problem = problem or self._change(value, decoded)
+        if problem is not None:
+            raise SerializationError(problem)
         return Encoded(data, JSON, self.schema_name), decoded
 
     def decode(self, data: bytes, content_type: str, load_pickle: Callable[[], Any]) -> T:
@@ -118,13 +124,24 @@ class TypedCodec(Generic[T]):
             problems=decoded.problems,
         )
 
+    def _change(self, value: T, decoded: T) -> str | None:
+        """Say what JSON would change; what the type's own validators make of a value is no change, if it stays so."""
+        expected, again, place = value, decoded, type_name(self._type)
+        with suppress(Exception):
+            # Validators that are written for JSON may raise anything.
+            fields = self._adapter.dump_python(value, by_alias=True, round_trip=True, warnings=False)
+            expected = self._adapter.validate_python(fields)
+        with suppress(SerializationError, ValidationError):
+            again = self._validate_json(self._dump(decoded))
+        return difference(expected, decoded, place) or difference(decoded, again, place)
+
     def _dump(self, value: T) -> bytes:
         try:
             return self._to_json(value, by_alias=True, round_trip=True, warnings="error")
         except (ValueError, TypeError, RecursionError, AttributeError) as error:
             problem = type(error).__name__
         # Outside the handler: Pydantic's text repeats the value, and must not be this error's context.
-        if isinstance(self._type, type) and not isinstance(value, self._type):
+        if isinstance(self._type, type) and self._type is not Any and not isinstance(value, self._type):
             raise SerializationError(f"expected {self._a_type}, not {with_article(type(value).__name__)}")
         if isinstance(value, BaseModel):
             found = _validated(self._validate_fields, dict(value))
@@ -178,24 +195,6 @@ def _is_model(value_type: object) -> bool:
     return isinstance(value_type, type) and (
         issubclass(value_type, BaseModel) or dataclasses.is_dataclass(cast(object, value_type))
     )
-
-
-def _refuse_cut_models(value: Any, decoded: Any, place: str) -> None:
-    """Refuse a subclass where a model is declared: Pydantic would drop the fields that it adds in silence."""
-    if isinstance(value, BaseModel):
-        if type(value) is not type(decoded):
-            raise SerializationError(f"{place} is a {type(value).__name__}, which would not be read back as one")
-        for name, part in value.__dict__.items():
-            _refuse_cut_models(part, getattr(decoded, name, None), f"{place}.{name}")
-    elif isinstance(value, Mapping) and isinstance(decoded, Mapping):
-        pairs = zip(
-            cast("Mapping[Any, Any]", value).values(), cast("Mapping[Any, Any]", decoded).values(), strict=False
-        )
-        for part, other in pairs:
-            _refuse_cut_models(part, other, place)
-    elif isinstance(value, list | tuple) and isinstance(decoded, list | tuple):
-        for part, other in zip(cast("Sequence[Any]", value), cast("Sequence[Any]", decoded), strict=False):
-            _refuse_cut_models(part, other, place)
 
 
 def _refuse_lost_numbers(value: Any, data: bytes, adapter: TypeAdapter[Any]) -> None:

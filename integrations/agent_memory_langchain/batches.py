@@ -27,7 +27,7 @@ from agent_memory import Entry, InvalidKeyError, InvalidRequestError, Snapshot
 from agent_memory.operations import Delete, Get, Hit, Parents, Search, Set
 
 from .indexing import Index
-from .item_schemas import SchemaRules, item_name
+from .item_schemas import SchemaRules, as_json, item_name
 from .namespaces import checked, common_start, from_parent, from_state_key, to_pattern, to_prefix, to_state_key
 
 PAGE: Final = 1_000
@@ -256,8 +256,10 @@ class _Put:
         if self._ttl is not None and not self._ttl > 0:
             raise InvalidRequestError("ttl is a number of minutes above 0")
         model = rules.model(namespace, key)
-        self.value = dict(op.value) if model is None else rules.to_model(model, op.value, item_name(namespace, key))
-        # Typed, so that dates, tuples and models become JSON, as they do in the other stores, and never a pickle.
+        self.value = (
+            as_json(dict(op.value)) if model is None else rules.to_model(model, op.value, item_name(namespace, key))
+        )
+        # Typed, so that it is never a pickle.
         self._type = model or _JSON_OBJECT
 
     def write(self) -> Set | Delete:

@@ -19,6 +19,17 @@ Schemas: TypeAlias = Mapping[tuple[str, ...], Mapping[str, type[BaseModel]]]
 logger = logging.getLogger(__name__)
 
 
+def as_json(value: Any) -> Any:
+    """Return a value with its dates, tuples and models as what they are in JSON, as other stores keep them.
+
+    What is no JSON stays as it is: its write is refused.
+    """
+    try:
+        return pydantic_core.to_jsonable_python(value, round_trip=True)
+    except (ValueError, RecursionError):
+        return value
+
+
 class SchemaRules:
     """Which model an item has to be, if any: the first namespace that fits, there its key or else ``*``."""
 

@@ -19,6 +19,8 @@ from langgraph.store.base import BaseStore
 
 from agent_memory import AgentMemoryError, InvalidRequestError, UnavailableError
 
+from .item_schemas import as_json
+
 _ROOTS: Final = 100
 
 
@@ -64,7 +66,7 @@ def _items_of_store(store: BaseStore) -> Items:
                 limit *= 4
             for item in sorted(found, key=lambda item: item.updated_at):
                 created, updated = _aware(item.created_at), _aware(item.updated_at)
-                yield SourceItem(tuple(item.namespace), item.key, item.value, created, updated)
+                yield SourceItem(tuple(item.namespace), item.key, as_json(item.value), created, updated)
 
 
 _COLUMNS: Final = "prefix, key, value, created_at, updated_at"

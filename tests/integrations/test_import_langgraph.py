@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -188,6 +188,15 @@ def test_any_store_can_be_imported(memory: AgentMemory) -> None:
     assert memory.app_state.get("root 1/top") == {"n": -1}
     with AgentMemory("memory://", application="copy") as copy:
         assert import_langgraph(AgentMemoryStore(memory), copy).copied == 1_501
+
+
+def test_what_a_store_holds_besides_json_is_imported_as_json_and_once(memory: AgentMemory) -> None:
+    store = InMemoryStore()
+    store.put(("user", "ada"), "visit", {"on": date(2026, 1, 2), "pair": (1, 2)})
+
+    assert import_langgraph(store, memory) == ImportReport(copied=1)
+    assert memory.app_state.get("user/ada/visit") == {"on": "2026-01-02", "pair": [1, 2]}
+    assert import_langgraph(store, memory) == ImportReport(unchanged=1)
 
 
 def test_lost_replies_change_no_number(source: Path, memory: AgentMemory) -> None:
