@@ -158,10 +158,10 @@ def backup(catalog: SqliteCatalog, blobs: FileBlobs, key_file: Path, target: Pat
     """
     target_blobs = FileBlobs(blob_folder(target))
     # SQLite would take a log that an earlier database left there for the copy's own.
-    log, shared = (target.with_name(f"{target.name}{suffix}") for suffix in ("-wal", "-shm"))
+    log, shared = (Path(f"{target}{suffix}") for suffix in ("-wal", "-shm"))
     for path in (target, target_blobs.folder, signing_key_file(target), log, shared):
-        if path.exists():
-            raise InvalidRequestError(f"{path.name!r} is already there; a backup never overwrites")
+        if os.path.lexists(path):
+            raise InvalidRequestError(f"{path.name or str(path)!r} is already there; a backup never overwrites")
     temporary = target.with_name(f"{target.name}.{secrets.token_hex(8)}.part")
     try:
         for attempt in range(_COPY_ATTEMPTS):
@@ -216,9 +216,14 @@ def _copy_blobs(copy: Path, source: FileBlobs, target: FileBlobs) -> bool:
 
 def blob_folder(database: Path) -> Path:
     """Return the folder beside a database file that holds its large values."""
-    return database.with_name(f"{database.name}.blobs")
+    return _beside(database, ".blobs")
 
 
 def signing_key_file(database: Path) -> Path:
     """Return the file beside a database file that holds its signing key."""
-    return database.with_name(f"{database.name}.key")
+    return _beside(database, ".key")
+
+
+def _beside(database: Path, suffix: str) -> Path:
+    # Where the file itself lies, as SQLite does with its log: links to it lead to the same store.
+    return Path(f"{os.path.realpath(database)}{suffix}")

@@ -41,6 +41,8 @@ def scheme_of(address: str) -> str | None:
         raise InvalidRequestError("memory:// stands alone: each one is a private, volatile store")
     if not address:
         raise InvalidRequestError("the address is empty")
+    if "\0" in address or address.encode(errors="replace").decode() != address:
+        raise InvalidRequestError("an address is UTF-8 without NUL")
     if address == ":memory:":
         raise InvalidRequestError("a volatile store is called memory://")
     if _HOST_AND_PORT.fullmatch(address):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent_memory import AgentMemory, InvalidKeyError, UnavailableError
+from agent_memory import AgentMemory, InvalidKeyError, InvalidRequestError, UnavailableError
 from tests.support.faults import Between, put_between
 from tests.support.models import Profile
 
@@ -144,13 +144,16 @@ def test_an_application_or_namespace_that_is_not_allowed_makes_no_file(tmp_path:
         "HTTPS:host",
         "memory:",
         "postgresql:/host/db",
+        "a\0b.db",
+        "\udcff.db",
+        "http://127.0.0.1:8420/\udcff",
     ],
 )
 def test_an_address_that_nothing_can_open_is_a_value_error(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError):  # noqa: PT011  (what it says differs)
+    with pytest.raises(InvalidRequestError):
         AgentMemory(url, application="app")
 
 

@@ -345,3 +345,33 @@ def test_a_backup_of_a_store_that_misses_a_file_says_so_and_leaves_nothing(
 def test_a_backup_into_a_folder_that_is_not_there_is_a_typed_error(memory: AgentMemory, tmp_path: Path) -> None:
     with pytest.raises(UnavailableError):
         memory.backup(tmp_path / "nowhere" / "copy.db")
+
+
+# -- links to a store ------------------------------------------------------------------------------------------------
+
+
+def test_a_link_to_a_database_leads_to_the_same_store(memory: AgentMemory, tmp_path: Path, database: Path) -> None:
+    link = tmp_path / "elsewhere" / "link.db"
+    link.parent.mkdir()
+    link.symlink_to(database)
+    memory.app_state.set("pickled", {1, 2})
+
+    with AgentMemory(link, application="app") as linked:
+        assert linked.app_state.get("large") == value(1, LARGE)
+        assert linked.app_state.get("pickled") == {1, 2}
+        linked.app_state.set("large", value(2, LARGE))
+    assert memory.app_state.get("large") == value(2, LARGE)
+    assert list(link.parent.iterdir()) == [link]
+
+
+@pytest.mark.parametrize("target", [".", "..", "/", ""])
+def test_a_backup_does_not_take_the_place_of_a_folder(memory: AgentMemory, target: str) -> None:
+    with pytest.raises(InvalidRequestError, match="never overwrites"):
+        memory.backup(target)
+
+
+def test_a_backup_does_not_go_where_a_link_leads(memory: AgentMemory, tmp_path: Path) -> None:
+    (tmp_path / "copy.db").symlink_to(tmp_path / "elsewhere.db")
+
+    with pytest.raises(InvalidRequestError, match="never overwrites"):
+        memory.backup(tmp_path / "copy.db")
