@@ -90,6 +90,32 @@ def test_alternatives_in_a_filter(store: BaseStore, kind: str) -> None:
     assert found(store, {"km": {"$in": [10]}}) == (["run"] if kind == "agent_memory" else "ValueError")
 
 
+def test_a_comparison_of_texts(store: BaseStore, kind: str) -> None:
+    store.put(ADA, "run", {"sport": "run"})
+    store.put(ADA, "bike", {"sport": "bike"})
+    expected = {"memory": "ValueError"}
+    assert found(store, {"sport": {"$gt": "day"}}) == expected.get(kind, ["run"])
+
+
+def test_a_number_is_no_truth(store: BaseStore, kind: str) -> None:
+    store.put(ADA, "run", {"done": True, "km": 1})
+    mixed = ["run"] if kind in ("memory", "sqlite") else []
+    assert found(store, {"done": 1}) == mixed
+    assert found(store, {"km": True}) == mixed
+
+
+def test_a_part_of_an_object_in_a_filter(store: BaseStore, kind: str) -> None:
+    store.put(ADA, "run", {"place": {"city": "Bern", "street": "Aare"}})
+    expected = {"sqlite": "ValueError", "postgres": "ValueError"}
+    assert found(store, {"place": {"city": "Bern"}}) == expected.get(kind, ["run"])
+
+
+def test_a_namespace_whose_items_are_deleted(store: BaseStore, kind: str) -> None:
+    store.put(ADA, "run", {"km": 5})
+    store.delete(ADA, "run")
+    assert store.list_namespaces() == ([ADA] if kind == "memory" else [])
+
+
 def test_the_time_of_creation_after_an_update(store: BaseStore, kind: str) -> None:
     store.put(ADA, "run", {"km": 5})
     created = store.get(ADA, "run").created_at  # type: ignore[union-attr]
