@@ -311,7 +311,9 @@ def with_fields(value_type: Any, fields: Mapping[str, Any]) -> Callable[[Any], A
 
     def change(value: Any) -> Any:
         try:
-            changed = by_stored_keys(model, {**dict(value), **fields})
+            changed: Any = by_stored_keys(model, {**dict(value), **fields})
+            if model.__pydantic_root_model__:
+                changed = changed["root"]
             return model.model_validate(changed, by_name=True, by_alias=True)
         except ValidationError as error:
             problems = problems_of(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, RootModel
 
 from agent_memory import ConflictError, InvalidRequestError, NotFoundError, SchemaError, SerializationError
 from agent_memory.messages import INLINE_LIMIT
@@ -168,6 +168,16 @@ def test_update_sets_fields(profile: Any) -> None:
     profile.set(Profile(name="Ada", goals=["5k"]))
 
     assert profile.update(weight_kg=61).value == Profile(name="Ada", weight_kg=61.0, goals=["5k"])
+
+
+def test_update_sets_the_root_of_a_root_model(memory: Any) -> None:
+    class Settings(RootModel[dict[str, Any]]):
+        pass
+
+    settings = memory.entity("user", "1").document(Settings)
+    settings.set(Settings({"a": 1}))
+
+    assert settings.update(root={"b": 2}).value == Settings({"b": 2})
 
 
 def test_update_refuses_a_field_that_the_model_has_not(profile: Any) -> None:
