@@ -34,6 +34,10 @@ T = TypeVar("T")
 
 _MAX_INT_DIGITS: Final = 4_300
 
+# Pydantic imports a part of itself when the first type is made. A process that forks while a thread is there leaves its
+# child the lock of that import for ever.
+TypeAdapter(bytes)
+
 
 class Encoded(NamedTuple):
     """The bytes of a value and what the entry says of them."""

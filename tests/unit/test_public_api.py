@@ -202,3 +202,18 @@ def test_importing_the_package_loads_no_http_client() -> None:
     done = run("import sys, agent_memory\nprint('httpx' in sys.modules, 'starlette' in sys.modules)")
 
     assert done.stdout == "False False\n", done.stderr
+
+
+def test_the_first_use_of_a_store_imports_nothing() -> None:
+    """A child that is forked while another thread imports something waits for it for ever."""
+    done = run(
+        "import sys\n"
+        "from agent_memory import AgentMemory\n"
+        "with AgentMemory('memory://', application='a') as memory:\n"
+        "    before = set(sys.modules)\n"
+        "    memory.app_state.key('count', int).update(lambda count: count + 1, default=0)\n"
+        "    memory.app_state.set('pickled', {1, 2})\n"
+        "    memory.app_state.get('pickled')\n"
+        "    print(sorted(set(sys.modules) - before))\n"
+    )
+    assert done.stdout == "[]\n", done.stderr
