@@ -28,6 +28,13 @@ def test_operations_are_carried_out_in_order(memory: Any) -> None:
     assert after is None
 
 
+def test_what_a_batch_sets_has_one_time(memory: Any) -> None:
+    entries = memory.app_state.batch([Set(f"item/{name}", {"n": 1}) for name in "cab"])
+
+    assert len({entry.updated_at for entry in entries}) == 1
+    assert [hit.entry.key[-1] for hit in memory.app_state.batch([Search("item/")])[0]] == ["a", "b", "c"]
+
+
 def test_large_and_small_values_go_in_one_batch(memory: Any) -> None:
     memory.app_state.batch([Set("large", LARGE), Set("small", 1), Set("model", Profile(name="Ada"))])
     large, small, model = memory.app_state.batch([Get("large"), Get("small"), Get("model", as_type=Profile)])
