@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from .errors import ConflictError, IntegrityError, UnavailableError
 from .service import StateService
 from .storage.blobs import blob_of, chunk_name, chunk_sizes
-from .storage.catalog import STAGED, BlobRow, Catalog, StoredRow
+from .storage.catalog import LIVE, STAGED, BlobRow, Catalog, StoredRow
 
 _PAGE: Final = 200
 
@@ -52,8 +52,12 @@ def copy(
     for page in _pages(source.catalog):
         rows = [row for row in page if not _is_there(target.catalog, row)]
         for row in rows:
-            size += _copy_bytes(source, target, row)
-        target.catalog.take(rows)
+            if row.row.blob_id is not None:
+                _copy_bytes(source, target, row, row.row.blob_id)
+                # At once: a sweep of the target takes what waits too long for its row.
+                target.catalog.take([row])
+        target.catalog.take([row for row in rows if row.row.blob_id is None])
+        size += sum(row.row.entry.size for row in rows)
         copied += len(rows)
         done += len(page)
         progress(done, total)
@@ -111,20 +115,20 @@ def _facts(stored: StoredRow) -> tuple[object, ...]:
     return (row.entry, row.data, row.blob_id, row.chunk_size, stored.ttl_us, stored.vectors)
 
 
-def _copy_bytes(source: StateService, target: StateService, stored: StoredRow) -> int:
-    """Copy the chunks of a large value, staged until its row is taken over; return how many bytes the value has."""
-    row = stored.row
-    if row.blob_id is None:
-        return len(row.data or b"")
-    size = row.entry.size
-    target.catalog.mend_blob(
-        BlobRow(row.blob_id, stored.scope, row.entry.key, size, row.chunk_size, STAGED, target.catalog.clock())
-    )
-    for chunk in blob_of(row.blob_id, size, row.chunk_size).chunks:
+def _copy_bytes(source: StateService, target: StateService, stored: StoredRow, blob_id: str) -> None:
+    """Copy the chunks of a large value, staged until its row is taken over."""
+    known = target.catalog.blob(blob_id)
+    if known is not None and known.state == LIVE:
+        # An earlier copy brought them, and only the row has changed. A sweep would take them if they were staged again.
+        return
+    key, size, chunk_size = stored.row.entry.key, stored.row.entry.size, stored.row.chunk_size
+    target.catalog.mend_blob(BlobRow(blob_id, stored.scope, key, size, chunk_size, STAGED, target.catalog.clock()))
+    for chunk in blob_of(blob_id, size, chunk_size).chunks:
         buffer = bytearray(chunk.size)
         source.blobs.read_into(*chunk_name(chunk), 0, memoryview(buffer))
         target.blobs.put(*chunk_name(chunk), memoryview(buffer))
-    return size
+        if not target.catalog.renew(blob_id):
+            raise UnavailableError(f"{stored.scope} {key} was swept in the target while it was copied; copy again")
 
 
 def _check_bytes(service: StateService, stored: StoredRow) -> None:

@@ -8,16 +8,19 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-from agent_memory import AgentMemory, ConflictError, IntegrityError
+from agent_memory import AgentMemory, ConflictError, IntegrityError, UnavailableError
 from agent_memory.copying import copy
 from agent_memory.ids import uuid7
-from agent_memory.messages import Delete, PrepareRead, Scope
+from agent_memory.messages import Check, Delete, PrepareRead, Scope
 from agent_memory.opening import open_service
 from agent_memory.operations import Set
+from agent_memory.service import StateService
+from agent_memory.storage.catalog import Times
 from agent_memory.storage.migrations.postgres import migrate
 from tests.support.postgres import PostgresServer
 
@@ -51,6 +54,12 @@ def filled(path: Path) -> None:
         memory.app_state.batch([Set("user/ada/note/1", {"text": "knee"}, vectors=[[1.0, 0.0], [0.0, 1.0]])])
         with memory.request("r-1", agent="coach") as ctx:
             ctx.state.set("draft", {"nul": "\0"})
+
+
+def a_target(kind: str, folder: Path, postgres: PostgresServer) -> StateService:
+    """Open an empty store."""
+    address = str(folder / "target.db") if kind == "file" else postgres.database()
+    return open_service(address, str(folder / "blobs"))
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -156,8 +165,7 @@ def test_a_value_that_expired_and_was_swept_on_one_side_stops_no_copy(
     with AgentMemory(tmp_path / "source.db", application="app") as memory:
         memory.app_state.set("soon", 1, ttl=0.5)
         memory.app_state.set("kept", 1)
-    address = str(tmp_path / "target.db") if kind == "file" else postgres.database()
-    source, target = open_service(str(tmp_path / "source.db")), open_service(address, str(tmp_path / "blobs"))
+    source, target = open_service(str(tmp_path / "source.db")), a_target(kind, tmp_path, postgres)
     copy(source, target)
     time.sleep(0.6)
     assert (source if side == "source" else target).sweep().expired == 1
@@ -173,8 +181,7 @@ def test_a_key_that_the_target_deleted_stays_deleted_when_its_tombstone_is_swept
     tmp_path: Path, postgres: PostgresServer, kind: str
 ) -> None:
     filled(tmp_path / "source.db")
-    address = str(tmp_path / "target.db") if kind == "file" else postgres.database()
-    source, target = open_service(str(tmp_path / "source.db")), open_service(address, str(tmp_path / "blobs"))
+    source, target = open_service(str(tmp_path / "source.db")), a_target(kind, tmp_path, postgres)
     copy(source, target)
     target.handle(Delete(Scope("default", "app"), "large", uuid7()))
     assert target.catalog.drop_tombstones(before=target.catalog.clock() + 1, limit=100) > 0
@@ -194,8 +201,7 @@ def test_what_is_gone_in_the_source_too_stops_no_copy_when_the_target_has_forgot
         memory.app_state.delete("gone")
         memory.app_state.set("soon", 1, ttl=0.5)
         memory.app_state.set("kept", 1)
-    address = str(tmp_path / "target.db") if kind == "file" else postgres.database()
-    source, target = open_service(str(tmp_path / "source.db")), open_service(address, str(tmp_path / "blobs"))
+    source, target = open_service(str(tmp_path / "source.db")), a_target(kind, tmp_path, postgres)
     copy(source, target)
     time.sleep(0.6)
     target.sweep()
@@ -206,6 +212,84 @@ def test_what_is_gone_in_the_source_too_stops_no_copy_when_the_target_has_forgot
     assert (report.copied, report.verified) == (1, 3)
     source.close()
     target.close()
+
+
+@pytest.mark.parametrize("kind", ["file", "postgresql"])
+def test_what_takes_long_to_copy_is_not_swept_meanwhile(
+    tmp_path: Path, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    with AgentMemory(tmp_path / "source.db", application="app", chunk_size=65_536) as memory:
+        for key in ("a", "b", "c"):
+            memory.app_state.set(key, LARGE)
+    source, target = open_service(str(tmp_path / "source.db")), a_target(kind, tmp_path, postgres)
+    now = target.catalog.clock()
+    put = target.blobs.put
+
+    def slow(*arguments: Any) -> str:
+        nonlocal now
+        now += 600 * 1_000_000
+        target.sweep()
+        return put(*arguments)
+
+    monkeypatch.setattr(target.catalog, "_clock", lambda: now)
+    monkeypatch.setattr(target.blobs, "put", slow)
+    try:
+        assert copy(source, target).copied == 3
+        assert target.check(Check()).ok
+    finally:
+        source.close()
+        target.close()
+
+
+def test_a_value_that_was_swept_while_it_was_copied_is_copied_by_the_next_copy(
+    tmp_path: Path, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path / "source.db")
+    source, target = open_service(str(tmp_path / "source.db")), a_target("file", tmp_path, postgres)
+    put = target.blobs.put
+
+    def swept(blob_id: str, index: int, data: memoryview) -> str:
+        later = target.catalog.clock() + 3_600 * 1_000_000
+        target.catalog.claim_blobs(staged_before=later, garbage_before=later, limit=1)
+        return put(blob_id, index, data)
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(target.blobs, "put", swept)
+            with pytest.raises(UnavailableError, match="swept"):
+                copy(source, target)
+        copy(source, target)
+        assert target.check(Check()).ok
+    finally:
+        source.close()
+        target.close()
+
+
+@pytest.mark.parametrize("kind", ["file", "postgresql"])
+def test_a_copy_of_times_that_is_interrupted_leaves_the_bytes_alone(
+    tmp_path: Path, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    with AgentMemory(tmp_path / "source.db", application="app") as memory:
+        memory.app_state.set("large", LARGE)
+    source, target = open_service(str(tmp_path / "source.db")), a_target(kind, tmp_path, postgres)
+
+    def interrupted(_rows: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        copy(source, target)
+        source.catalog.set_times(Scope("default", "app"), [Times("large", 1, 2)])
+        with monkeypatch.context() as patch:
+            patch.setattr(target.catalog, "take", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                copy(source, target)
+        later = target.catalog.clock() + 3_600 * 1_000_000
+        assert target.catalog.claim_blobs(staged_before=later, garbage_before=later, limit=1) == []
+        copy(source, target)
+        assert target.check(Check()).ok
+    finally:
+        source.close()
+        target.close()
 
 
 def test_bytes_that_arrive_otherwise_are_found_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
