@@ -173,8 +173,6 @@ class _Gets:
 
 class _SearchRead:
     def __init__(self, op: SearchOp, rules: SchemaRules) -> None:
-        if op.offset < 0 or op.limit < 0:
-            raise InvalidRequestError("limit and offset must not be negative")
         namespace = checked(op.namespace_prefix)
         self.query = op.query
         self.result: list[SearchItem] = []
@@ -204,8 +202,6 @@ class _SearchRead:
 
 class _Listing:
     def __init__(self, op: ListNamespacesOp) -> None:
-        if op.offset < 0 or op.limit < 0 or (op.max_depth is not None and op.max_depth < 1):
-            raise InvalidRequestError("limit and offset must not be negative, max_depth must be at least 1")
         conditions = [to_pattern(condition) for condition in op.match_conditions or ()]
         start = common_start(conditions)
         prefix = "".join(f"{segment}/" for segment in start)

@@ -90,6 +90,23 @@ def test_content_in_blocks_stays_in_blocks(memory: AgentMemory) -> None:
     assert latest.content[0]["text"].startswith("<memory>")  # type: ignore[index]
 
 
+def test_a_thread_without_a_user_message_begins_with_the_memory(memory: AgentMemory) -> None:
+    memory.entity("user", "bob").document(Athlete).set(Athlete(name="Bob"))
+    model = ScriptedModel()
+    agent_of(memory, model).invoke({"messages": [AIMessage("Shall we begin?")]}, context=BOB)
+    system, shown, first = model.shown[0]
+    assert isinstance(shown, HumanMessage)
+    assert 'name: "Bob"' in shown.text
+    assert first.text == "Shall we begin?"
+    assert "Bob" not in system.text
+
+
+def test_a_budget_below_the_frame_leaves_the_prompt_alone(memory: AgentMemory) -> None:
+    model = ScriptedModel()
+    agent_of(memory, model, own=middleware(memory, token_budget=1)).invoke(ASK, context=BOB)
+    assert [message.text for message in model.shown[0]] == ["You coach.", "hello"]
+
+
 def test_every_call_of_the_model_sees_what_the_tools_have_written(memory: AgentMemory) -> None:
     model = ScriptedModel(turns=[[("update_athlete", {"name": "Bea"})]])
     agent_of(memory, model).invoke(ASK, context=BOB)
@@ -178,6 +195,9 @@ def test_a_run_without_an_entity_is_refused_before_the_model_is_called(memory: A
         agent.invoke(ASK)
     with pytest.raises(InvalidRequestError):
         asyncio.run(agent.ainvoke(ASK, context=Context(user_id)))
+    # A context that has the field is where the entity stands, whatever else does.
+    with pytest.raises(InvalidRequestError):
+        agent.invoke(ASK, {"configurable": {"user_id": "eve"}}, context=Context(user_id))
     assert model.shown == []
     assert list(memory.app_state.keys()) == []
 
@@ -377,6 +397,17 @@ async def test_a_write_of_an_async_run_carries_them_too(memory: AgentMemory) -> 
     assert written.entry.provenance is not None
     assert written.entry.provenance["run_id"] == str(run_id)
     assert written.entry.provenance["tool_call_id"] == "call-0-0"
+
+
+def test_writes_of_a_run_that_was_given_no_id_name_one_too(memory: AgentMemory) -> None:
+    names: set[uuid.UUID] = set()
+    for number in range(2):
+        model = ScriptedModel(turns=[[("update_athlete", {"steps": number + 1})]])
+        agent_of(memory, model).invoke(ASK, context=BOB)
+        written = memory.entity("user", "bob").document(Athlete).snapshot()
+        assert written is not None
+        names.add(uuid.UUID((written.entry.provenance or {})["run_id"]))
+    assert len(names) == 2
 
 
 def test_an_agent_may_see_without_tools_or_with_some(memory: AgentMemory) -> None:

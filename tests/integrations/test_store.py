@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,9 +22,9 @@ from langgraph.store.base import (
     SearchOp,
 )
 from langgraph.store.base.batch import AsyncBatchedBaseStore
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
-from agent_memory import AgentMemory, InvalidKeyError, InvalidRequestError, SerializationError
+from agent_memory import AgentMemory, InvalidKeyError, InvalidRequestError, SerializationError, UnavailableError
 from agent_memory_langchain import AgentMemoryStore
 from tests.support.blocking import unwrap
 from tests.support.faults import Between, put_between
@@ -102,6 +103,7 @@ def test_any_label_and_key_is_kept_apart_from_any_other(faced: Faced, namespace:
     [found] = faced.search(namespace)
     assert (found.namespace, found.key) == (namespace, key)
     assert faced.list_namespaces() == [namespace]
+    assert faced.list_namespaces(prefix=namespace) == faced.list_namespaces(suffix=namespace) == [namespace]
     if len(namespace) == 2:
         prefix = unwrap(faced.memory).entity(*namespace).prefix
         assert next(iter(faced.memory.app_state.keys(prefix))).startswith(prefix)
@@ -119,6 +121,13 @@ def test_an_id_with_a_dot_is_found_but_not_addressed(faced: Faced) -> None:
     assert faced.list_namespaces(prefix=("user",)) == [("user", "ada@example.com")]
     with pytest.raises(InvalidNamespaceError):
         faced.get(("user", "ada@example.com"), "profile")
+
+
+def test_no_key_of_the_application_passes_for_an_item_of_another_name(faced: Faced) -> None:
+    faced.put(("a/b%",), "k", {"n": 1})
+    faced.memory.app_state.set("a%2Fb%/k", {"n": 2})
+
+    assert {item.namespace: item.value["n"] for item in faced.search(())} == {("a/b%",): 1, ("a%2Fb%",): 2}
 
 
 def test_only_json_objects_with_a_namespace_are_items(faced: Faced) -> None:
@@ -177,6 +186,8 @@ def test_creation_time_survives_updates_and_times_are_in_utc(faced: Faced) -> No
     assert second.created_at == first.created_at
     assert second.updated_at > first.updated_at
     assert second.created_at.tzinfo is UTC
+    [found] = faced.search(USER)
+    assert (found.created_at, found.updated_at) == (second.created_at, second.updated_at)
     faced.delete(USER, "k")
     faced.put(USER, "k", {"n": 3})
     assert faced.get(USER, "k").created_at > second.updated_at
@@ -189,6 +200,23 @@ def test_keys_that_cannot_be_are_refused(faced: Faced) -> None:
     for namespace in ("user", (), ("a", ""), ("a.b",), ("a", 1), ("nul\0",), ("langgraph", "x")):
         with pytest.raises(InvalidNamespaceError):
             faced.put(namespace, "k", {"a": 1})
+
+
+NO_LABELS = ["user", ("a", ""), ("a.b",), ("a", 1)]
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        *(GetOp(labels, "k") for labels in NO_LABELS),  # type: ignore[arg-type]
+        *(SearchOp(labels) for labels in NO_LABELS),  # type: ignore[arg-type]
+        *(ListNamespacesOp((MatchCondition("prefix", labels),)) for labels in NO_LABELS[1:]),  # type: ignore[arg-type]
+        *(PutOp(labels, "k", {"a": 1}) for labels in [(), *NO_LABELS]),  # type: ignore[arg-type]
+    ],
+)
+def test_labels_that_cannot_be_are_refused_in_operations_too(faced: Faced, operation: Any) -> None:
+    with pytest.raises(InvalidNamespaceError):
+        faced.batch([operation])
 
 
 def test_namespaces_may_be_lists(faced: Faced) -> None:
@@ -225,6 +253,9 @@ def test_of_several_puts_the_last_applies(faced: Faced) -> None:
                  PutOp(USER, "b", None), PutOp(USER, "c", None), PutOp(USER, "c", {"n": 3})])  # fmt: skip
     assert {item.key: item.value["n"] for item in faced.search(USER)} == {"a": 2, "c": 3}
 
+    faced.batch([PutOp(USER, "a", {"n": 4}), PutOp(USER, "c", {"n": 5}), PutOp(USER, "a", {"n": 6})])
+    assert keys(faced.search(USER)) == ["a", "c"]
+
 
 @pytest.mark.parametrize(
     "bad",
@@ -234,12 +265,15 @@ def test_of_several_puts_the_last_applies(faced: Faced) -> None:
         SearchOp(USER, limit=-1),
         SearchOp(USER, offset=-1),
         ListNamespacesOp(match_conditions=(MatchCondition("infix", ("a",)),)),  # type: ignore[arg-type]
+        ListNamespacesOp(limit=-1),
+        ListNamespacesOp(offset=-1),
+        ListNamespacesOp(max_depth=0),
         PutOp(USER, "k", {"a": object()}),
         PutOp(USER, "", {"a": 1}),
         PutOp(USER, "k", {"a": 1}, ttl=0),
         "no operation",
     ],
-    ids=["label", "operator", "limit", "offset", "match", "value", "key", "ttl", "type"],
+    ids=["label", "operator", "limit", "offset", "match", "names", "start", "depth", "value", "key", "ttl", "type"],
 )
 def test_a_batch_with_something_wrong_changes_nothing(faced: Faced, bad: Any) -> None:
     with pytest.raises((ValueError, SerializationError)):
@@ -312,12 +346,20 @@ def test_an_empty_batch_sends_nothing(memory: Any, faced: Faced) -> None:
     assert transport.sent == []
 
 
+def test_a_time_to_live_that_cannot_be_is_found_before_a_transaction_is_sent(faced: Faced) -> None:
+    with pytest.raises(InvalidRequestError):
+        faced.batch([*(PutOp(USER, f"{n}", {"n": n}) for n in range(1_000)), PutOp(USER, "k", {"n": 1}, ttl=0)])
+
+    assert faced.search(USER) == []
+
+
 def test_batches_and_pages_may_be_longer_than_a_transaction(faced: Faced) -> None:
     faced.batch([PutOp(("n", f"{n:04}"), "k", {"n": n}) for n in range(1_203)])
 
     assert len(faced.search(("n",), limit=5_000)) == 1_203
     assert len(faced.search((), limit=1_100, offset=150)) == 1_053
     assert faced.list_namespaces(limit=2_000, offset=1_100) == [("n", f"{n:04}") for n in range(1_100, 1_203)]
+    assert faced.list_namespaces(limit=2_000, offset=2) == [("n", f"{n:04}") for n in range(2, 1_203)]
     found = faced.batch([GetOp(("n", f"{n:04}"), "k") for n in range(1_203)])
     assert [item.value["n"] for item in found] == list(range(1_203))
 
@@ -588,6 +630,28 @@ def test_the_sweeper_sweeps_until_it_is_stopped(tmp_path: Any) -> None:
         assert store.sweep_ttl() in (0, 1)
 
 
+def test_a_sweeper_goes_on_after_a_failure_until_its_future_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = AgentMemoryStore(AgentMemory("memory://", application="test"), ttl={"sweep_interval_minutes": 0.005})
+    failed, swept = threading.Event(), threading.Event()
+
+    def sweep() -> int:
+        if failed.is_set():
+            swept.set()
+            return 0
+        failed.set()
+        raise UnavailableError("for now")
+
+    monkeypatch.setattr(store, "sweep_ttl", sweep)
+    begun = time.monotonic()
+    future = store.start_ttl_sweeper()
+    assert swept.wait(10)
+    assert time.monotonic() - begun >= 2 * 0.3
+    assert future.cancel()
+    assert store._sweeper is not None
+    store._sweeper.join(10)
+    assert not store._sweeper.is_alive()
+
+
 # -- schemas ---------------------------------------------------------------------------------------------------------
 
 
@@ -608,8 +672,9 @@ def test_a_put_that_is_not_its_model_is_refused_without_naming_values(open_store
     assert "weight_kg: float_parsing" in str(caught.value)
     assert "secret" not in repr(caught.value)
     assert caught.value.__context__ is caught.value.__cause__ is None
-    with pytest.raises(SerializationError):
-        faced.put(("user", "1", "settings"), "any", {})
+    for problem in ({}, {"heartRate": object()}, {"heartRate": "\ud800"}):
+        with pytest.raises(SerializationError):
+            faced.put(("user", "1", "settings"), "any", problem)
     for misspelt in ({"heartRate": 60, "unit": "metric"}, {"heartRate": 60, "heart_rate": 61}):
         with pytest.raises(SerializationError, match=r"Settings has no field (unit|heart_rate)$"):
             faced.put(("user", "1", "settings"), "any", misspelt)
@@ -630,6 +695,31 @@ def test_a_put_with_a_schema_stores_what_the_typed_document_would(open_store: Ca
     assert stored.entry.schema_name == typed.entry.schema_name == "profile"
     faced.put(("user", "1", "settings"), "watch", {"heartRate": 60})
     assert faced.get(("user", "1", "settings"), "watch").value == {"units": "metric", "heartRate": 60}
+
+
+class Renamed(BaseModel):
+    kilograms: float
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_the_old_name(cls, data: Any) -> Any:
+        return {"kilograms": data["weight"]} if "weight" in data else data
+
+
+def test_the_model_of_a_key_goes_before_that_of_all_keys(open_store: Callable[..., Faced]) -> None:
+    faced = open_store(schemas={("user", "*"): {"*": Settings, "weight": Renamed}})
+    faced.put(USER, "weight", {"kilograms": 61})
+
+    assert faced.get(USER, "weight").value == {"kilograms": 61}
+    with pytest.raises(SerializationError):
+        faced.put(USER, "other", {"kilograms": 61})
+
+
+def test_a_model_may_take_fields_under_names_that_only_its_validators_know(open_store: Callable[..., Faced]) -> None:
+    faced = open_store(schemas={("user", "*"): {"weight": Renamed}})
+    faced.put(USER, "weight", {"weight": 61})
+
+    assert faced.get(USER, "weight").value == {"kilograms": 61}
 
 
 def test_an_old_item_that_is_no_longer_its_model_is_returned_and_reported(

@@ -10,7 +10,7 @@ import numpy
 import pytest
 from langchain_core.embeddings import Embeddings
 from langgraph.store.base import PutOp, SearchOp
-from pydantic import BaseModel
+from pydantic import BaseModel, computed_field
 
 from agent_memory import AgentMemory, InvalidRequestError, SerializationError
 from agent_memory_langchain import AgentMemoryStore
@@ -73,6 +73,14 @@ def test_a_put_names_its_own_paths(open_store: Callable[..., Faced]) -> None:
     assert found[0].score > 0.999 > found[1].score
 
 
+def test_paths_that_are_no_list_are_refused(open_store: Callable[..., Faced]) -> None:
+    faced = open_store()
+    for index in ("text", True):
+        with pytest.raises(InvalidRequestError):
+            faced.put(DOCS, "k", {"text": "swim"}, index=index)
+    assert faced.search(DOCS) == []
+
+
 def test_the_whole_item_is_embedded_by_default(open_store: Callable[..., Faced]) -> None:
     faced = open_store(fields=None)
     faced.put(DOCS, "k", {"b": 1, "a": "ü"})
@@ -84,13 +92,18 @@ def test_what_is_embedded_is_what_is_stored(memory: Any, store: Store) -> None:
         day: date = date(2026, 4, 18)
         tags: tuple[str, ...] = ("knee",)
 
+        @computed_field
+        @property
+        def length(self) -> str:
+            return "computed, not stored"
+
     seen: list[str] = []
 
     def noted(texts: Sequence[str]) -> list[list[float]]:
         seen.extend(texts)
         return embed(texts)
 
-    index: Any = {**INDEX, "embed": noted, "fields": ["day", "tags[*]", "notes[0].day"]}
+    index: Any = {**INDEX, "embed": noted, "fields": ["day", "tags[*]", "notes[0].day", "length"]}
     faced = Faced(memory, store, index=index, schemas={DOCS: {"typed": Note}})
     faced.put(DOCS, "typed", {})
     faced.put(DOCS, "plain", {"notes": (Note(day=date(2026, 4, 19)),)})
