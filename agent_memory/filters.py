@@ -4,7 +4,8 @@
 ``$and`` and ``$or`` combine whole filters. A field is first taken literally and then as a dotted path. Numbers compare
 as numbers, strings by code point; values of different types never compare, and a missing field matches nothing, not
 even ``$ne``. A value that is an object matches an object that has all its fields. What a field is compared with is
-JSON: no date, no object of another type. (NaN and infinity compare where no server is in between, which refuses them.)
+JSON: no date, no object of another type. (NaN, infinity and integers of more than 64 bits compare where no server is in
+between, which refuses them.)
 """
 
 from __future__ import annotations
@@ -163,8 +164,6 @@ def _equal(found: object, operand: object) -> bool:
     if isinstance(found, list) and isinstance(operand, list | tuple):
         left, right = cast("list[Any]", found), cast("Sequence[Any]", operand)
         return len(left) == len(right) and all(map(_equal, left, right))
-    if isinstance(found, bool) or isinstance(operand, bool):
-        return found is operand
     return ((_number(found) and _number(operand)) or same_type) and found == operand
 
 

@@ -265,6 +265,19 @@ def test_an_upload_that_is_never_committed_is_invisible_and_leaves_nothing(timed
     assert timed.files() == []
 
 
+def test_an_upload_that_was_swept_or_committed_is_not_prepared_again(timed: Any, memory: Any) -> None:
+    scope = Scope("default", timed.application)
+    swept = timed.service.handle(PrepareWrite(scope, "swept", len(LARGE)))
+    timed.clock.advance(seconds=GRACE_SECONDS + 1)
+    timed.sweep()
+    memory.app_state.set("committed", LARGE)
+    [committed] = [blob.id for blob in timed.service.catalog.blobs() if blob.key == "committed"]
+
+    for key, write_id in (("swept", swept.id), ("committed", committed)):
+        with pytest.raises(ConflictError):
+            timed.send(memory, PrepareWrite(scope, key, len(LARGE), None, write_id))
+
+
 def test_an_upload_that_may_still_be_committed_is_not_swept(timed: Any, memory: Any) -> None:
     blob = timed.send(memory, PrepareWrite(Scope("default", timed.application), "key", len(LARGE)))
     timed.send(memory, PutChunk(blob.chunks[0], memoryview(LARGE)))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,16 @@ from pydantic import BaseModel
 from agent_memory import AgentMemory, ConflictError, IntegrityError, UnavailableError
 from agent_memory.copying import copy
 from agent_memory.ids import uuid7
-from agent_memory.messages import Check, Delete, PrepareRead, Scope
+from agent_memory.messages import Check, CommitWrite, Delete, PrepareRead, Scope, Search
 from agent_memory.opening import open_service
 from agent_memory.operations import Set
 from agent_memory.service import StateService
-from agent_memory.storage.catalog import Times
+from agent_memory.storage.catalog import ScopeRow, Times
 from agent_memory.storage.migrations.postgres import migrate
-from tests.support.postgres import PostgresServer
+from agent_memory.vectors import pack_vector
+from tests.support.postgres import PostgresServer, name_of
+from tests.support.stores import BUCKET_URL
+from tests.support.strict_s3 import StrictS3
 
 
 class Profile(BaseModel):
@@ -31,6 +36,7 @@ class Profile(BaseModel):
 
 
 LARGE = os.urandom(300_000)
+RIGHT = pack_vector([1.0, 0.0])
 
 
 @pytest.fixture(scope="module")
@@ -271,6 +277,7 @@ def test_a_copy_of_times_that_is_interrupted_leaves_the_bytes_alone(
 ) -> None:
     with AgentMemory(tmp_path / "source.db", application="app") as memory:
         memory.app_state.set("large", LARGE)
+        memory.app_state.batch([Set("note", {"text": "knee"}, vectors=[[1.0, 0.0]])])
     source, target = open_service(str(tmp_path / "source.db")), a_target(kind, tmp_path, postgres)
 
     def interrupted(_rows: object) -> None:
@@ -278,7 +285,7 @@ def test_a_copy_of_times_that_is_interrupted_leaves_the_bytes_alone(
 
     try:
         copy(source, target)
-        source.catalog.set_times(Scope("default", "app"), [Times("large", 1, 2)])
+        source.catalog.set_times(Scope("default", "app"), [Times("large", 1, 2), Times("note", 1, 2)])
         with monkeypatch.context() as patch:
             patch.setattr(target.catalog, "take", interrupted)
             with pytest.raises(KeyboardInterrupt):
@@ -287,6 +294,100 @@ def test_a_copy_of_times_that_is_interrupted_leaves_the_bytes_alone(
         assert target.catalog.claim_blobs(staged_before=later, garbage_before=later, limit=1) == []
         copy(source, target)
         assert target.check(Check()).ok
+    finally:
+        source.close()
+        target.close()
+
+
+@pytest.mark.parametrize("kind", ["file", "postgresql"])
+def test_another_value_with_the_same_version_is_not_replaced(
+    tmp_path: Path, postgres: PostgresServer, kind: str
+) -> None:
+    with AgentMemory(tmp_path / "source.db", application="app") as memory:
+        memory.app_state.set("before", 1)
+        memory.app_state.set("k", "the source's")
+    source, target = open_service(str(tmp_path / "source.db")), a_target(kind, tmp_path, postgres)
+    try:
+        target.handle(CommitWrite(Scope("default", "app"), "k", uuid7(), b'"the target\'s"', None))
+        with pytest.raises(ConflictError, match="default/app k has a later version in the target"):
+            copy(source, target)
+        assert target.handle(PrepareRead(Scope("default", "app"), "k", 100)).data == b'"the target\'s"'
+        assert target.handle(PrepareRead(Scope("default", "app"), "before", 100)) is None
+    finally:
+        source.close()
+        target.close()
+
+
+@pytest.mark.parametrize("kind", ["file", "postgresql"])
+def test_no_version_that_the_source_has_forgotten_comes_back(
+    tmp_path: Path, postgres: PostgresServer, kind: str
+) -> None:
+    with AgentMemory(tmp_path / "source.db", application="app") as memory:
+        memory.app_state.set("k", 1)
+        memory.app_state.delete("k")
+    source, target = open_service(str(tmp_path / "source.db")), a_target(kind, tmp_path, postgres)
+    try:
+        assert source.catalog.drop_tombstones(before=source.catalog.clock() + 1, limit=1) == 1
+        copy(source, target)
+        assert target.handle(CommitWrite(Scope("default", "app"), "k", uuid7(), b"1", None)).version == 3
+        target.catalog.take_scopes([ScopeRow("default/app", 1, 5), ScopeRow("default/app", 0, None)])
+        assert target.catalog.scopes(after="", limit=9) == [ScopeRow("default/app", 2, 5)]
+    finally:
+        source.close()
+        target.close()
+
+
+@pytest.mark.parametrize("kind", ["file", "postgresql"])
+def test_the_bytes_that_a_later_copy_replaces_become_garbage(
+    tmp_path: Path, postgres: PostgresServer, kind: str
+) -> None:
+    filled(tmp_path / "source.db")
+    source, target = open_service(str(tmp_path / "source.db")), a_target(kind, tmp_path, postgres)
+    try:
+        copy(source, target)
+        with AgentMemory(tmp_path / "source.db", application="app") as memory:
+            memory.app_state.set("large", LARGE[::-1])
+            memory.app_state.batch([Set("user/ada/note/1", {"text": "elbow"}, vectors=[[0.0, 1.0]])])
+        copy(source, target)
+        assert target.check(Check()).problems == ()
+        hits = target.handle(Search(Scope("default", "app"), "user/ada/note/", vector=RIGHT))
+        assert [hit.score for hit in hits] == [0]
+        assert len(target.handle(Search(Scope("default", "app"), "user/ada/note/", {"text": "elbow"}))) == 1
+        assert target.catalog.stored(after=("", ""), limit=100) == source.catalog.stored(after=("", ""), limit=100)
+    finally:
+        source.close()
+        target.close()
+
+
+def test_bytes_that_arrive_otherwise_in_an_object_store_are_found_too(
+    tmp_path: Path, bucket: StrictS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path / "first.db")
+    source, target = open_service(str(tmp_path / "first.db")), open_service(str(tmp_path / "second.db"), BUCKET_URL)
+    put = target.blobs.put
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                target.blobs, "put", lambda blob_id, index, data: put(blob_id, index, memoryview(bytes(len(data))))
+            )
+            with pytest.raises(IntegrityError, match="large"):
+                copy(source, target)
+    finally:
+        source.close()
+        target.close()
+
+
+def test_what_the_target_lost_of_a_row_is_brought_by_the_next_copy(tmp_path: Path, postgres: PostgresServer) -> None:
+    filled(tmp_path / "source.db")
+    source, target = open_service(str(tmp_path / "source.db")), a_target("file", tmp_path, postgres)
+    try:
+        copy(source, target)
+        with closing(sqlite3.connect(tmp_path / "target.db")) as connection, connection:
+            connection.execute("UPDATE entry SET ttl_us = 1 WHERE key = 'soon'")
+            connection.execute("UPDATE entry SET vectors = 0 WHERE key = 'user/ada/note/1'")
+            connection.execute("DELETE FROM vector")
+        assert copy(source, target).copied == 2
+        assert target.catalog.stored(after=("", ""), limit=100) == source.catalog.stored(after=("", ""), limit=100)
     finally:
         source.close()
         target.close()
@@ -319,5 +420,6 @@ def test_a_dry_run_of_a_migration_names_the_steps_and_takes_none(postgres: Postg
     first, second = run("migrate", "--database", dsn, "--dry-run"), run("migrate", "--database", dsn, "--dry-run")
     assert first.stdout == second.stdout
     assert "would take" in first.stdout
+    assert postgres.execute("SELECT 1 FROM pg_extension WHERE extname = 'vector'", name_of(dsn)) == []
     assert migrate(dsn) != []
     assert run("migrate", "--database", dsn).stdout == "the database is up to date\n"

@@ -24,7 +24,7 @@ from langgraph.store.sqlite import SqliteStore
 from agent_memory import AgentMemory, InvalidRequestError, UnavailableError
 from agent_memory.messages import Batch, CommitWrite
 from agent_memory_langchain import AgentMemoryStore, ImportReport, import_langgraph
-from tests.support.faults import Lossy, put_between
+from tests.support.faults import Lossy, Meddling, put_between
 from tests.support.langgraph import DIMENSIONS, INDEX, embed
 from tests.support.postgres import PostgresServer, name_of
 
@@ -199,6 +199,15 @@ def test_what_a_store_holds_besides_json_is_imported_as_json_and_once(memory: Ag
     assert import_langgraph(store, memory) == ImportReport(unchanged=1)
 
 
+def test_reading_a_store_restarts_no_time_to_live_in_it(memory: AgentMemory) -> None:
+    store = AgentMemoryStore(memory)
+    store.put(("user",), "k", {"n": 1}, ttl=60)
+    before = memory.app_state.snapshot("user/k")
+    with AgentMemory("memory://", application="copy") as copy:
+        assert import_langgraph(store, copy).copied == 1
+    assert memory.app_state.snapshot("user/k") == before
+
+
 def test_lost_replies_change_no_number(source: Path, memory: AgentMemory) -> None:
     from agent_memory.messages import Batch
 
@@ -231,6 +240,23 @@ def test_a_store_that_fails_between_reading_and_writing_ends_the_import(source: 
     with pytest.raises(UnavailableError, match="no room"):
         import_langgraph(source, memory)
     assert time.monotonic() - began < 8, "one call's time, not that of every item"
+
+
+def test_what_is_written_meanwhile_is_kept_and_the_rest_copied(
+    source: Path, memory: AgentMemory, tmp_path: Path
+) -> None:
+    written: list[str] = []
+
+    def write_first(message: Any) -> None:
+        sets = [one.key for one in getattr(message, "operations", ()) if isinstance(one, CommitWrite)]
+        if sets and not written:
+            written.append(sets[7])
+            with AgentMemory(tmp_path / "memory.db", application="import") as other:
+                other.app_state.set(sets[7], {"mine": True})
+
+    put_between(memory, lambda inner: Meddling(inner, act=write_first))
+    assert import_langgraph(source, memory) == ImportReport(copied=249, kept=1)
+    assert memory.app_state.get(written[0]) == {"mine": True}
 
 
 def test_what_the_application_wrote_itself_keeps_its_times(source: Path, memory: AgentMemory) -> None:

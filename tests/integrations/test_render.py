@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
@@ -177,6 +179,24 @@ def test_a_budget_keeps_what_has_priority(bob: Entity) -> None:
     assert "steps: 0" in small  # shorter than what had to go before it
     assert "(left out to save space: name, coach" in small
     assert "(left out to save space: 8)" in small
+
+
+def test_of_two_fields_that_do_not_both_fit_the_one_with_priority_stays(bob: Entity) -> None:
+    bob.document(Athlete).set(Athlete(name="N" * 400, goals=["G" * 400]))
+    block = rendered(bob, token_budget=200)
+    assert "G" * 400 in block
+    assert "N" * 400 not in block
+
+
+def test_a_document_whose_bytes_are_missing_is_reported(tmp_path: Path) -> None:
+    with AgentMemory(tmp_path / "memory.db", application="fitness") as memory:
+        bob = memory.entity("user", "bob")
+        bob.document(Athlete).set(Athlete(name="N" * 300_000))
+        bob.collection(Session).add(Session(kind="run"))
+        shutil.rmtree(tmp_path / "memory.db.blobs")
+        block = rendered(bob)
+    assert "(unreadable: chunk_missing)" in block
+    assert '"kind": "run"' in block
 
 
 def test_a_budget_below_the_frame_shows_nothing(bob: Entity) -> None:

@@ -581,6 +581,37 @@ def test_reads_restart_nothing_if_the_configuration_says_so(timed: TimedStore) -
     assert faced.get(USER, "k") is None
 
 
+# A server refuses integers of more than 64 bits.
+@pytest.mark.parametrize("store", ["embedded-sync", "postgres_files-sync"], indirect=True)
+@pytest.mark.parametrize("number", [2**53 + 1, 2**63, -(2**70), 10**400, 1e300])
+def test_numbers_of_any_size_are_compared(faced: Faced, number: float) -> None:
+    faced.put(USER, "k", {"n": number})
+    faced.put(USER, "other", {"n": number / 2 if isinstance(number, float) else number - 1})
+
+    assert keys(faced.search(USER, filter={"n": number})) == ["k"]
+    assert keys(faced.search(USER, filter={"n": {"$gte": number}, "$or": [{"n": number}, {"n": "text"}]})) == ["k"]
+
+
+def test_a_filter_may_only_be_so_large(faced: Faced) -> None:
+    deep: dict[str, Any] = {"n": 1}
+    for _ in range(17):
+        deep = {"$and": [deep]}
+    for filter in (deep, {f"n{n}": 1 for n in range(101)}, {"$or": [{"n": 1}] * 51}, {"n" * 1_025: 1}):
+        with pytest.raises(InvalidRequestError):
+            faced.search((), filter=filter)
+
+
+def test_what_was_put_at_the_same_time_stands_in_the_order_of_its_keys_on_every_page(timed: TimedStore) -> None:
+    faced = Faced(timed.open(), timed)
+    names = [f"{n:02}" for n in range(40)]
+    for name in [*names[1::2], *names[-2::-2]]:
+        faced.put(("a", name), "k", {"n": 1})
+
+    for filter in (None, {"n": 1}):
+        pages = [faced.search(("a",), filter=filter, limit=7, offset=start) for start in range(0, 40, 7)]
+        assert [item.namespace[1] for page in pages for item in page] == names
+
+
 def test_a_put_without_time_to_live_takes_it_away(timed: TimedStore) -> None:
     faced = Faced(timed.open(), timed)
     faced.put(USER, "k", {"n": 1}, ttl=1)

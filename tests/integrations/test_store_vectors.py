@@ -13,6 +13,7 @@ from langgraph.store.base import PutOp, SearchOp
 from pydantic import BaseModel, computed_field
 
 from agent_memory import AgentMemory, InvalidRequestError, SerializationError
+from agent_memory.operations import Set
 from agent_memory_langchain import AgentMemoryStore
 from tests.support.langgraph import DIMENSIONS, INDEX, Faced, embed
 from tests.support.stores import Store, TimedStore
@@ -110,6 +111,15 @@ def test_what_is_embedded_is_what_is_stored(memory: Any, store: Store) -> None:
     assert seen == ["2026-04-18", "knee", "2026-04-19"]
     with pytest.raises(SerializationError):
         faced.put(DOCS, "none", {"day": object()})
+
+
+def test_vectors_of_another_length_are_not_compared(memory: Any) -> None:
+    state = memory.app_state
+    state.batch([Set("a/short", {"n": 1}, vectors=[[1.0, 0.0]]), Set("a/long", {"n": 1}, vectors=[[1.0, 0.0, 0.0]])])
+
+    for filter in (None, {"n": 1}):
+        hits = state.search("a/", filter=filter, vector=[1.0, 0.0])
+        assert [(hit.entry.key, hit.score) for hit in hits] == [("a/short", pytest.approx(1)), ("a/long", None)]
 
 
 def test_vectors_go_with_their_value(open_store: Callable[..., Faced]) -> None:

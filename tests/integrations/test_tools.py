@@ -17,7 +17,15 @@ from langchain_core.messages import AIMessage
 from langchain_core.tools import BaseTool
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    field_serializer,
+    model_serializer,
+)
 from typing_extensions import TypedDict
 
 from agent_memory import (
@@ -124,6 +132,54 @@ def test_models_whose_hidden_fields_could_show_are_refused(memory: AgentMemory) 
 
     with pytest.raises(InvalidRequestError, match="Address is none"):
         named(memory, documents=[Person])
+
+
+def test_models_that_are_written_out_by_code_of_their_own_hide_nothing(memory: AgentMemory) -> None:
+    class Plain(BaseModel):
+        injuries: Annotated[list[Injury], PlainSerializer(str)] = []
+
+    class Named(BaseModel):
+        injuries: list[Injury] = []
+
+        @field_serializer("injuries")
+        def _shown(self, injuries: list[Injury]) -> str:
+            return str(injuries)
+
+    class All(BaseModel):
+        injuries: list[Injury] = []
+
+        @field_serializer("*")
+        def _shown(self, injuries: Any) -> str:
+            return str(injuries)
+
+    class Whole(BaseModel):
+        injuries: list[Injury] = []
+
+        @model_serializer
+        def _shown(self) -> dict[str, str]:
+            return {"injuries": str(self.injuries)}
+
+    for model in (Plain, Named, All, Whole):
+        with pytest.raises(InvalidRequestError, match="serializer of its own"):
+            named(memory, documents=[model])
+
+
+def test_several_markers_of_a_field_add_up_to_the_strictest(memory: AgentMemory) -> None:
+    class Part(BaseModel):
+        serial: Annotated[str, Agent(read_only=True)] = ""
+
+    class Marked(BaseModel):
+        free: Annotated[str, Agent(priority=3)] = ""
+        kept: Annotated[str, Agent(priority=3), Agent(read_only=True)] = "kept"
+        secret: Annotated[str, Agent(priority=3), Agent(hidden=True)] = "secret"
+        parts: Annotated[list[Part], Agent(priority=3)] = []
+
+    tools = named(memory, documents=[Marked], collections=[])
+    offered = str([properties(tool) for tool in tools.values()])
+    assert "free" in offered
+    assert not any(name in offered for name in ("kept", "secret", "parts"))
+    memory.entity("user", "bob").document(Marked).set(Marked())
+    assert call(tools["read_marked"]).text == 'marked: {"free": "", "kept": "kept", "parts": []}'
 
 
 def test_a_field_whose_dicts_hold_hidden_fields_is_not_written_by_agents(memory: AgentMemory) -> None:
@@ -494,10 +550,11 @@ def test_items_stand_by_the_time_that_orders_them_whenever_they_are_told(memory:
     rides.add(imported, id=item_id(imported.when, "strava-1"))
     for when, km in [
         ("2026-04-18T09:00:00Z", 4), ("2026-04-17T23:00:00+02:00", 1), ("2026-04-18T08:00:00", 3), ("2026-04-19", 5),
+        ("2026-04-18T09:30:00+02:00", 2.5),
         ("2026-04-19", 6),
     ]:  # fmt: skip
         assert call(add, {"when": when, "km": km}).status == "success"
-    assert told(memory, "km") == ["6.0", "5.0", "4.0", "3.0", "2.0", "1.0"]
+    assert told(memory, "km") == ["6.0", "5.0", "4.0", "3.0", "2.5", "2.0", "1.0"]
 
 
 def test_items_may_be_ordered_by_a_day_and_those_without_one_stand_where_they_were_told(memory: AgentMemory) -> None:

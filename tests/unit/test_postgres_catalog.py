@@ -782,7 +782,7 @@ def test_of_eight_migrations_at_once_each_step_is_taken_by_one(server: PostgresS
 
 def test_a_newer_schema_is_refused(server: PostgresServer, address: str) -> None:
     server.execute("INSERT INTO agent_memory.migration (name) VALUES ('9999_later')", name_of(address))
-    for open_it in (lambda: PostgresCatalog(address), lambda: migrate(address)):
+    for open_it in (lambda: PostgresCatalog(address), lambda: migrate(address), lambda: migrate(address, dry_run=True)):
         with pytest.raises(UnavailableError, match="9999_later") as caught:
             open_it()
         assert caught.value.code == "newer_schema"
