@@ -99,7 +99,7 @@ class ObjectBlobs:
                 return self._api.put(self._store, path, data, mode="create")
             except exceptions.AlreadyExistsError:
                 return None
-            except exceptions.NotSupportedError:
+            except NotImplementedError:
                 # AWS_CONDITIONAL_PUT=disabled, for stores that know no conditions.
                 return self._api.put(self._store, path, data, use_multipart=False)
 

@@ -389,6 +389,15 @@ def test_an_address_that_is_no_object_store_is_refused(url: str) -> None:
         ObjectBlobs(url)
 
 
+def test_a_store_that_knows_no_conditions_is_written_without_them(
+    s3: StrictS3, strict: ObjectBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_CONDITIONAL_PUT", "disabled")
+    blobs = ObjectBlobs(f"s3://{BUCKET}/prefix")
+    assert put(blobs, DATA) == put(blobs, DATA) == put(strict, DATA)
+    assert read(blobs) == DATA
+
+
 def test_the_endpoint_for_s3_alone_goes_first(s3: StrictS3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.url)
