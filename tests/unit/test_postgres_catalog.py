@@ -858,6 +858,24 @@ def test_a_killed_connection_is_replaced_without_the_caller_seeing_it(
         assert use() is not None
 
 
+@pytest.mark.parametrize("state", ["40001", "40P01"], ids=["serialization failure", "deadlock"])
+def test_what_lost_against_others_is_repeated_but_not_for_ever(shared: PostgresCatalog, state: str) -> None:
+    tries = 0
+
+    def work(session: Session, losing: int) -> list[Any]:
+        nonlocal tries
+        tries += 1
+        if tries <= losing:
+            session.rows(f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{state}'; END $$")
+        return session.rows("SELECT 1")
+
+    assert shared._pool.run(lambda session: work(session, 2)) == [(1,)]
+    assert tries == 3
+    with pytest.raises(UnavailableError, match="in order with others"):
+        shared._pool.run(lambda session: work(session, 1_000))
+    assert tries < 20
+
+
 def test_the_deployment_page_gives_a_user_the_settings_that_a_connection_sets(catalog: PostgresCatalog) -> None:
     page = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text()
     told = dict(re.findall(r"^ALTER ROLE memory SET (\w+) = '?(\w+)'?;$", page, re.M))
