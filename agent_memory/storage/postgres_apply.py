@@ -41,7 +41,9 @@ _CLAIM: Final = (
     "FROM unnest(%(ids)s::text[], %(keys)s::text[]) AS wanted (id, key) WHERE blob.id = wanted.id "
     "AND blob.key = wanted.key AND blob.scope = %(scope)s AND blob.state = 'staged' RETURNING blob.key"
 )
-_STAGED: Final = "SELECT 1 FROM agent_memory.blob WHERE id = %(id)s AND state = 'staged'"
+_STAGED: Final = (
+    "SELECT 1 FROM agent_memory.blob WHERE id = %(id)s AND scope = %(scope)s AND key = %(key)s AND state = 'staged'"
+)
 _KEEP: Final = (
     "INSERT INTO agent_memory.vector (scope, key, version, number, embedding) "
     "SELECT scope, key, version, %(number)s, %(vector)s::{schema}.vector FROM agent_memory.entry "
@@ -127,7 +129,7 @@ def _answer(session: Session, write: Write, context: Context) -> Entry | None:
     if not conditions_hold(write, current):
         raise condition_failed(write, to_row(row) if current is not None and current.live else None)
     blob = write.blob if isinstance(write, CommitWrite) else None
-    if blob is not None and not session.rows(_STAGED, {"id": blob.id}):
+    if blob is not None and not session.rows(_STAGED, {"id": blob.id, "scope": write.scope.path, "key": write.key}):
         raise ConflictError("the prepared write has expired; prepare it again", code="blob_gone")
     raise _Missed
 

@@ -371,6 +371,16 @@ def test_a_blob_that_was_swept_or_whose_condition_fails_is_not_committed(catalog
     assert (state(catalog, swept), catalog.read(SCOPE, "k")) == (DEAD, None)
 
 
+@pytest.mark.parametrize("elsewhere", [{"key": "other"}, {"scope": SCOPE._replace(request_id="r")}])
+def test_a_blob_is_committed_only_to_the_key_that_it_was_staged_for(
+    catalog: PostgresCatalog, elsewhere: dict[str, Any]
+) -> None:
+    write = staged(catalog)
+    with pytest.raises(ConflictError) as caught:
+        apply(catalog, write._replace(**elsewhere))
+    assert (caught.value.code, state(catalog, write)) == ("blob_gone", STAGED)
+
+
 def test_large_and_small_values_are_committed_in_one_batch(catalog: PostgresCatalog) -> None:
     large = [staged(catalog, f"large{n}") for n in range(60)]
     small = [commit(SCOPE, f"small{n}", b"x" * 60_000) for n in range(60)]
