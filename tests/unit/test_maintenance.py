@@ -320,6 +320,9 @@ def test_a_backup_while_another_process_writes_is_one_moment_with_every_value_wh
     database: Path, tmp_path: Path
 ) -> None:
     with others_write(database), AgentMemory(database, application="app") as memory:
+        deadline = time.monotonic() + 30
+        while not any(memory.app_state.keys()):
+            assert time.monotonic() < deadline, "nothing was written"
         for number in range(5):
             time.sleep(0.05)
             memory.backup(tmp_path / f"copy{number}.db")
