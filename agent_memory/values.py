@@ -31,10 +31,11 @@ from .turns import Turn
 T = TypeVar("T")
 
 # So often an update that lost tries again at once, and so often by the value that came with the conflict, which costs
-# no call; then it pauses, and reads anew. Longer pauses starve who takes them: others go on meanwhile.
+# no call; then it pauses, and reads anew. Only other processes make it lose: longer pauses starve who takes them, and
+# shorter ones cost more tries where there are many.
 _IMPATIENT_ATTEMPTS: Final = 2
 _PATIENT_ATTEMPTS: Final = 4
-_LONGEST_PAUSE: Final = 0.1
+_LONGEST_PAUSE: Final = 0.02
 
 
 class Missing(Enum):
