@@ -64,13 +64,18 @@ class Turns:
     def leave(self, place: Hashable, turn: Future[None]) -> None:
         """Give up a turn, which is the next one's then, or the place in the queue."""
         coming = None
-        with self._lock:
+        # Python may collect an abandoned flow, which then leaves, on a thread that has the lock. Time ends its turn.
+        if not self._lock.acquire(timeout=_LONGEST):
+            return
+        try:
             queue = self._queues.get(place)
             if queue is not None and queue.holder is turn:
                 coming = self._next(place, queue)
             elif queue is not None:
                 with suppress(ValueError):
                     queue.waiting.remove(turn)
+        finally:
+            self._lock.release()
         if coming is not None:
             coming.set_result(None)
 

@@ -139,3 +139,24 @@ def test_threads_take_turns_one_at_a_time(turns: Turns, monkeypatch: pytest.Monk
         for result in [pool.submit(take) for _ in range(8)]:
             result.result(30)
     assert most == 1
+
+
+def test_a_flow_that_is_collected_while_its_thread_looks_at_the_turns_stops_nothing(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    abandoned = Turn(turns, "elsewhere")
+    waited(abandoned)
+    made = module._Queue.__init__
+
+    def collecting(queue: Any, holder: Any) -> None:
+        abandoned.end()
+        made(queue, holder)
+
+    monkeypatch.setattr(module._Queue, "__init__", collecting)
+    turn = Turn(turns, PLACE)
+    thread = threading.Thread(target=waited, args=[turn], daemon=True)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive()
+    turn.end()
+    turns.pass_over("elsewhere")
