@@ -20,11 +20,18 @@ from .checks import check_ttl, check_type
 from .client import Client, provenance
 from .codec import Encoded, decode_untyped, encode_untyped, joined, problems_of, typed_codec
 from .drivers import Flow, Sleep, Wait
-from .errors import ConflictError, DeserializationError, InvalidRequestError, NotFoundError, SerializationError
+from .errors import (
+    ConflictError,
+    DeserializationError,
+    InvalidRequestError,
+    NotFoundError,
+    SerializationError,
+    UnavailableError,
+)
 from .flows import call, fetch, read, write
 from .ids import uuid7
 from .keys import check_key, unescape
-from .messages import INLINE_LIMIT, PICKLE, CommitWrite, Delete, Entry, Found, PrepareRead, Scope
+from .messages import BYTES, INLINE_LIMIT, PICKLE, CommitWrite, Delete, Entry, Found, PrepareRead, Scope
 from .storable import by_stored_keys, with_article
 from .turns import Turn
 
@@ -191,6 +198,13 @@ class Values(Generic[T]):
         turn = Turn(self.client.turns, (self.scope, self.key))
         try:
             return (yield from self._update(change, default, reason, write_id, turn))
+        except (UnavailableError, ConflictError):
+            raise
+        except Exception:
+            # What was made once may not be possible twice: a limit is reached, what was taken away is gone.
+            if write_id is None or not (yield from self._has_receipt(write_id)):
+                raise
+            return (yield from self._made_before())
         finally:
             turn.end()
 
@@ -228,6 +242,15 @@ class Values(Generic[T]):
                 else:
                     # What came with the error is written over while this one waits, again and again.
                     stored = yield from read(self._request(), self.client.config.transfer)
+
+    def _has_receipt(self, write_id: str) -> Flow[bool]:
+        """Say whether a write with this id was made, by trying another one on a condition that nothing meets."""
+        other = self.commit(Encoded(b"", BYTES), expected="none", ttl=None, reason=None, write_id=write_id)
+        try:
+            yield from call(other)
+        except ConflictError as error:
+            return error.code == "write_id_reused"
+        return False
 
     def _made_before(self) -> Flow[Snapshot[T]]:
         stored = yield from read(self._request(), self.client.config.transfer)

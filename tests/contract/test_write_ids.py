@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from pydantic import Field
 
-from agent_memory import ConflictError, InvalidRequestError, NotFoundError
+from agent_memory import ConflictError, InvalidRequestError, NotFoundError, SerializationError
 from agent_memory.ids import uuid7
 from agent_memory.messages import Batch, Blob, Chunk, CommitWrite, Delete, PrepareWrite, PutChunk, Scope
 from tests.contract.test_concurrency import at_once
@@ -305,6 +306,18 @@ def test_an_update_that_was_made_before_says_that_its_value_was_deleted(memory: 
     with pytest.raises(NotFoundError, match="'count': this update was made before"):
         count.update(lambda value: value + 1, default=0, write_id=name)
     assert count.get() is None
+
+
+def test_an_update_that_was_made_before_is_no_error_where_it_could_not_be_made_again(memory: Any) -> None:
+    places, name = memory.app_state.key("places", Annotated[int, Field(ge=0)]), uuid7()
+    places.set(2)
+    places.update(lambda value: value - 2, write_id=name)
+    assert places.update(lambda value: value - 2, write_id=name).value == 0
+    assert places.update(lambda value: 6 // value, write_id=name).version == 2
+    with pytest.raises(ZeroDivisionError):
+        places.update(lambda value: 6 // value, write_id=uuid7())
+    with pytest.raises(SerializationError):
+        places.update(lambda value: value - 2, write_id=uuid7())
 
 
 @pytest.mark.parametrize("name", ["", "x" * 129, 7])
