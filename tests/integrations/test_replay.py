@@ -211,12 +211,15 @@ def test_what_a_node_added_to_a_number_is_not_added_again(memory: AgentMemory) -
 
 
 def test_what_a_node_saved_and_others_deleted_stays_deleted(memory: AgentMemory) -> None:
-    graph, totals = totals_graph(memory), memory.entity("user", "bob").document(Totals)
+    graph, user = totals_graph(memory), memory.entity("user", "bob")
+    totals, session = user.document(Totals), user.collection(Session).item("1")
     graph.invoke(ASK, THREAD)
     totals.delete()
+    session.delete()
     end = graph.invoke(Command(resume="yes"), THREAD)
     assert totals.get() is None
     assert [one.text for one in end["messages"][-5:-2]] == ["This was saved before; the totals was deleted since."] * 3
+    assert end["messages"][-2].text == "This was saved before; the session was deleted since."
 
 
 # -- calls that look alike ---------------------------------------------------------------------------------------------
