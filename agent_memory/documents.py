@@ -103,9 +103,9 @@ class Document(_DocumentFlows[T]):
         what stands there already, no version is made. A value keeps its time to live. What ``change`` takes counts
         towards the memory's ``timeout``.
 
-        ``write_id`` (1 to 128 characters, in an application never used for anything else) names the change, so that it
-        is made once: if it was made within the last hour, nothing is written and what stands there now is returned, or
-        NotFoundError raised if that was deleted.
+        ``write_id`` (1 to 128 characters) names the change of this value, so that it is made once: if it was made
+        within the last hour, nothing is written and what stands there now is returned, or NotFoundError raised if that
+        was deleted. A change of nothing is not remembered.
         """
         return self._values.client.run(self._update(change, default, reason, write_id, fields))
 

@@ -195,6 +195,8 @@ class Values(Generic[T]):
         self, change: Callable[[T], Any], default: Any, reason: str | None, write_id: str | None = None
     ) -> Flow[Snapshot[T]]:
         """Change a private copy and write it on the condition that nothing changed meanwhile; else do it again."""
+        if write_id is not None:
+            write_id = _of_key(write_id, self.key)
         turn = Turn(self.client.turns, (self.scope, self.key))
         try:
             return (yield from self._update(change, default, reason, write_id, turn))
@@ -356,6 +358,12 @@ def _if_match(expected: Expected) -> str | None:
     if not etag.strip():
         raise InvalidRequestError("a blank etag is no condition; pass a snapshot, or use set() to overwrite")
     return etag
+
+
+def _of_key(write_id: str, key: str) -> str:
+    """Return the write id by which one change of several keys is known at this one; those of one time stay together."""
+    name = f"{write_id}\0{key}".encode("utf-8", "surrogatepass")
+    return f"{write_id[:13]}-{hashlib.blake2b(name, digest_size=16).hexdigest()}"
 
 
 def _contention_pause(attempt: int) -> float:

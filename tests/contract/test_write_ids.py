@@ -285,6 +285,13 @@ def test_an_update_that_is_named_counts_once_whatever_was_written_since(memory: 
     assert count.update(lambda value: value + 1, write_id=uuid7()).value == 12
 
 
+def test_one_name_may_stand_for_the_updates_of_several_keys(memory: Any) -> None:
+    counts, name = [memory.app_state.key(key, int) for key in ("runs", "swims", "r")], uuid7()
+    for count in [*counts, *counts]:
+        count.update(lambda value: value + 1, default=0, write_id=name)
+    assert [count.get() for count in counts] == [1, 1, 1]
+
+
 def test_an_update_of_a_large_value_that_is_named_counts_once(memory: Any) -> None:
     text, name = memory.app_state.key("text", str), uuid7()
     text.set("x" * 200_000)
