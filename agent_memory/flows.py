@@ -99,7 +99,7 @@ _FINAL: Final = frozenset(
 def read(request: PrepareRead, transfer: Transfer) -> Flow[tuple[bytes, Entry] | None]:
     """Return the bytes of a key's current version, checked, with its entry; None if there is none."""
     found: Found | None = yield from call(request)
-    return None if found is None else (yield from fetch(found, request, transfer))
+    return None if found is None else _inline(found) or (yield from fetch(found, request, transfer))
 
 
 def fetch(found: Found, request: PrepareRead, transfer: Transfer) -> Flow[tuple[bytes, Entry] | None]:
@@ -109,8 +109,8 @@ def fetch(found: Found, request: PrepareRead, transfer: Transfer) -> Flow[tuple[
     """
     renewals = 0
     while True:
-        if found.data is not None:
-            return _check_bytes(found.data, found.entry), found.entry
+        if (whole := _inline(found)) is not None:
+            return whole
         blob = found.blob
         if blob is None or blob.size != found.entry.size:
             raise IntegrityError("the store offered chunks that do not add up to the value's size")
@@ -142,11 +142,14 @@ def fetch(found: Found, request: PrepareRead, transfer: Transfer) -> Flow[tuple[
 _STALE: Final = frozenset({"url_expired", "chunk_missing"})
 
 
-def _check_bytes(data: bytes, entry: Entry) -> bytes:
-    """Return ``data`` if it is what the entry says was written."""
+def _inline(found: Found) -> tuple[bytes, Entry] | None:
+    """Return the bytes that came with a read, if they are what the entry says was written; None if none came."""
+    entry, data, _ = found
+    if data is None:
+        return None
     if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
         raise IntegrityError(_DAMAGED)
-    return data
+    return data, entry
 
 
 _DAMAGED: Final = "the bytes that arrived are not the ones that were written (size or sha256 differs)"
@@ -285,7 +288,8 @@ def batch(
     for index, (operation, reply) in enumerate(zip(operations, replies, strict=True)):
         if reply is None or not isinstance(operation, PrepareRead):
             continue
-        replies[index] = yield from fetch(reply, operation, transfer)
+        # Most came with the reply, and need no flow of their own.
+        replies[index] = _inline(reply) or (yield from fetch(reply, operation, transfer))
     return replies
 
 
