@@ -264,3 +264,25 @@ def test_a_transfer_ends_when_the_other_side_does_nothing_more(
     assert line.get("error" if way == "leaves" else "code") == (
         "disconnected" if way == "leaves" else "request_timeout"
     )
+
+
+def test_more_transfers_than_fit_are_told_to_come_back(tmp_path: Path, http: httpx.Client) -> None:
+    data = b"x" * 300_000
+    with ServerProcess(tmp_path) as server, contextlib.ExitStack() as stack:
+        api = Api(http, server.url, "acme", "shop")
+        place = urlsplit(server.url).hostname, urlsplit(server.url).port
+        own, *others = [api.place(f"k{number}", len(data))["chunks"][0]["uri"] for number in range(100)]
+        for uri in others:
+            # It begins an upload and says no more.
+            connection = stack.enter_context(socket.create_connection(place, 5))
+            url = urlsplit(uri)
+            head = f"PUT {url.path}?{url.query} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
+            connection.sendall(head.encode())
+            refused = http.put(own, content=data)
+            if refused.status_code != 200:
+                break
+        assert problem(refused) == (503, "overloaded")
+        assert refused.headers["retry-after"] == "1"
+        assert api.post("list", {"prefix": ""}).status_code == 200, "small requests go on"
+        stack.close()
+        wait_for(lambda: http.put(own, content=data).status_code == 200)
