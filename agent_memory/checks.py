@@ -94,7 +94,6 @@ def check_provenance(provenance: Mapping[str, str]) -> None:
 
 
 def check_write_id(write_id: str) -> None:
-    check_type(write_id, (str,), "a write id is text")
     if not 0 < len(write_id) <= 128:
         raise InvalidRequestError("a write id has 1 to 128 characters")
 

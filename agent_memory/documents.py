@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Generic, TypeVar, overload
 
-from .checks import check_write_id
+from .checks import check_type, check_write_id
 from .drivers import Flow
 from .errors import InvalidRequestError
 from .messages import Entry
@@ -44,6 +44,7 @@ class _DocumentFlows(Generic[T]):
         if (change is None) == (not fields):
             raise InvalidRequestError("update takes either a function or fields")
         if write_id is not None:
+            check_type(write_id, str, "a write id is text")
             check_write_id(write_id)
         return self._values.update(change or with_fields(self._values.value_type, fields), default, reason, write_id)
 

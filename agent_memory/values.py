@@ -361,9 +361,9 @@ def _if_match(expected: Expected) -> str | None:
 
 
 def _of_key(write_id: str, key: str) -> str:
-    """Return the write id by which one change of several keys is known at this one; those of one time stay together."""
+    """Return the write id by which one change of several keys is known at this one: plain text, whatever the name."""
     name = f"{write_id}\0{key}".encode("utf-8", "surrogatepass")
-    return f"{write_id[:13]}-{hashlib.blake2b(name, digest_size=16).hexdigest()}"
+    return hashlib.blake2b(name, digest_size=16).hexdigest()
 
 
 def _contention_pause(attempt: int) -> float:

@@ -285,6 +285,12 @@ def test_an_update_that_is_named_counts_once_whatever_was_written_since(memory: 
     assert count.update(lambda value: value + 1, write_id=uuid7()).value == 12
 
 
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "order/7 paid\n", "é" * 128])
+def test_any_text_may_name_an_update(memory: Any, name: str) -> None:
+    count = memory.app_state.key("count", int)
+    assert [count.update(lambda value: value + 1, default=0, write_id=name).value for _ in range(2)] == [1, 1]
+
+
 def test_one_name_may_stand_for_the_updates_of_several_keys(memory: Any) -> None:
     counts, name = [memory.app_state.key(key, int) for key in ("runs", "swims", "r")], uuid7()
     for count in [*counts, *counts]:
