@@ -84,7 +84,7 @@ class TypedCodec(Generic[T]):
         self._validate_json: Callable[[bytes], T] = self._adapter.validator.validate_json
         self._nests_models = check_storable(value_type)
         self._type = value_type
-        self._a_type = with_article(type_name(value_type))
+        self._name = type_name(value_type)
         self.schema_name = schema_name(value_type) if _is_model(value_type) else None
         self._raw = value_type is bytes
 
@@ -99,10 +99,11 @@ class TypedCodec(Generic[T]):
         decoded = _validated(self._validate_json, data)
         if isinstance(decoded, _Invalid):
             raise SerializationError(
-                f"what would be written could not be read back as {self._a_type}: {joined(decoded.problems)}"
+                f"what would be written could not be read back as {with_article(self._name)}: "
+                f"{joined(decoded.problems)}"
             )
         same = is_equal(value, decoded)
-        problem = cut_model(value, decoded, type_name(self._type)) if self._nests_models or not same else None
+        problem = cut_model(value, decoded, self._name) if self._nests_models or not same else None
         if not same:
             problem = problem or self._change(value, decoded)
         if problem is not None:
@@ -124,20 +125,20 @@ class TypedCodec(Generic[T]):
         if any(kind == "json_invalid" for _, kind in decoded.problems):
             raise DeserializationError("the stored bytes are not JSON; raw() reads them")
         raise SchemaError(
-            f"the stored value is not {self._a_type}: {joined(decoded.problems)}",
+            f"the stored value is not {with_article(self._name)}: {joined(decoded.problems)}",
             problems=decoded.problems,
         )
 
     def _change(self, value: T, decoded: T) -> str | None:
         """Say what JSON would change; what the type's own validators make of a value is no change, if it stays so."""
-        expected, again, place = value, decoded, type_name(self._type)
+        expected, again = value, decoded
         with suppress(Exception):
             # Validators that are written for JSON may raise anything.
             fields = self._adapter.dump_python(value, by_alias=True, round_trip=True, warnings=False)
             expected = self._adapter.validate_python(fields)
         with suppress(SerializationError, ValidationError):
             again = self._validate_json(self._dump(decoded))
-        return difference(expected, decoded, place) or difference(decoded, again, place)
+        return difference(expected, decoded, self._name) or difference(decoded, again, self._name)
 
     def _dump(self, value: T) -> bytes:
         try:
@@ -146,11 +147,11 @@ class TypedCodec(Generic[T]):
             problem = type(error).__name__
         # Outside the handler: Pydantic's text repeats the value, and must not be this error's context.
         if isinstance(self._type, type) and self._type is not Any and not isinstance(value, self._type):
-            raise SerializationError(f"expected {self._a_type}, not {with_article(type(value).__name__)}")
+            raise SerializationError(f"expected {with_article(self._name)}, not {with_article(type(value).__name__)}")
         if isinstance(value, BaseModel):
             found = _validated(self._validate_fields, dict(value))
             problem = joined(found.problems) if isinstance(found, _Invalid) else problem
-        raise SerializationError(f"the value is not {self._a_type}: {problem}")
+        raise SerializationError(f"the value is not {with_article(self._name)}: {problem}")
 
     def _validate_fields(self, fields: dict[str, Any]) -> T:
         # A model's fields go by their names here, whatever they are called in JSON.

@@ -99,7 +99,7 @@ _FINAL: Final = frozenset(
 def read(request: PrepareRead, transfer: Transfer) -> Flow[tuple[bytes, Entry] | None]:
     """Return the bytes of a key's current version, checked, with its entry; None if there is none."""
     found: Found | None = yield from call(request)
-    return None if found is None else _inline(found) or (yield from fetch(found, request, transfer))
+    return None if found is None else arrived(found) or (yield from fetch(found, request, transfer))
 
 
 def fetch(found: Found, request: PrepareRead, transfer: Transfer) -> Flow[tuple[bytes, Entry] | None]:
@@ -109,7 +109,7 @@ def fetch(found: Found, request: PrepareRead, transfer: Transfer) -> Flow[tuple[
     """
     renewals = 0
     while True:
-        if (whole := _inline(found)) is not None:
+        if (whole := arrived(found)) is not None:
             return whole
         blob = found.blob
         if blob is None or blob.size != found.entry.size:
@@ -142,7 +142,7 @@ def fetch(found: Found, request: PrepareRead, transfer: Transfer) -> Flow[tuple[
 _STALE: Final = frozenset({"url_expired", "chunk_missing"})
 
 
-def _inline(found: Found) -> tuple[bytes, Entry] | None:
+def arrived(found: Found) -> tuple[bytes, Entry] | None:
     """Return the bytes that came with a read, if they are what the entry says was written; None if none came."""
     entry, data, _ = found
     if data is None:
@@ -289,7 +289,7 @@ def batch(
         if reply is None or not isinstance(operation, PrepareRead):
             continue
         # Most came with the reply, and need no flow of their own.
-        replies[index] = _inline(reply) or (yield from fetch(reply, operation, transfer))
+        replies[index] = arrived(reply) or (yield from fetch(reply, operation, transfer))
     return replies
 
 

@@ -13,7 +13,7 @@ from .documents import AsyncDocument, Document
 from .drivers import Flow
 from .errors import ConflictError, DeserializationError, InvalidRequestError
 from .filters import parse
-from .flows import alone, batch, call, delete_all, fetch
+from .flows import alone, arrived, batch, call, delete_all, fetch
 from .keys import check_key, check_prefix
 from .messages import INLINE_LIMIT, PAGE_LIMIT, Entry, Found, List, Page, PrepareRead, Scope
 from .operations import Delete, Get, Hit, Parents, Pattern, Search, Set
@@ -104,8 +104,10 @@ class _StateFlows:
     def _hits(self, found: Sequence[messages.Hit]) -> Flow[list[Hit[Any]]]:
         hits: list[Hit[Any]] = []
         for one, score in found:
-            request = PrepareRead(self._scope, one.entry.key, INLINE_LIMIT)
-            stored = yield from fetch(one, request, self._client.config.transfer)
+            stored = arrived(one)
+            if stored is None:
+                request = PrepareRead(self._scope, one.entry.key, INLINE_LIMIT)
+                stored = yield from fetch(one, request, self._client.config.transfer)
             if stored is not None:
                 try:
                     hits.append(Hit(self._decoded(None, *stored), stored[1], score))
