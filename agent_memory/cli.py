@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from importlib.metadata import version
+from importlib.util import find_spec
 from io import TextIOWrapper
 from pathlib import Path
 from typing import cast
@@ -95,6 +96,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument(
         "--public-url", metavar="URL", help="the address clients see, if it is not the one they connect to"
+    )
+    serve.add_argument(
+        "--metrics-port", type=int, metavar="N", help="serve metrics for Prometheus at /metrics on this port"
+    )
+    serve.add_argument(
+        "--metrics-host",
+        default="127.0.0.1",
+        metavar="HOST",
+        help="address of the metrics, which need no token (default: 127.0.0.1)",
     )
     serve.set_defaults(run=_serve)
 
@@ -186,8 +196,12 @@ def _add_data(parser: argparse.ArgumentParser, *, or_database: bool = False) -> 
 def _serve(options: argparse.Namespace) -> int:
     try:
         from .server.run import Options, serve
+
+        if options.metrics_port is not None and find_spec("prometheus_client") is None:
+            # Asked here, not tried: what it counts in is settled by its first import, in each worker.
+            raise ImportError(name="prometheus_client")
     except ImportError as error:
-        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "httptools"):
+        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "httptools", "prometheus_client"):
             raise
         print(f"agent-memory: {_NEEDS_SERVER}", file=sys.stderr)
         return 2
@@ -201,6 +215,8 @@ def _serve(options: argparse.Namespace) -> int:
             options.token_file,
             tuple(options.allowed_host),
             options.public_url,
+            options.metrics_host,
+            options.metrics_port,
         )
     )
     return 0

@@ -7,7 +7,7 @@ import contextlib
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable
-from typing import Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import anyio.to_thread
 from starlette.routing import Route, Router
@@ -29,6 +29,9 @@ from .blobs import BlobEndpoint
 from .log import RequestLog
 from .openapi import document
 
+if TYPE_CHECKING:
+    from .metrics import Metrics
+
 _REQUESTS: Final = 128
 _CALL_SECONDS: Final = 10.0
 _SWEEP_SECONDS: Final = 60.0
@@ -46,6 +49,7 @@ class Settings(NamedTuple):
     gate: Gate
     log: RequestLog
     public_url: str | None = None
+    metrics: Metrics | None = None
 
 
 def create_app(service: StateService, settings: Settings | None = None) -> ASGIApp:
@@ -70,9 +74,7 @@ def create_app(service: StateService, settings: Settings | None = None) -> ASGIA
         Route("/readyz", ReadyEndpoint(service)),
         Route("/openapi.json", Fixed("/openapi.json", document())),
     ]
-    router = Router(
-        routes, redirect_slashes=False, default=_unknown, lifespan=lambda _: _sweeping(service, settings.log)
-    )
+    router = Router(routes, redirect_slashes=False, default=_unknown, lifespan=lambda _: _sweeping(service, settings))
     return Front(router, settings)
 
 
@@ -83,6 +85,7 @@ class Front:
         self._app = app
         self._gate = settings.gate
         self._log = settings.log
+        self._metrics = settings.metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -118,6 +121,8 @@ class Front:
             await self._refuse(UnavailableError("the server failed", code="internal"), scope, counted)
         finally:
             self._log.write(record)
+            if self._metrics is not None:
+                self._metrics.finished(record)
 
     async def _refuse(self, error: AgentMemoryError, scope: Scope, send: Send) -> None:
         record = record_of(scope)
@@ -286,8 +291,8 @@ def _check_get(scope: Scope) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _sweeping(service: StateService, log: RequestLog) -> AsyncGenerator[None]:
-    task = asyncio.create_task(_sweep_forever(service, log))
+async def _sweeping(service: StateService, settings: Settings) -> AsyncGenerator[None]:
+    task = asyncio.create_task(_sweep_forever(service, settings))
     try:
         yield
     finally:
@@ -296,12 +301,20 @@ async def _sweeping(service: StateService, log: RequestLog) -> AsyncGenerator[No
             await task
 
 
-async def _sweep_forever(service: StateService, log: RequestLog) -> None:
+async def _sweep_forever(service: StateService, settings: Settings) -> None:
+    metrics = settings.metrics
     while True:
         await asyncio.sleep(_SWEEP_SECONDS)
         try:
-            await anyio.to_thread.run_sync(service.sweep)
-        except AgentMemoryError as error:
-            log.event({"event": "sweep", "error": type(error).__name__, "code": error.code})
+            report = await anyio.to_thread.run_sync(service.sweep)
         except Exception as error:
-            log.event({"event": "sweep", "error": type(error).__name__})
+            # Of what is not ours the text may hold a value: the type must do.
+            line: dict[str, str | int | float] = {"event": "sweep", "error": type(error).__name__}
+            if isinstance(error, AgentMemoryError):
+                line["code"] = error.code
+            settings.log.event(line)
+            if metrics is not None:
+                metrics.sweep_failed()
+        else:
+            if metrics is not None:
+                metrics.swept(report)

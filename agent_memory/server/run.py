@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Generator
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ..errors import AgentMemoryError, InvalidRequestError, ProtocolError, UnavailableError
@@ -36,6 +39,7 @@ _HEAD_BYTES: Final = 64 * 1024
 _HEAD_SECONDS: Final = 20.0
 # Longer than clients keep an idle connection, so that it is they who close it.
 _KEEP_ALIVE_SECONDS: Final = 75
+_ANNOUNCED: Final = ("agent-memory listening on {}", "agent-memory metrics at {}/metrics")
 
 
 class Options(NamedTuple):
@@ -49,6 +53,8 @@ class Options(NamedTuple):
     token_file: Path | None = None
     allowed_hosts: tuple[str, ...] = ()
     public_url: str | None = None
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = None
 
 
 def serve(options: Options) -> None:
@@ -60,24 +66,43 @@ def serve(options: Options) -> None:
     public_url = _public_url(options.public_url)
     if options.workers < 1:
         raise InvalidRequestError("--workers is 1 or more")
-    with contextlib.closing(_listen(options.host, options.port)) as listener:
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(contextlib.closing(_listen(options.host, options.port)))]
+        if options.metrics_port is not None:
+            listeners.append(
+                stack.enter_context(contextlib.closing(_listen(options.metrics_host, options.metrics_port)))
+            )
+            if len({one.getsockname()[1] for one in listeners}) == 1:
+                # They are told apart by it, also where the addresses differ.
+                raise InvalidRequestError("--metrics-port is a port of its own, not that of the API")
         settings = Settings(gate, RequestLog(sys.stderr), public_url)
         if options.workers == 1:
-            _serve(options, settings, listener, announce=True)
+            _serve(options, settings, listeners, announce=True)
         else:
-            run_workers(options.workers, lambda announce: _work(options, settings, listener, announce))
+            if options.metrics_port is not None:
+                stack.enter_context(_counting_together())
+            run_workers(options.workers, lambda announce: _work(options, settings, listeners, announce))
 
 
-def _work(options: Options, settings: Settings, listener: socket.socket, announce: bool) -> None:
+@contextlib.contextmanager
+def _counting_together() -> Generator[None]:
+    """Let processes that are started in the block count in files that all of them read."""
+    with tempfile.TemporaryDirectory(prefix="agent-memory-metrics-") as folder:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        yield
+
+
+def _work(options: Options, settings: Settings, listeners: list[socket.socket], announce: bool) -> None:
     try:
-        _serve(options, settings, listener, announce=announce)
+        _serve(options, settings, listeners, announce=announce)
     except AgentMemoryError as error:
         if announce:
             print(f"agent-memory: {error}", file=sys.stderr)
         sys.exit(2)
 
 
-def _serve(options: Options, settings: Settings, listener: socket.socket, *, announce: bool) -> None:
+def _serve(options: Options, settings: Settings, listeners: list[socket.socket], *, announce: bool) -> None:
+    """Serve in this process; the second listener is that of the metrics."""
     service = open_service(options.store, options.blobs)
     if announce:
         # Beside the start: an object store that does not answer must not hold it up.
@@ -87,7 +112,7 @@ def _serve(options: Options, settings: Settings, listener: socket.socket, *, ann
     logger.addHandler(events)
     logger.propagate = False
     try:
-        app = create_app(service, settings)
+        app = _create_app(service, settings, listeners)
         config = uvicorn.Config(
             app,
             http=_Protocol,
@@ -101,10 +126,21 @@ def _serve(options: Options, settings: Settings, listener: socket.socket, *, ann
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_STOP_SECONDS,
         )
-        _Server(config, announce=announce).run(sockets=[listener])
+        _Server(config, announce=announce).run(sockets=listeners)
     finally:
         logger.removeHandler(events)
         service.close()
+
+
+def _create_app(service: StateService, settings: Settings, listeners: list[socket.socket]) -> ASGIApp:
+    if len(listeners) == 1:
+        return create_app(service, settings)
+    # Here, because it looks where to count when it is imported.
+    from .metrics import Metrics, MetricsPort
+
+    metrics = Metrics()
+    app = create_app(service, settings._replace(metrics=metrics))
+    return MetricsPort(app, metrics.text, listeners[1].getsockname()[1])
 
 
 def _warn_of_other_blobs(service: StateService) -> None:
@@ -182,9 +218,9 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        for one in (sockets or []) if self._announce else []:
+        for one, shown in zip((sockets or []) if self._announce else [], _ANNOUNCED, strict=False):
             host, port = one.getsockname()[:2]
-            print(f"agent-memory listening on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+            print(shown.format(f"http://{f'[{host}]' if ':' in host else host}:{port}"), flush=True)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:

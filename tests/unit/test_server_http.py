@@ -691,7 +691,7 @@ def test_a_sweep_that_fails_is_logged_with_its_time_and_why(monkeypatch: pytest.
             raise UnavailableError("no", code="read_only")
 
     async def sweep_once(log: RequestLog) -> None:
-        task = asyncio.create_task(app._sweep_forever(cast(Any, Broken()), log))
+        task = asyncio.create_task(app._sweep_forever(cast(Any, Broken()), app.Settings(LoopbackGate(), log)))
         while not written.getvalue():
             await asyncio.sleep(0)
         task.cancel()

@@ -1,0 +1,223 @@
+"""What a server counts, and who gets to see it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from agent_memory import AgentMemory, ConflictError
+from agent_memory.errors import UnavailableError
+from agent_memory.server import app
+from agent_memory.server.auth import LoopbackGate
+from agent_memory.server.log import RequestLog
+from agent_memory.server.metrics import Metrics
+from agent_memory.service import StateService
+from agent_memory.sweeping import SweepReport
+from tests.support.api import wait_for
+from tests.support.server import ServerProcess
+
+_METRICS = re.compile(r"metrics at (http://[\w.:]+/metrics)")
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def counted(text: str) -> Samples:
+    """Return the samples of a scrape by their names and labels."""
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def scrape(url: str) -> Samples:
+    answer = httpx.get(url)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    return counted(answer.text)
+
+
+def requests(samples: Samples, **labels: str) -> float:
+    """Add up the requests whose labels include these."""
+    return sum(
+        value
+        for (name, found), value in samples.items()
+        if name == "agent_memory_requests_total" and found >= frozenset(labels.items())
+    )
+
+
+def metrics_url(server: ServerProcess) -> str:
+    wait_for(lambda: _METRICS.search(server.log) is not None)
+    found = _METRICS.search(server.log)
+    assert found is not None
+    return found[1]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    with ServerProcess(tmp_path_factory.mktemp("served"), "--metrics-port", "0") as running:
+        yield running
+
+
+def test_requests_are_counted_by_route_status_and_problem(server: ServerProcess) -> None:
+    url = metrics_url(server)
+    before = scrape(url)
+    with AgentMemory(server.url, application="counted", namespace="acme") as memory:
+        for number in range(3):
+            memory.app_state.set("secret-key", f"secret-value-{number}")
+        memory.app_state.get("secret-key")
+        with pytest.raises(ConflictError):
+            memory.app_state.key("secret-key", str).create("again")
+        memory.app_state.set("large", b"x" * 100_000)
+        memory.app_state.get("large")
+    for path in ("/nowhere", "/nowhere/else"):
+        httpx.delete(server.url + path)
+    after = scrape(url)
+
+    def more(**labels: str) -> float:
+        return requests(after, **labels) - requests(before, **labels)
+
+    commit = {"method": "POST", "route": "app_state/commit_write"}
+    assert more(**commit, status="200", code="") == 4
+    assert more(**commit, status="412", code="condition_failed") == 1
+    assert more(method="POST", route="app_state/prepare_read", status="200", code="") == 2
+    assert more(method="PUT", route="/v1/blobs/{blob}/{chunk}", status="200") == 1
+    assert more(method="GET", route="/v1/blobs/{blob}/{chunk}", status="200") == 1
+    assert more(method="other", route="unknown", status="404", code="unknown_route") == 2
+    seconds = frozenset(commit.items())
+    assert after["agent_memory_request_seconds_count", seconds] == 5
+    assert 0 < after["agent_memory_request_seconds_sum", seconds] < 60
+    upload = frozenset({"method": "PUT", "route": "/v1/blobs/{blob}/{chunk}"}.items())
+    download = frozenset({"method": "GET", "route": "/v1/blobs/{blob}/{chunk}"}.items())
+    assert after["agent_memory_received_bytes_total", upload] == 100_000
+    assert after["agent_memory_sent_bytes_total", download] == 100_000
+    assert after["process_resident_memory_bytes", frozenset()] > 0
+
+
+def test_metrics_name_no_tenant_and_no_key(server: ServerProcess) -> None:
+    with AgentMemory(server.url, application="shy", namespace="acme") as memory:
+        memory.app_state.set("a-key-of-somebody", "value")
+    httpx.get(f"{server.url}/a-path-of-somebody")
+    text = httpx.get(metrics_url(server)).text
+    assert not re.search("acme|shy|somebody", text)
+
+
+def test_the_port_of_the_metrics_serves_nothing_else_and_the_apis_no_metrics(server: ServerProcess) -> None:
+    url = metrics_url(server)
+    other = url.removesuffix("/metrics")
+    for path in ("/healthz", "/", "/openapi.json", "/metrics/", "/v1/namespaces/acme/applications/a/app_state/list"):
+        assert httpx.get(other + path).status_code == 404
+    assert httpx.post(url, json={}).status_code == 404
+    assert httpx.head(url).status_code == 200
+    answer = httpx.get(f"{server.url}/metrics", headers={"host": "localhost"})
+    assert (answer.status_code, answer.json()["code"]) == (404, "unknown_route")
+
+
+def test_scrapes_are_neither_logged_nor_counted(server: ServerProcess) -> None:
+    url = metrics_url(server)
+    before, log = scrape(url), server.log
+    assert requests(scrape(url)) == requests(before)
+    assert server.log == log
+
+
+def test_workers_count_together_and_what_a_killed_one_counted_stays(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path, "--workers", "2", "--metrics-port", "0") as server:
+        url = metrics_url(server)
+        parent = psutil.Process(server.process.pid)
+        wait_for(lambda: len(parent.children()) == 2)
+
+        def write(count: int) -> None:
+            for number in range(count):
+                # A connection each, so that both workers get some.
+                with AgentMemory(server.url, application="together") as memory:
+                    memory.app_state.set("key", number)
+
+        def written() -> set[float]:
+            return {requests(scrape(url), route="app_state/commit_write") for _ in range(6)}
+
+        write(12)
+        assert written() == {12}
+        killed = parent.children()[0].pid
+        os.kill(killed, signal.SIGKILL)
+        wait_for(lambda: killed not in {one.pid for one in parent.children()} and len(parent.children()) == 2)
+        assert written() == {12}
+        write(3)
+        assert written() == {15}
+        assert server.stop() == 0
+
+
+def test_the_files_that_workers_count_in_are_taken_away(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path, "--workers", "2", "--metrics-port", "0", TMPDIR=str(tmp_path)) as server:
+        metrics_url(server)
+        assert list(tmp_path.glob("agent-memory-metrics-*"))
+        server.stop()
+    assert not list(tmp_path.glob("agent-memory-metrics-*"))
+
+
+def test_metrics_need_a_port_of_their_own(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    with pytest.raises(RuntimeError, match="--metrics-port is a port of its own"):
+        # Two loopback addresses: one port on both could be had.
+        ServerProcess(tmp_path, "--metrics-port", port, "--metrics-host", "127.0.0.2", port=int(port))
+
+
+def test_a_server_without_a_port_for_metrics_has_none(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path) as server:
+        assert httpx.get(f"{server.url}/metrics").status_code == 404
+        assert "metrics" not in server.log.split("\n")[0]
+
+
+def test_sweeps_are_counted_by_outcome_and_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = Metrics()
+    outcomes: list[Any] = [
+        SweepReport(blobs=2, expired=3), UnavailableError("away"), RuntimeError("broken"), SweepReport(blobs=1)
+    ]  # fmt: skip
+
+    class Service:
+        def sweep(self) -> SweepReport:
+            outcome = outcomes.pop(0)
+            if not outcomes:
+                app._SWEEP_SECONDS = 60  # type: ignore[misc]  # that was the last one
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+
+    async def sweep_until_done() -> None:
+        settings = app.Settings(LoopbackGate(), RequestLog(io.StringIO()), metrics=metrics)
+        sweeping = asyncio.create_task(app._sweep_forever(service, settings))
+        while outcomes:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        sweeping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await sweeping
+
+    service: StateService = Service()  # type: ignore[assignment]
+    monkeypatch.setattr(app, "_SWEEP_SECONDS", 0.02)
+    asyncio.run(asyncio.wait_for(sweep_until_done(), 10))
+    found = counted(metrics.text().decode())
+
+    def labelled(name: str, **labels: str) -> float:
+        return found[name, frozenset(labels.items())]
+
+    assert labelled("agent_memory_sweeps_total", outcome="done") == 2
+    assert labelled("agent_memory_sweeps_total", outcome="failed") == 2
+    assert labelled("agent_memory_swept_total", kind="blobs") == 3
+    assert labelled("agent_memory_swept_total", kind="expired") == 3
+    assert abs(labelled("agent_memory_last_sweep_timestamp_seconds") - time.time()) < 60
