@@ -36,7 +36,7 @@ class Agent:
 
     ``hidden`` keeps it out of prompts, tool schemas, results and error messages, and makes it read-only; ``read_only``
     keeps it out of the tools that write. Fields with a higher ``priority`` (default 0) stay when the token budget of a
-    prompt is too small for all.
+    prompt, or of a tool's answer, is too small for all.
 
     ``orders`` marks the time by which the items of a collection are sorted, a ``datetime`` or ``date``: ``add_<item>``
     makes ids from it (see ``agent_memory.item_id``), so that what happened yesterday stands before today's items

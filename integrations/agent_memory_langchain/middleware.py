@@ -37,7 +37,7 @@ from .bindings import (
 )
 from .faces import Faces
 from .render import Counter, View, count_by_characters
-from .tools import memory_tools
+from .tools import ANSWER_TOKENS, memory_tools
 
 _WHERE: Final = {"user": "The latest user message begins with a <memory> block", "system": "Below is a <memory> block"}
 _EXPLANATION: Final = (
@@ -67,6 +67,7 @@ class MemoryMiddleware(AgentMiddleware[Any, Any, Any]):
         collections: Models = (),
         token_budget: int = 800,
         latest: int = 5,
+        answer_budget: int = ANSWER_TOKENS,
         count_tokens: Counter = count_by_characters,
         placement: Literal["user", "system"] = "user",
         tools: bool | Sequence[str] = True,
@@ -84,6 +85,7 @@ class MemoryMiddleware(AgentMiddleware[Any, Any, Any]):
             collections: models of which an entity has many, or a mapping by the names to use.
             token_budget: tokens that the memory may take in a prompt; see ``render_memory``.
             latest: items of each collection in a prompt, at most.
+            answer_budget: tokens of stored values that a tool's answer may have; see ``memory_tools``.
             count_tokens: counts the tokens of a text; by default a quarter of its characters.
             placement: whether the memory is shown in the latest user message, or in the system message.
             tools: whether the agent gets tools, or the names of those that it gets; see ``tools``.
@@ -106,6 +108,8 @@ class MemoryMiddleware(AgentMiddleware[Any, Any, Any]):
             collections=collections,
             agent=agent,
             only=None if isinstance(tools, bool) else tools,
+            answer_budget=answer_budget,
+            count_tokens=count_tokens,
         )
         self.tools = made if tools else []
         self._explanation = _EXPLANATION.format(where=_WHERE[placement]) + (_ABOUT_TOOLS if self.tools else "")

@@ -22,15 +22,15 @@ from .schemas import Arguments, Refused, alternatives
 PAGE: Final = 200
 _TEXT_CONFIG: Final = ("str_strip_whitespace", "str_to_lower", "str_to_upper", "coerce_numbers_to_str")
 SEARCHED: Final = 2_000
-"""How many items a search looks at, the newest first; it says so when it stopped there."""
+"""How many items a search looks at, the newest first; it says where it stopped."""
 
 _SCALARS: Final = (
     str, int, float, bool, decimal.Decimal, datetime.date, datetime.datetime, datetime.time, uuid.UUID, NoneType,
 )  # fmt: skip
 
 
-def search_arguments(spec: Spec, limit: Any) -> Arguments:
-    """Return the arguments of a collection's search: a text, fields to compare, a limit."""
+def search_arguments(spec: Spec, paging: dict[str, Any]) -> Arguments:
+    """Return the arguments of a collection's search: a text, fields to compare, and those that page through it."""
     words = "words that must all occur, in any order and in any field"
     own: dict[str, Any] = {"text": (str | None, Field(None, description=words))}
     fields: dict[str, Any] = {
@@ -44,18 +44,18 @@ def search_arguments(spec: Spec, limit: Any) -> Arguments:
         config = {"extra": "forbid", "protected_namespaces": (), "arbitrary_types_allowed": True, **kept}
         where = make_model("Where", __config__=cast(ConfigDict, config), **fields)
         own["where"] = (where, Field(None, description="fields that must be equal"))
-    return Arguments(f"search_{plural(spec.label)}", {}, own={**own, "limit": limit})
+    return Arguments(f"search_{plural(spec.label)}", {}, own={**own, **paging})
 
 
-def search_items(spec: Spec, sent: dict[str, Any]) -> Plan[tuple[list[Row], bool]]:
-    """Return the newest items that match, and whether there may be more."""
+def search_items(spec: Spec, sent: dict[str, Any]) -> Plan[tuple[list[Row], str | None]]:
+    """Return the newest items that match, and the item behind which there may be more; None if there are none."""
     words = (sent["text"] or "").casefold().split()
     given = cast("BaseModel | None", sent.get("where"))
     where = given if given is not None and given.model_fields_set else None
     if not words and where is None:
         raise Refused(f"search_{plural(spec.label)}: send a text or fields to compare.")
     found: list[Row] = []
-    last, searched = None, 0
+    last, searched = sent["older_than"], 0
     while searched < SEARCHED:
         rows = yield from read_items(spec, PAGE, last)
         for row in rows:
@@ -64,11 +64,11 @@ def search_items(spec: Spec, sent: dict[str, Any]) -> Plan[tuple[list[Row], bool
             if row.data is not None and _matches(row.data, words, where):
                 found.append(row)
                 if len(found) > sent["limit"]:
-                    return found[:-1], True
+                    return found[:-1], found[-2].id
         if len(rows) < PAGE:
-            return found, False
+            return found, None
         last, searched = rows[-1].id, searched + len(rows)
-    return found, True
+    return found, last
 
 
 def _matches(data: dict[str, Any], words: Sequence[str], where: BaseModel | None) -> bool:

@@ -13,7 +13,7 @@ For a document ``Profile`` (its name is ``profile``) and a collection ``Workout`
 | ``forget_profile(fields=["goals"])``        | sets fields back to their defaults, or to null                        |
 | ``add_workout(kind="run", …)``              | adds an item, answers with its id; see ``Agent(orders=True)``         |
 | ``list_workouts(limit=10, older_than=…)``   | the newest items, with their ids                                      |
-| ``search_workouts(text=…, where={…})``      | the newest items with all of these words, and these fields            |
+| ``search_workouts(text=…, where={…}, …)``   | the newest items with all of these words, and these fields            |
 | ``update_workout(item_id, …)``              | as ``update_profile``, of one item                                    |
 | ``forget_workout(item_id)``                 | deletes an item                                                       |
 
@@ -34,6 +34,7 @@ from pydantic import BaseModel, Field
 
 from agent_memory import AgentMemory, AsyncAgentMemory, ConflictError, InvalidRequestError, item_id
 
+from .answers import Answers
 from .bindings import (
     EntitySource,
     Models,
@@ -62,11 +63,13 @@ from .changes import (
     write,
 )
 from .faces import Faces
-from .reading import Row, read_document, read_items, safe_fields, safe_json
+from .reading import read_document, read_items, safe_json
+from .render import Counter, count_by_characters
 from .schemas import Arguments, Definition, Refused, additions, forgettable, refusal, settable
 from .searching import search_arguments, search_items
 
 LIST_LIMIT: Final = 50
+ANSWER_TOKENS: Final = 4_000
 _ABSENT: Final[Any] = None
 
 
@@ -101,6 +104,8 @@ def memory_tools(
     collections: Models = (),
     agent: str | None = None,
     only: Iterable[str] | None = None,
+    answer_budget: int = ANSWER_TOKENS,
+    count_tokens: Counter = count_by_characters,
 ) -> list[BaseTool]:
     """Return the tools by which an agent works with the memory of the entity that its run serves.
 
@@ -111,6 +116,10 @@ def memory_tools(
         collections: models of which an entity has many, or a mapping by the names to use.
         agent: who writes, for the provenance; by default the name given to ``create_agent``.
         only: the names of the tools to keep; by default all.
+        answer_budget: tokens of stored values that one answer may have. Items that do not fit come when the agent asks
+            for older ones; of a value that is too long alone, fields are left out and named, those with the lowest
+            ``Agent(priority=…)`` first.
+        count_tokens: counts the tokens of a text; by default a quarter of its characters.
 
     The tools raise InvalidRequestError where the run names no entity. What a model can correct comes back to it as a
     tool message with ``status="error"``; errors of the store itself (UnavailableError and the like) are raised.
@@ -119,8 +128,13 @@ def memory_tools(
         InvalidRequestError: two tools would have one name, a name in ``only`` is no tool's, or a model cannot be used.
     """
     faces, source = Faces(memory), check_source(entity)
-    operations = [one for spec in document_specs(faces.probe, documents) for one in _document_operations(spec)]
-    operations += [one for spec in collection_specs(faces.probe, collections) for one in _collection_operations(spec)]
+    if answer_budget < 1:
+        raise InvalidRequestError("answer_budget must be at least 1")
+    answers = Answers(answer_budget, count_tokens)
+    operations = [one for spec in document_specs(faces.probe, documents) for one in _document_operations(spec, answers)]
+    operations += [
+        one for spec in collection_specs(faces.probe, collections) for one in _collection_operations(spec, answers)
+    ]
     names = [one.name for one in operations]
     for name in names:
         if names.count(name) > 1 or len(name) > 64:
@@ -170,14 +184,13 @@ def _tool(faces: Faces, source: EntitySource, agent: str | None, operation: Oper
 # -- documents and items ---------------------------------------------------------------------------------------------
 
 
-def _document_operations(spec: Spec) -> list[Operation]:
-    label, name = spec.label, f"read_{spec.label}"
+def _document_operations(spec: Spec, answers: Answers) -> list[Operation]:
+    name = f"read_{spec.label}"
 
     def read(_: Fields, __: Call | None) -> Plan[str]:
-        row = yield from read_document(spec)
-        return f"There is no {label} yet." if row.data is None and row.problem is None else f"{label}: {_shown(row)}"
+        return answers.document(spec, (yield from read_document(spec)))
 
-    reading = Operation(name, f"Read the whole {label} as it is stored now.", spec, Arguments(name, {}), read)
+    reading = Operation(name, f"Read the whole {spec.label} as it is stored now.", spec, Arguments(name, {}), read)
     return [reading, *_change_operations(spec)]
 
 
@@ -248,23 +261,19 @@ def _about(model: Any, name: str) -> Any:
     return Field(description=model.model_fields[name].description)
 
 
-def _shown(row: Row) -> str:
-    return f"unreadable: {row.problem}" if row.data is None else safe_fields(row.data)
-
-
 # -- collections -----------------------------------------------------------------------------------------------------
 
 
-def _collection_operations(spec: Spec) -> list[Operation]:
+def _collection_operations(spec: Spec, answers: Answers) -> list[Operation]:
     label, many = spec.label, plural(spec.label)
 
     def list_(sent: Fields, _: Call | None) -> Plan[str]:
         rows = yield from read_items(spec, sent["limit"] + 1, sent["older_than"])
-        return _rows(rows[: sent["limit"]], many, more=len(rows) > sent["limit"])
+        shown = rows[: sent["limit"]]
+        return answers.items(spec, many, shown, rest=shown[-1].id if len(rows) > len(shown) else None)
 
     def search(sent: Fields, _: Call | None) -> Plan[str]:
-        rows, more = yield from search_items(spec, sent)
-        return _rows(rows, many, more=more)
+        return answers.items(spec, many, *(yield from search_items(spec, sent)))
 
     def forget(sent: Fields, _: Call | None) -> Plan[str]:
         item_id = sent["item_id"]
@@ -274,14 +283,15 @@ def _collection_operations(spec: Spec) -> list[Operation]:
         return f"Deleted the {label} {safe_json(item_id)}."
 
     limit = (Annotated[int, Field(ge=1, le=LIST_LIMIT)], 10)
-    older = (str | None, Field(None, description="an item_id: list what is older than it"))
-    list_arguments = Arguments(f"list_{many}", {}, own={"limit": limit, "older_than": older})
+    older = (str | None, Field(None, description="an item_id: only what is older than it"))
+    paging: dict[str, Any] = {"limit": limit, "older_than": older}
+    list_arguments = Arguments(f"list_{many}", {}, own=paging)
     which = {"item_id": (str, Field(description=f"which {label}"))}
     return [
         *_add_operation(spec),
         Operation(f"list_{many}", f"List the newest {many}, with their item_ids.", spec, list_arguments, list_),
         Operation(
-            f"search_{many}", f"Search the {many}, the newest first.", spec, search_arguments(spec, limit), search
+            f"search_{many}", f"Search the {many}, the newest first.", spec, search_arguments(spec, paging), search
         ),
         *_change_operations(spec),
         Operation(f"forget_{label}", f"Delete one {label}.", spec, Arguments(f"forget_{label}", {}, own=which), forget),
@@ -333,10 +343,3 @@ def _new_id(spec: Spec, tool: str, value: BaseModel, sent: Fields, call: Call | 
 
 def _is_made_anew(spec: Spec) -> bool:
     return spec.ordered_by is not None and spec.model.model_fields[spec.ordered_by].default_factory is not None
-
-
-def _rows(rows: list[Row], many: str, *, more: bool) -> str:
-    if not rows:
-        return f"There are no such {many}."
-    lines = [f"{safe_json(row.id)}: {_shown(row)}" for row in rows]
-    return "\n".join([f"{many}, newest first, by item_id:", *lines, *(["(there are more)"] if more else [])])

@@ -18,7 +18,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from pydantic import BaseModel
 
 from agent_memory import AgentMemory, InvalidRequestError
-from agent_memory_langchain import MemoryMiddleware
+from agent_memory_langchain import MemoryMiddleware, count_by_characters
 from tests.support.agents import Athlete, ScriptedModel, Session, results
 
 
@@ -164,6 +164,15 @@ def test_the_budget_holds_in_prompts(memory: AgentMemory) -> None:
     agent_of(memory, model, own=middleware(memory, token_budget=150)).invoke(ASK, context=BOB)
     assert len(model.shown[0][1].text) <= 150 * 4 + len("\n\nhello")
     assert 'goals: ["5k"]' in model.prompt
+
+
+def test_the_budget_of_answers_holds_in_tools(memory: AgentMemory) -> None:
+    memory.entity("user", "bob").document(Athlete).set(Athlete(name="x" * 500, goals=["5k"]))
+    for budget, counter in ((60, count_by_characters), (1, lambda text: len(text.split("x" * 500)) - 1)):
+        model = ScriptedModel(turns=[[("read_athlete", {})]])
+        own = middleware(memory, answer_budget=budget, count_tokens=counter)
+        output = agent_of(memory, model, own=own).invoke(ASK, context=BOB)
+        assert results(output)[0].text.endswith("(too long to show: name)") == (budget == 60)
 
 
 # -- whose memory ----------------------------------------------------------------------------------------------------

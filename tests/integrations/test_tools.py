@@ -36,7 +36,8 @@ from agent_memory import (
     UnavailableError,
     item_id,
 )
-from agent_memory_langchain import Agent, memory_tools, render_memory
+from agent_memory_langchain import Agent, memory_tools, render_memory, searching
+from agent_memory_langchain.reading import safe_fields
 from tests.support.agents import Athlete, Injury, Session
 from tests.support.models import Measured
 
@@ -471,7 +472,7 @@ def test_adding_listing_changing_and_deleting_items(memory: AgentMemory) -> None
         "sessions, newest first, by item_id:",
         f'"{third}": {{"kind": "run", "km": 2.0, "note": null}}',
         f'"{second}": {{"kind": "run", "km": 1.0, "note": null}}',
-        "(there are more)",
+        f'(for more, send older_than "{second}")',
     ]
     assert first in call(tools["list_sessions"], {"older_than": second}).content
     call(tools["update_session"], {"item_id": first, "note": "easy"})
@@ -497,7 +498,7 @@ def test_an_id_that_no_item_can_have_is_refused_as_such(memory: AgentMemory, id:
     tools = named(memory)
     for name, sent in {
         "update_session": {"item_id": id, "kind": "run"}, "forget_session": {"item_id": id},
-        "list_sessions": {"older_than": id},
+        "list_sessions": {"older_than": id}, "search_sessions": {"older_than": id, "text": "x"},
     }.items():  # fmt: skip
         answer = call(tools[name], sent)
         assert (answer.status, answer.content) == (
@@ -520,10 +521,97 @@ def test_searching_by_text_and_by_field(memory: AgentMemory) -> None:
     assert call(search, {"text": "river swim"}).content == "There are no such sessions."
     assert call(search, {"where": {"kind": "run"}}).content.count("\n") == 2
     assert call(search, {"where": {"kind": "run"}, "text": "river"}).content.count("\n") == 1
-    assert call(search, {"where": {"kind": "run"}, "limit": 1}).content.endswith("(there are more)")
+    newest = sessions.list(reverse=True)[0].id
+    shown = call(search, {"where": {"kind": "run"}, "limit": 1}).content
+    assert shown.endswith(f'(for more, send older_than "{newest}")')
+    older = call(search, {"where": {"kind": "run"}, "older_than": newest}).content
+    assert newest not in older
+    assert older.count("\n") == 1
+    assert (
+        call(search, {"where": {"kind": "swim"}, "older_than": ids(memory)[1]}).content == "There are no such sessions."
+    )
     assert call(search, {"text": "nothing"}).content == "There are no such sessions."
     assert call(search, {}).status == "error"
     assert call(search, {"where": {"invoice": "unpaid"}}).status == "error"
+
+
+def count_words(text: str) -> int:
+    return len(text.split())
+
+
+def test_a_search_that_looked_at_enough_says_where_it_stopped(
+    memory: AgentMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searching, "PAGE", 2)
+    monkeypatch.setattr(searching, "SEARCHED", 4)
+    sessions = memory.entity("user", "bob").collection(Session)
+    wanted, *others = [sessions.add(Session(kind=kind)) for kind in ("swim", *["run"] * 5)]
+    search = named(memory)["search_sessions"]
+    lines = call(search, {"where": {"kind": "swim"}}).content.splitlines()
+    assert lines == ["There are no such sessions so far.", f'(for more, send older_than "{others[-4]}")']
+    assert wanted in call(search, {"where": {"kind": "swim"}, "older_than": others[-4]}).content
+    # One more of the same kind than was asked for lies behind what was looked at.
+    lines = call(search, {"where": {"kind": "run"}, "limit": 10}).content.splitlines()
+    assert len(lines) == 6
+    assert lines[-1] == f'(for more, send older_than "{others[-4]}")'
+
+
+def test_items_that_do_not_fit_an_answer_come_with_the_next(memory: AgentMemory) -> None:
+    sessions = memory.entity("user", "bob").collection(Session)
+    stored = [sessions.add(Session(kind="run", km=number, note="n " * 300)) for number in range(7)]
+    for tools in (named(memory, answer_budget=600), named(memory, answer_budget=1_000, count_tokens=count_words)):
+        for name, asked in (("list_sessions", {"limit": 50}), ("search_sessions", {"text": "run", "limit": 50})):
+            seen: list[str] = []
+            while True:
+                more = {"older_than": seen[-1]} if seen else {}
+                head, *lines = call(tools[name], {**asked, **more}).content.splitlines()
+                assert head == "sessions, newest first, by item_id:"
+                rest = lines.pop() if lines[-1].startswith("(for more") else None
+                assert 0 < len(lines) < 5
+                seen += [line.split('"')[1] for line in lines]
+                if rest is None:
+                    break
+                assert rest == f'(for more, send older_than "{seen[-1]}")'
+            assert seen == stored[::-1]
+
+
+@pytest.mark.parametrize("budget", [60, 200, 1_000])
+def test_an_answer_has_no_more_tokens_than_it_may(memory: AgentMemory, budget: int) -> None:
+    sessions = memory.entity("user", "bob").collection(Session)
+    for number in range(20):
+        sessions.add(Session(kind="run", note="x" * 37 * number))
+    answer = call(named(memory, answer_budget=budget)["list_sessions"], {"limit": 50}).content
+    values = answer.rpartition("\n(for more")[0] or answer
+    assert len(values.replace(" (too long to show: note)", "")) <= 4 * budget
+
+
+class Diary(BaseModel):
+    title: str = ""
+    essay: str = ""
+    motto: Annotated[str, Agent(priority=5)] = ""
+    year: int = 0
+
+
+def test_of_a_value_that_is_too_long_whole_fields_are_left_out_and_named(memory: AgentMemory) -> None:
+    bob = memory.entity("user", "bob")
+    diary = Diary(title="t" * 80, essay="e" * 10_000, motto="m" * 200, year=7)
+    bob.document(Diary).set(diary)
+    id = bob.collection(Diary, name="page").add(diary)
+    models = {"documents": [Diary], "collections": {"page": Diary}}
+    tools = named(memory, **models, answer_budget=77)
+    shown = f'{{"motto": "{diary.motto}", "year": 7}} (too long to show: title, essay)'
+    assert call(tools["read_diary"]).content == f"diary: {shown}"
+    assert call(tools["list_pages"]).content.splitlines() == ["pages, newest first, by item_id:", f'"{id}": {shown}']
+    everything = call(named(memory, **models)["read_diary"]).content
+    assert everything == f"diary: {safe_fields(diary.model_dump())}"
+    assert call(named(memory, **models, answer_budget=1)["read_diary"]).content == (
+        "diary: {} (too long to show: title, essay, motto, year)"
+    )
+
+
+def test_a_budget_of_nothing_is_refused(memory: AgentMemory) -> None:
+    with pytest.raises(InvalidRequestError, match="answer_budget"):
+        named(memory, answer_budget=0)
 
 
 class Ride(BaseModel):
