@@ -193,7 +193,10 @@ class VerbEndpoint:
 
 
 class ReadyEndpoint:
-    """Says whether requests can be served: 503 while the catalog or the blob store does not answer."""
+    """Says whether requests can be served: 503 while the catalog or the blob store does not answer, or takes no writes.
+
+    A server that could only read is not ready: another may be able to write, and what it reads from a standby is old.
+    """
 
     def __init__(self, service: StateService) -> None:
         self._service = service

@@ -91,7 +91,7 @@ class BlobStore(Protocol):
         ...
 
     def ping(self) -> None:
-        """Raise UnavailableError if the store cannot serve."""
+        """Raise UnavailableError if the store cannot serve, or a folder takes no writes."""
         ...
 
     def close(self) -> None: ...
@@ -195,14 +195,8 @@ class FileBlobs:
 
     def ping(self) -> None:
         self._check_there()
-        folder = self.folder if self._was_there else self.folder.parent
-        trial = folder / f".{self.folder.name}.{secrets.token_hex(8)}"
         try:
-            try:
-                with open(trial, "xb", buffering=0, opener=_private) as file:
-                    file.write(bytes(_TRIAL_BYTES))
-            finally:
-                trial.unlink(missing_ok=True)
+            write_trial(self.folder if self._was_there else self.folder.parent, self.folder.name)
         except FileNotFoundError:
             raise UnavailableError("the place of the blob folder is not there", code="disk_failed") from None
         except OSError as error:
@@ -284,6 +278,16 @@ class Upload:
             self._temporary.unlink(missing_ok=True)
 
 
+def write_trial(folder: Path, name: str) -> None:
+    """Raise OSError if a folder takes no new bytes; the file of that trial is gone afterwards."""
+    trial = folder / f".{name}.{secrets.token_hex(8)}"
+    try:
+        with open(trial, "xb", buffering=0, opener=_private) as file:
+            file.write(bytes(_TRIAL_BYTES))
+    finally:
+        trial.unlink(missing_ok=True)
+
+
 def sync_file(descriptor: int) -> None:
     """Bring a file to the medium, past the drive's cache where the system lets us."""
     try:
@@ -312,11 +316,14 @@ def _file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def disk_error(error: OSError, what: str) -> UnavailableError:
+    """Name what is wrong with the disk that ``what`` lies on."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return UnavailableError("the disk is full; nothing was changed", code="disk_full")
+    return UnavailableError(f"{what} failed: {os.strerror(error.errno or 0)}", code="disk_failed")
+
+
 def _translate(error: OSError) -> AgentMemoryError:
-    match error.errno:
-        case errno.ENOENT:
-            return IntegrityError("a chunk of the value is missing from the blob store", code="chunk_missing")
-        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
-            return UnavailableError("the disk is full; nothing was changed", code="disk_full")
-        case _:
-            return UnavailableError(f"the blob folder failed: {os.strerror(error.errno or 0)}", code="disk_failed")
+    if error.errno == errno.ENOENT:
+        return IntegrityError("a chunk of the value is missing from the blob store", code="chunk_missing")
+    return disk_error(error, "the blob folder")

@@ -163,7 +163,8 @@ class PostgresCatalog:
             place["id"] = rows[-1][0]
 
     def ping(self) -> None:
-        self._rows("SELECT 1 FROM agent_memory.migration LIMIT 1")
+        # Where PostgreSQL would not write rows, on a standby or without the right to, it locks none, not even no rows.
+        self._rows("SELECT 1 FROM agent_memory.entry WHERE false FOR UPDATE")
 
     # -- writes ------------------------------------------------------------------------------------------------------
 

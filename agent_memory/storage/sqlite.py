@@ -197,6 +197,7 @@ class SqliteCatalog:
     def ping(self) -> None:
         with self._reading() as connection:
             all_rows(connection, "SELECT 1 FROM entry LIMIT 1")
+        self._connections.check_writable()
 
     # -- writes --------------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar, cast
 import apsw
 
 from ..errors import AgentMemoryError, IntegrityError, LimitExceededError, UnavailableError
+from .blobs import disk_error, write_trial
 from .catalog import Clock
 from .migrations.sqlite import MIGRATIONS
 from .sqlite_rows import all_rows
@@ -196,6 +197,19 @@ class Connections:
             self._close_reader(connection)
         else:
             self._readers.append(connection)
+
+    def check_writable(self) -> None:
+        """Raise UnavailableError if the file or its folder takes no writes.
+
+        Without a transaction, which would wait for others and, rolled back, would never reach the disk. The file itself
+        is only asked: closing a descriptor of it would drop SQLite's locks.
+        """
+        if not os.access(self._path, os.W_OK):
+            raise UnavailableError("the database cannot be written; check the file and its folder", code="read_only")
+        try:
+            write_trial(self._path.parent, self._path.name)
+        except OSError as error:
+            raise disk_error(error, "the folder of the database") from None
 
     # -- fork --------------------------------------------------------------------------------------------------------
 

@@ -349,6 +349,34 @@ def test_without_postgresql_a_server_says_so_and_recovers_without_a_restart(
     assert memory.app_state.get("key") == 1
 
 
+def test_a_server_whose_postgresql_only_reads_is_not_ready_until_it_writes_again(
+    fragile: dict[str, Cluster], own_postgres: PostgresServer, open_memory: Callable[..., AgentMemory]
+) -> None:
+    url = fragile["files"].servers[0].url
+
+    def check_only_reads() -> None:
+        wait_for(lambda: "read_only" in timed_get(f"{url}/readyz")[2])
+        status, seconds, _ = timed_get(f"{url}/readyz")
+        assert (status, seconds < 2) == (503, True)
+
+    wait_until_ready(url)
+    own_postgres.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+    own_postgres.execute("SELECT pg_reload_conf()")
+    try:
+        check_only_reads()
+    finally:
+        own_postgres.execute("ALTER SYSTEM RESET default_transaction_read_only")
+        own_postgres.execute("SELECT pg_reload_conf()")
+    wait_until_ready(url)
+
+    own_postgres.stop()
+    own_postgres.start(standby=True)
+    check_only_reads()
+    own_postgres.execute("SELECT pg_promote()")
+    wait_until_ready(url)
+    open_memory(url).app_state.set("key", 1)
+
+
 def test_a_server_stays_alive_while_postgresql_answers_nothing(
     fragile: dict[str, Cluster], own_postgres: PostgresServer, open_memory: Callable[..., AgentMemory]
 ) -> None:

@@ -1,4 +1,4 @@
-"""A disk that is full: a typed error at once, the old value as it was, and all works again when there is room."""
+"""A disk that takes no writes: a typed error at once, the old value as it was, and all works again when it does."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from agent_memory import AgentMemory, UnavailableError
 from tests.faults.processes import Child, MiB, Report, value
+from tests.support.server import ServerProcess
 
 SMALL, LARGE = 20_000, 300_000
 Start = Callable[..., Child]
@@ -105,3 +107,31 @@ def test_an_upload_that_did_not_fit_leaves_no_file(small_disk: Path) -> None:
             memory.app_state.set("k", value(1, 5 * MiB))
         assert [path for path in (small_disk / "store.db.blobs").rglob("*") if path.is_file()] == []
         assert memory.app_state.get("k") == 1
+
+
+def test_a_server_is_not_ready_while_the_disk_of_its_database_is_full_or_read_only(
+    small_disk: Path, tmp_path: Path
+) -> None:
+    def mount(*arguments: str) -> None:
+        subprocess.run(["mount", *arguments, str(small_disk)], check=True)
+
+    with ServerProcess(small_disk, "--blobs", str(tmp_path / "blobs")) as server:
+
+        def readiness() -> tuple[int, str | None]:
+            answer = httpx.get(f"{server.url}/readyz")
+            return answer.status_code, answer.json().get("code")
+
+        assert readiness() == (200, None)
+        with open(small_disk / "ballast", "wb", buffering=0) as ballast, pytest.raises(OSError, match="No space"):
+            ballast.writelines([bytes(MiB // 4)] * 100)
+        assert readiness() == (503, "disk_full")
+        (small_disk / "ballast").unlink()
+        assert readiness() == (200, None)
+        mount("--bind", str(small_disk))
+        try:
+            mount("-o", "remount,bind,ro")
+            assert readiness() == (503, "read_only")
+        finally:
+            subprocess.run(["umount", "-l", str(small_disk)], check=True)
+        assert readiness() == (200, None)
+        assert [path.name for path in small_disk.iterdir() if path.name.startswith(".")] == []

@@ -81,8 +81,10 @@ class PostgresServer:
                 os.kill(pid, signal.SIGKILL)
             time.sleep(0.02)
 
-    def start(self) -> None:
-        """Start the server again after ``stop``."""
+    def start(self, *, standby: bool = False) -> None:
+        """Start the server again after ``stop``; as a standby it only reads, until ``SELECT pg_promote()``."""
+        if standby:
+            (self._folder / "data" / "standby.signal").touch()
         self._server.ensure_postgres_running()
 
     def close(self) -> None:
