@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
@@ -60,10 +60,36 @@ class LoopbackGate:
 
 
 class TokenGate:
-    """Lets in whoever holds a token. Tokens are known by their sha256 alone."""
+    """Lets in whoever holds a token of a file. Tokens are known by their sha256 alone.
 
-    def __init__(self, grants: Mapping[bytes, Sequence[Grant]]) -> None:
-        self._grants = grants
+    Raises TokenFileError if the file cannot be used.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        text = _read(file)
+        self._grants = _grants(text)
+        self._seen = self._judged = _mark(text)
+
+    def look_again(self) -> int | None:
+        """Take over what the file holds by now, and return how many tokens; None if nothing is new.
+
+        It must have been the same at the look before: half of a line that is still being written may open more than the
+        whole. What cannot be used changes nothing, and is a TokenFileError once.
+        """
+        text, problem = "", None
+        try:
+            text = _read(self._file)
+        except TokenFileError as error:
+            problem = error
+        before, self._seen = self._seen, _mark(str(problem or text))
+        if self._seen != before or self._seen == self._judged:
+            return None
+        self._judged = self._seen
+        if problem is not None:
+            raise problem
+        self._grants = _grants(text)
+        return len(self._grants)
 
     def admit(self, headers: Headers) -> None:
         host_of(headers)
@@ -94,16 +120,17 @@ class TokenFileError(AgentMemoryError):
     code = "token_file"
 
 
-def read_tokens(path: Path) -> dict[bytes, list[Grant]]:
-    """Read a token file: lines ``TOKEN NAMESPACE [APPLICATION]``, the token as it is or as ``sha256:<hex>``."""
+def _read(path: Path) -> str:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         problem = TokenFileError(f"the token file {str(path)!r} cannot be read: {reason}")
-    else:
-        return _grants(lines)
     raise problem
+
+
+def _mark(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
 
 
 def is_exposed(path: Path) -> bool:
@@ -111,9 +138,10 @@ def is_exposed(path: Path) -> bool:
     return bool(path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO))
 
 
-def _grants(lines: Sequence[str]) -> dict[bytes, list[Grant]]:
+def _grants(text: str) -> dict[bytes, list[Grant]]:
+    """Read lines ``TOKEN NAMESPACE [APPLICATION]``, the token as it is or as ``sha256:<hex>``."""
     grants: dict[bytes, list[Grant]] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.splitlines(), 1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue

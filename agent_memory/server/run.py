@@ -12,6 +12,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Generator
 from pathlib import Path
 from types import FrameType
@@ -29,11 +30,12 @@ from ..service import StateService
 from ..wire import encode_error
 from ..wire.problems import PROBLEM_TYPE
 from .app import Settings, create_app
-from .auth import Gate, LoopbackGate, TokenGate, is_exposed, read_tokens
+from .auth import Gate, LoopbackGate, TokenFileError, TokenGate, is_exposed
 from .log import RequestLog, ServerEvents
 from .workers import run_workers
 
 _STOP_SECONDS: Final = 5
+_TOKEN_SECONDS: Final = 1.0
 _STALLED_MS: Final = 30_000
 _HEAD_BYTES: Final = 64 * 1024
 _HEAD_SECONDS: Final = 20.0
@@ -63,6 +65,8 @@ def serve(options: Options) -> None:
     Raises an AgentMemoryError that says why if the server does not start.
     """
     gate = _gate(options)
+    if options.token_file is not None and is_exposed(options.token_file):
+        print("agent-memory: warning: others can read the token file; chmod 600 it", file=sys.stderr)
     public_url = _public_url(options.public_url)
     if options.workers < 1:
         raise InvalidRequestError("--workers is 1 or more")
@@ -94,7 +98,8 @@ def _counting_together() -> Generator[None]:
 
 def _work(options: Options, settings: Settings, listeners: list[socket.socket], announce: bool) -> None:
     try:
-        _serve(options, settings, listeners, announce=announce)
+        # The tokens of this moment: what starts now may follow a worker that died long after the server was started.
+        _serve(options, settings._replace(gate=_gate(options)), listeners, announce=announce)
     except AgentMemoryError as error:
         if announce:
             print(f"agent-memory: {error}", file=sys.stderr)
@@ -107,6 +112,9 @@ def _serve(options: Options, settings: Settings, listeners: list[socket.socket],
     if announce:
         # Beside the start: an object store that does not answer must not hold it up.
         threading.Thread(target=_warn_of_other_blobs, args=(service,), daemon=True).start()
+    if isinstance(settings.gate, TokenGate):
+        # A thread that nobody waits for: the file may lie where reading it hangs.
+        threading.Thread(target=_follow_tokens, args=(settings.gate, settings.log), daemon=True).start()
     logger = logging.getLogger("uvicorn.error")
     events = ServerEvents(settings.log)
     logger.addHandler(events)
@@ -155,6 +163,18 @@ def _warn_of_other_blobs(service: StateService) -> None:
         return
     if not here:
         print("agent-memory: warning: none of the store's large values lies where --blobs says", file=sys.stderr)
+
+
+def _follow_tokens(gate: TokenGate, log: RequestLog) -> None:
+    while True:
+        time.sleep(_TOKEN_SECONDS)
+        try:
+            tokens = gate.look_again()
+        except TokenFileError as error:
+            log.event({"event": "token_file", "error": type(error).__name__, "message": f"{error}; the old ones stay"})
+        else:
+            if tokens is not None:
+                log.event({"event": "token_file", "tokens": tokens})
 
 
 class _Protocol(HttpToolsProtocol):
@@ -237,10 +257,7 @@ class _Server(uvicorn.Server):
 
 def _gate(options: Options) -> Gate:
     if options.token_file is not None:
-        grants = read_tokens(options.token_file)
-        if is_exposed(options.token_file):
-            print("agent-memory: warning: others can read the token file; chmod 600 it", file=sys.stderr)
-        return TokenGate(grants)
+        return TokenGate(options.token_file)
     if not _is_loopback(options.host):
         raise InvalidRequestError(f"{options.host} can be reached from other machines: it needs a --token-file")
     return LoopbackGate(options.allowed_hosts)

@@ -1,0 +1,146 @@
+"""Tokens that change while servers run: what is added, taken away, half written, or of no use."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from agent_memory.errors import AuthenticationError, PermissionDeniedError
+from agent_memory.server.auth import TokenFileError, TokenGate
+from tests.support.api import wait_for
+from tests.support.server import ServerProcess
+
+OLD, NEW = "the-secret-old-token", "the-secret-new-token"
+Statuses = Callable[[str], set[int]]
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Path:
+    file = tmp_path / "tokens"
+    file.write_text(f"{OLD} acme\n")
+    file.chmod(0o600)
+    return file
+
+
+@pytest.fixture
+def server(tokens: Path, tmp_path: Path) -> Iterator[ServerProcess]:
+    with ServerProcess(tmp_path, "--workers", "2", "--token-file", str(tokens)) as server:
+        yield server
+
+
+@pytest.fixture
+def statuses(server: ServerProcess) -> Statuses:
+    """What a token is answered with, on connections that meet all workers."""
+
+    def ask(token: str) -> int:
+        url = f"{server.url}/v1/namespaces/acme/applications/app/app_state/list"
+        return httpx.post(
+            url, json={"prefix": ""}, headers={"authorization": f"Bearer {token}"}, trust_env=False
+        ).status_code
+
+    return lambda token: {ask(token) for _ in range(12)}
+
+
+def replace(file: Path, text: str) -> None:
+    """Give a file other contents, all at once."""
+    other = file.with_name("other")
+    other.write_text(text)
+    other.rename(file)
+
+
+def events(server: ServerProcess) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in server.log.splitlines() if line.startswith("{")]
+    return [line for line in lines if line.get("event") == "token_file"]
+
+
+def test_every_worker_follows_the_file_and_the_successors_of_dead_ones_too(
+    server: ServerProcess, statuses: Statuses, tokens: Path
+) -> None:
+    assert (statuses(OLD), statuses(NEW)) == ({200}, {401})
+    replace(tokens, f"{OLD} acme\n{NEW} acme\n")
+    wait_for(lambda: statuses(NEW) == {200})
+    assert statuses(OLD) == {200}
+
+    replace(tokens, f"{NEW} acme\n")
+    wait_for(lambda: statuses(OLD) == {401})
+    assert statuses(NEW) == {200}
+
+    for worker in psutil.Process(server.process.pid).children():
+        worker.kill()
+    assert statuses(OLD) == {401}
+    assert "secret" not in server.log
+
+
+def test_a_file_of_no_use_changes_nothing_and_is_named_once_in_the_log_of_each_worker(
+    server: ServerProcess, statuses: Statuses, tokens: Path
+) -> None:
+    replace(tokens, f"{NEW} acme\n{OLD} acme app and-a-secret-more\n")
+    wait_for(lambda: len(events(server)) == 2)
+    assert {event["message"].partition(" of")[0] for event in events(server)} == {"line 2"}
+    assert (statuses(OLD), statuses(NEW)) == ({200}, {401})
+
+    tokens.unlink()
+    wait_for(lambda: len(events(server)) == 4)
+    assert "cannot be read: No such file" in events(server)[-1]["message"]
+    assert statuses(OLD) == {200}
+
+    replace(tokens, f"{NEW} acme\n")
+    wait_for(lambda: len(events(server)) == 6)
+    assert events(server)[-1]["tokens"] == 1
+    assert (statuses(OLD), statuses(NEW)) == ({401}, {200})
+    assert "secret" not in server.log
+
+
+def test_a_folder_that_is_swapped_behind_a_link_is_followed(tmp_path: Path) -> None:
+    # As Kubernetes changes a secret that is mounted.
+    for name, token in (("first", OLD), ("second", NEW)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokens").write_text(f"{token} acme\n")
+    (tmp_path / "..data").symlink_to("first")
+    (tmp_path / "tokens").symlink_to(Path("..data", "tokens"))
+    gate = TokenGate(tmp_path / "tokens")
+    assert gate.look_again() is None
+    (tmp_path / "..new").symlink_to("second")
+    os.rename(tmp_path / "..new", tmp_path / "..data")
+    assert [gate.look_again() for _ in range(3)] == [None, 1, None]
+    assert opens(gate, NEW, "app")
+
+
+def opens(gate: TokenGate, token: str, application: str) -> bool:
+    try:
+        gate.authorize([(b"authorization", f"Bearer {token}".encode())], "acme", application)
+    except (AuthenticationError, PermissionDeniedError):
+        return False
+    return True
+
+
+def test_half_of_a_line_opens_nothing(tokens: Path) -> None:
+    gate = TokenGate(tokens)
+    # Written in place, piece by piece: so far the token is for every application.
+    tokens.write_text(f"{NEW} acme")
+    assert gate.look_again() is None
+    assert not opens(gate, NEW, "other")
+    tokens.write_text(f"{NEW} acme app\n")
+    assert [gate.look_again() for _ in range(2)] == [None, 1]
+    assert (opens(gate, NEW, "app"), opens(gate, NEW, "other"), opens(gate, OLD, "app")) == (True, False, False)
+
+
+def test_a_file_that_is_emptied_for_a_moment_is_no_error(tokens: Path) -> None:
+    gate = TokenGate(tokens)
+    tokens.write_text("")
+    assert gate.look_again() is None
+    tokens.write_text(f"{OLD} acme\n")
+    assert [gate.look_again() for _ in range(3)] == [None] * 3
+    tokens.write_text("")
+    assert gate.look_again() is None
+    with pytest.raises(TokenFileError, match="no token"):
+        gate.look_again()
+    assert gate.look_again() is None
+    assert opens(gate, OLD, "app")
