@@ -48,6 +48,10 @@ _SESSION: Final = {
 }
 
 
+UNLIMITED: Final = "SET statement_timeout = 0"
+"""For statements that take as long as there is data, whatever limit the user or the database has for others."""
+
+
 class Statement(NamedTuple):
     """A statement with numbered parameters, and their names in that order."""
 

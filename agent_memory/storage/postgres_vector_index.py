@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 
 from ..errors import InvalidRequestError, UnavailableError
 from .migrations.postgres import PARTS, VECTOR_SCHEMA, check_schema
-from .postgres_connections import Connection, connect, execute
+from .postgres_connections import UNLIMITED, Connection, connect, execute
 from .postgres_errors import psycopg, translate
 from .postgres_search import indexed
 
@@ -46,6 +46,7 @@ def drop_index(dsn: str, dimensions: int) -> bool:
 def _run(dsn: str, work: Callable[[Connection], bool]) -> bool:
     connection = connect(dsn)
     try:
+        connection.execute(UNLIMITED)
         if not check_schema(connection):
             raise InvalidRequestError(
                 "the database holds no vectors yet: it needs the extension pgvector and agent-memory migrate"

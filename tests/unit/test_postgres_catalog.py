@@ -6,7 +6,10 @@ import hashlib
 import json
 import random
 import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import unicodedata
@@ -35,7 +38,7 @@ from agent_memory.vectors import pack_vector
 from tests.support.api import wait_for
 from tests.support.models import Counter
 from tests.support.postgres import PostgresServer, name_of
-from tests.support.server import ServerProcess
+from tests.support.server import ServerProcess, child_environment
 
 SCOPE = Scope("default", "app")
 DAY_US = 86_400_000_000
@@ -787,6 +790,45 @@ def test_of_eight_migrations_at_once_each_step_is_taken_by_one(server: PostgresS
     taken = at_once(*[lambda: migrate(address)] * 8)
     assert sorted(name for names in taken for name in names) == ["0001_create_tables", "0002_create_vectors"]
     PostgresCatalog(address).close()
+    server.drop(address)
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=str)
+def test_a_migration_that_is_cut_short_leaves_nothing_of_its_step_and_the_next_one_takes_it(
+    server: PostgresServer, end: signal.Signals
+) -> None:
+    address = server.empty_database()
+    server.execute("CREATE SCHEMA agent_memory", name_of(address))
+
+    def tables() -> list[Any]:
+        return server.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'agent_memory'", name_of(address))
+
+    def waiting() -> list[Any]:
+        return server.execute(
+            "SELECT query FROM pg_stat_activity WHERE application_name = 'agent-memory' AND wait_event_type = 'Lock'"
+        )
+
+    command = [sys.executable, "-m", "agent_memory.cli", "migrate", "--database", address]
+    with psycopg.connect(address) as other:
+        # It waits for whoever makes the last table of its first step under the same name.
+        other.execute("CREATE TABLE agent_memory.secret (name text)")
+        process = subprocess.Popen(command, env=child_environment(), stdout=subprocess.PIPE, text=True)
+        wait_for(lambda: bool(waiting()))
+        assert "agent_memory.secret" in waiting()[0][0]
+        process.send_signal(end)
+        assert process.communicate(timeout=10)[0] == ""
+        other.rollback()
+    wait_for(lambda: tables() == [("migration",)])
+    assert migrate(address) == ["0001_create_tables", "0002_create_vectors"]
+    server.drop(address)
+
+
+def test_the_time_limit_of_a_user_ends_no_migration_and_no_making_of_an_index(server: PostgresServer) -> None:
+    address = server.empty_database()
+    server.execute(f"ALTER DATABASE {name_of(address)} SET statement_timeout = '1ms'")
+    assert migrate(address) == ["0001_create_tables", "0002_create_vectors"]
+    assert create_index(address, 3)
+    assert drop_index(address, 3)
     server.drop(address)
 
 

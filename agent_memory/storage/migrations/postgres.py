@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from ...errors import UnavailableError
-from ..postgres_connections import Connection, connect, execute
+from ..postgres_connections import UNLIMITED, Connection, connect, execute
 from ..postgres_errors import DUPLICATES, psycopg, translate
 
 PARTS: Final = 16
@@ -121,7 +121,8 @@ STEPS: Final = (
 def migrate(dsn: str, *, dry_run: bool = False) -> list[str]:
     """Bring a database up to date, each step in a transaction of its own; return the names of the steps it took.
 
-    Several may run at once. Semantic search needs the extension pgvector: its step waits until the server has it. With
+    Several may run at once. A step takes as long as it takes; one that is cut short, however, leaves nothing, and the
+    next run begins with it. Semantic search needs the extension pgvector: its step waits until the server has it. With
     ``dry_run`` nothing is changed, and the names are those of the steps that would be taken.
 
     Raises UnavailableError if the server cannot be reached or a newer agent-memory made the database, and
@@ -129,6 +130,7 @@ def migrate(dsn: str, *, dry_run: bool = False) -> list[str]:
     """
     connection = connect(dsn)
     try:
+        connection.execute(UNLIMITED)
         # Several at once wait for each other's step; a lock that somebody else holds for longer is worth an error.
         connection.execute("SET lock_timeout = '60s'")
         return _migrate(connection, dry_run)
