@@ -7,6 +7,7 @@ transaction, except batches and writes of large values.
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
@@ -45,6 +46,8 @@ WAIT_SECONDS: Final = 2.0
 STATEMENT_SECONDS: Final = 10.0
 
 _PAGE: Final = 200
+_LOOK_SECONDS: Final = 1.0
+_VECTOR_RIGHTS: Final = ("SELECT", "INSERT", "DELETE")
 _READ: Final[Any] = (
     f"SELECT {COLUMNS} FROM agent_memory.entry AS entry "
     f"WHERE scope = $1::text AND key = $2::text AND {live(parameter='$3')}"
@@ -89,8 +92,9 @@ class PostgresCatalog:
     ) -> None:
         self._clock = clock
         self._pool = Pool(dsn, Settings(connections, wait_seconds, statement_seconds, statement_seconds / 2))
+        self._look_again = 0.0
         try:
-            self._vectors = self._pool.run(_check)
+            self._vector_schema = self._pool.run(_check)
         except BaseException:
             self._pool.close()
             raise
@@ -102,6 +106,15 @@ class PostgresCatalog:
     @property
     def is_file(self) -> bool:
         return False
+
+    @property
+    def _vectors(self) -> str | None:
+        """The schema of pgvector's type; None while there are no vectors, until they are looked for again."""
+        if self._vector_schema is None and time.monotonic() >= self._look_again:
+            # Set before it looks: of many threads one does.
+            self._look_again = time.monotonic() + _LOOK_SECONDS
+            self._vector_schema = self._pool.run(_vector_schema)
+        return self._vector_schema
 
     def _database_time(self) -> int:
         return int(self._rows(f"SELECT {DATABASE_TIME}")[0][0])
@@ -200,13 +213,16 @@ class PostgresCatalog:
         return int(self._rows("SELECT count(*) FROM agent_memory.entry")[0][0])
 
     def stored(self, *, after: tuple[str, str], limit: int) -> list[StoredRow]:
-        return self._pool.run(lambda session: postgres_copy.stored(session, after, limit, self._vectors))
+        vectors = self._vectors
+        return self._pool.run(lambda session: postgres_copy.stored(session, after, limit, vectors))
 
     def stored_at(self, scope: str, key: str) -> StoredRow | None:
-        return self._pool.run(lambda session: postgres_copy.stored_at(session, scope, key, self._vectors))
+        vectors = self._vectors
+        return self._pool.run(lambda session: postgres_copy.stored_at(session, scope, key, vectors))
 
     def take(self, rows: Sequence[StoredRow]) -> None:
-        self._pool.run(lambda session: postgres_copy.take(session, rows, self._now(), self._vectors))
+        vectors = self._vectors
+        self._pool.run(lambda session: postgres_copy.take(session, rows, self._now(), vectors))
 
     def floor(self, scope: str) -> int:
         return self._pool.run(lambda session: postgres_copy.floor(session, scope))
@@ -282,22 +298,30 @@ class PostgresCatalog:
         )
 
     def _swept(self, step: Callable[[Session, int | None, bool], int]) -> int:
-        return self._pool.run(lambda session: step(session, self._now(), self._vectors is not None))
+        vectors = self._vectors is not None
+        return self._pool.run(lambda session: step(session, self._now(), vectors))
 
     def close(self) -> None:
         self._pool.close()
 
 
 def _check(session: Session) -> str | None:
-    """Return the schema of pgvector's type if this database can hold vectors; raise if it cannot be used at all."""
-    if not check_schema(session.connection):
-        return None
-    rows = session.rows(VECTOR_SCHEMA)
-    if not rows:
+    """Return what ``_vector_schema`` does; raise UnavailableError if this database cannot be used at all."""
+    if check_schema(session.connection) and not session.rows(VECTOR_SCHEMA):
         raise UnavailableError(
             "the PostgreSQL extension pgvector was removed from this database", code="schema_missing"
         )
-    return str(rows[0][0])
+    return _vector_schema(session)
+
+
+def _vector_schema(session: Session) -> str | None:
+    """Return the schema of pgvector's type if this user can keep vectors here.
+
+    One that a later migration made the table for, and that has no rights on it yet, could not write at all with it.
+    """
+    rights = (f"has_table_privilege(to_regclass('agent_memory.vector'), '{one}')" for one in _VECTOR_RIGHTS)
+    rows = session.rows(f"{VECTOR_SCHEMA} AND {' AND '.join(rights)}")
+    return str(rows[0][0]) if rows else None
 
 
 def _read(session: Session, values: Sequence[Any]) -> Row | None:

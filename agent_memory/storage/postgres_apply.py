@@ -101,8 +101,8 @@ def _check_vectors(write: Write, context: Context) -> None:
 
 def no_vectors() -> InvalidRequestError:
     return InvalidRequestError(
-        "semantic search needs the PostgreSQL extension pgvector: install it on the server, "
-        "then run agent-memory migrate"
+        "semantic search needs the PostgreSQL extension pgvector: install it on the server, run agent-memory migrate, "
+        "and give this user the rights on the new table"
     )
 
 

@@ -753,12 +753,19 @@ def test_an_index_is_refused_where_there_can_be_none(server: PostgresServer, add
     server.drop(empty)
 
 
-def test_without_pgvector_vectors_are_refused_by_name(server: PostgresServer) -> None:
-    address = server.empty_database()
-    migrate(address)
+@pytest.fixture
+def without_vectors(server: PostgresServer) -> Iterator[str]:
+    """A database as one is that was migrated before pgvector was there."""
+    address = server.database()
     server.execute("DELETE FROM agent_memory.migration WHERE name LIKE '%vectors'", name_of(address))
     server.execute("DROP EXTENSION vector CASCADE", name_of(address))
     server.execute("DROP TABLE agent_memory.vector", name_of(address))
+    yield address
+    server.drop(address)
+
+
+def test_without_pgvector_vectors_are_refused_by_name(without_vectors: str) -> None:
+    address = without_vectors
     catalog = PostgresCatalog(address)
     put(catalog, SCOPE, "k")
     with pytest.raises(InvalidRequestError, match="pgvector"):
@@ -767,7 +774,53 @@ def test_without_pgvector_vectors_are_refused_by_name(server: PostgresServer) ->
         apply(catalog, Search(SCOPE, "", vector=pack_vector([1])))
     catalog.close()
     assert migrate(address, dry_run=True) == migrate(address) == ["0002_create_vectors"]
-    server.drop(address)
+
+
+def works(call: Callable[[], Any]) -> bool:
+    try:
+        call()
+    except InvalidRequestError:
+        return False
+    return True
+
+
+def test_a_server_finds_the_vectors_that_a_migration_makes_possible_while_it_runs(
+    server: PostgresServer, without_vectors: str, tmp_path: Path
+) -> None:
+    with (
+        ServerProcess(tmp_path, "--database", without_vectors, "--blobs", str(tmp_path / "blobs")) as process,
+        AgentMemory(process.url, application="a") as memory,
+    ):
+        state, near = memory.app_state, [1.0, 0.0]
+
+        def keep() -> None:
+            state.batch([Set("note", {"text": "knee"}, vectors=[near])])
+
+        assert not works(keep)
+        migrate(without_vectors)
+        wait_for(lambda: works(keep))
+        assert state.search("note", vector=near)[0].score == 1
+        state.delete("note")
+    assert server.execute("SELECT key FROM agent_memory.vector", name_of(without_vectors)) == []
+
+
+def test_a_user_without_rights_on_the_vectors_of_a_migration_goes_on_writing_without_them(
+    server: PostgresServer, without_vectors: str
+) -> None:
+    database, host = name_of(without_vectors), psycopg.conninfo.conninfo_to_dict(without_vectors)["host"]
+    grant = "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA agent_memory TO granted"
+    server.execute(f"CREATE ROLE granted LOGIN; GRANT USAGE ON SCHEMA agent_memory TO granted; {grant}", database)
+    migrate(without_vectors)
+    catalog = PostgresCatalog(f"postgresql://granted@/{database}?host={host}")
+
+    def keep() -> None:
+        put(catalog, SCOPE, "k", vectors=(pack_vector([1]),))
+
+    put(catalog, SCOPE, "k")
+    assert not works(keep)
+    server.execute(grant, database)
+    wait_for(lambda: works(keep))
+    catalog.close()
 
 
 # -- migrations ------------------------------------------------------------------------------------------------------
@@ -942,7 +995,7 @@ def test_a_user_with_the_grants_of_the_deployment_page_serves_and_sweeps(
 ) -> None:
     page = (Path(__file__).parents[2] / "docs" / "deployment.md").read_text()
     server.execute("CREATE ROLE memory LOGIN")
-    for grant in re.findall(r"^GRANT .* TO memory;$", page, re.M):
+    for grant in re.findall(r"^(?:GRANT|ALTER DEFAULT PRIVILEGES) .* TO memory;$", page, re.M):
         server.execute(grant, name_of(address))
     limited = psycopg.conninfo.conninfo_to_dict(address)
     store = f"postgresql://memory@/{limited['dbname']}?host={limited['host']}"
