@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import cast
 
 from .copying import copy
-from .errors import AgentMemoryError, InvalidRequestError
+from .errors import AgentMemoryError, InvalidRequestError, UnavailableError
 from .keys import check_scope_name
-from .maintenance import blob_folder, lie_here
+from .maintenance import blob_folder, lie_here, remove_database
 from .memory import AgentMemory
 from .messages import Backup, Check
 from .opening import POSTGRES_SCHEMES, open_service, scheme_of
@@ -290,12 +290,27 @@ def _copy(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         source = open_service(options.source, options.source_blobs)
         stack.callback(source.close)
-        target = open_service(options.target, options.target_blobs)
+        target = _open_target(options)
         stack.callback(target.close)
-        with progress_bar("keys") as progress:
-            report = copy(source, target, progress=progress)
+        try:
+            with progress_bar("keys") as progress:
+                report = copy(source, target, progress=progress)
+        except UnavailableError:
+            print("agent-memory: the target is no whole copy; the next one goes on where this stopped", file=sys.stderr)
+            raise
     print(f"{report.keys} keys, {report.copied} of them copied now, {report.bytes} bytes; {report.verified} compared")
     return 0
+
+
+def _open_target(options: argparse.Namespace) -> StateService:
+    """Open what is copied to; if that fails, no empty store stays behind."""
+    is_new = scheme_of(options.target) is None and not os.path.lexists(options.target)
+    try:
+        return open_service(options.target, options.target_blobs)
+    except AgentMemoryError:
+        if is_new:
+            remove_database(Path(options.target))
+        raise
 
 
 def _import_langgraph(options: argparse.Namespace) -> int:

@@ -169,7 +169,7 @@ def backup(catalog: SqliteCatalog, blobs: FileBlobs, key_file: Path, target: Pat
             if _copy_blobs(temporary, blobs, target_blobs):
                 break
             # Slower than the grace: what the copy refers to was swept meanwhile. A newer copy refers to less of it.
-            temporary.unlink()
+            remove_database(temporary)
             if attempt == _COPY_ATTEMPTS - 1:
                 raise UnavailableError(
                     "the store changed faster than it could be copied, or files are missing: run check"
@@ -184,10 +184,16 @@ def backup(catalog: SqliteCatalog, blobs: FileBlobs, key_file: Path, target: Pat
     except OSError as error:
         raise UnavailableError(f"the backup cannot be written: {error.strerror}", code="disk_failed") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        remove_database(temporary)
         if not target.exists():
             shutil.rmtree(target_blobs.folder, ignore_errors=True)
             signing_key_file(target).unlink(missing_ok=True)
+
+
+def remove_database(database: Path) -> None:
+    """Remove a database that nobody uses, and what SQLite leaves beside it where the disk is full."""
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        Path(f"{database}{suffix}").unlink(missing_ok=True)
 
 
 def _copy_blobs(copy: Path, source: FileBlobs, target: FileBlobs) -> bool:

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from agent_memory import AgentMemory, UnavailableError
+from agent_memory.cli import main
 from tests.faults.processes import Child, MiB, Report, value
 from tests.support.server import ServerProcess
 
@@ -135,3 +136,39 @@ def test_a_server_is_not_ready_while_the_disk_of_its_database_is_full_or_read_on
             subprocess.run(["umount", "-l", str(small_disk)], check=True)
         assert readiness() == (200, None)
         assert [path.name for path in small_disk.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    database = tmp_path / "source.db"
+    with AgentMemory(database, application="faults") as memory:
+        # So many that SQLite writes a journal of the copy before it is whole.
+        for number in range(200):
+            memory.app_state.set(f"k{number}", value(number, 8_000))
+    return database
+
+
+def fill_but(disk: Path, room: int) -> Path:
+    """Leave so many bytes of a small disk; return the file that takes the others."""
+    ballast = disk / "ballast"
+    ballast.write_bytes(bytes(4 * MiB - room))
+    return ballast
+
+
+@pytest.mark.parametrize("room", [0, 4_096, 12_288, 36_864, MiB])
+@pytest.mark.parametrize("command", ["copy", "backup"])
+def test_a_copy_that_does_not_fit_leaves_no_empty_store_and_the_next_one_succeeds(
+    small_disk: Path, source: Path, command: str, room: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = str(small_disk / "target.db")
+    arguments = ["copy", str(source), target] if command == "copy" else ["backup", "--data", str(source), target]
+    ballast = fill_but(small_disk, room)
+    assert main(arguments) == 2
+    begun = command == "copy" and room >= MiB
+    assert ("no whole copy" in capsys.readouterr().err) == begun
+    assert begun or list(small_disk.iterdir()) == [ballast]
+    ballast.unlink()
+    assert main(arguments) == 0
+    with AgentMemory(target, application="faults") as memory:
+        assert len(list(memory.app_state.keys())) == 200
+        assert memory.check().ok
