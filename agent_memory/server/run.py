@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import os
 import signal
@@ -27,6 +26,7 @@ from ..errors import AgentMemoryError, InvalidRequestError, ProtocolError, Unava
 from ..maintenance import lie_here
 from ..opening import open_service
 from ..service import StateService
+from ..transports.trust import is_loopback
 from ..wire import encode_error
 from ..wire.problems import PROBLEM_TYPE
 from .app import Settings, create_app
@@ -258,16 +258,9 @@ class _Server(uvicorn.Server):
 def _gate(options: Options) -> Gate:
     if options.token_file is not None:
         return TokenGate(options.token_file)
-    if not _is_loopback(options.host):
+    if not is_loopback(options.host):
         raise InvalidRequestError(f"{options.host} can be reached from other machines: it needs a --token-file")
     return LoopbackGate(options.allowed_hosts)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _public_url(text: str | None) -> str | None:

@@ -57,7 +57,7 @@ class BlobHosts:
 
     def __contains__(self, origin: Origin) -> bool:
         """Say whether an origin is one of them; only on this machine it may do without TLS."""
-        if origin.scheme != "https" and not _is_loopback(origin.host):
+        if origin.scheme != "https" and not is_loopback(origin.host):
             return False
         host = f"[{origin.host}]" if ":" in origin.host else origin.host
         names = {f"{host}:{origin.port}"}
@@ -66,7 +66,8 @@ class BlobHosts:
         return not names.isdisjoint(self._names)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Say whether a host, as a name in lower case or an address, is this machine and nothing else."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
