@@ -98,6 +98,16 @@ def test_a_file_of_no_use_changes_nothing_and_is_named_once_in_the_log_of_each_w
     assert "secret" not in server.log
 
 
+def test_a_file_that_hangs_keeps_no_server_from_serving_and_ending(tokens: Path, tmp_path: Path) -> None:
+    with ServerProcess(tmp_path, "--token-file", str(tokens)) as server:
+        tokens.unlink()
+        os.mkfifo(tokens)
+        # Whoever opens it to write gets in once the server has opened it to read, and is hanging.
+        with open(tokens, "w"):
+            assert httpx.get(f"{server.url}/readyz", trust_env=False).status_code == 200
+            assert server.stop() == 0
+
+
 def test_a_folder_that_is_swapped_behind_a_link_is_followed(tmp_path: Path) -> None:
     # As Kubernetes changes a secret that is mounted.
     for name, token in (("first", OLD), ("second", NEW)):
