@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,22 @@ def test_a_file_of_no_use_changes_nothing_and_is_named_once_in_the_log_of_each_w
     assert events(server)[-1]["tokens"] == 1
     assert (statuses(OLD), statuses(NEW)) == ({401}, {200})
     assert "secret" not in server.log
+
+
+def test_a_worker_does_not_start_with_a_file_of_no_use_nor_with_the_tokens_of_the_servers_start(
+    server: ServerProcess, statuses: Statuses, tokens: Path
+) -> None:
+    replace(tokens, f"{NEW} acme\n")
+    wait_for(lambda: len(events(server)) == 2)
+    tokens.write_text("of-no-use\n")
+    parent = psutil.Process(server.process.pid)
+    killed = parent.children()[0].pid
+    os.kill(killed, signal.SIGKILL)
+    wait_for(lambda: killed not in {worker.pid for worker in parent.children()})
+    assert (statuses(OLD), statuses(NEW)) == ({401}, {200})
+    replace(tokens, f"{NEW} acme\n")
+    wait_for(lambda: len(parent.children()) == 2)
+    assert (statuses(OLD), statuses(NEW)) == ({401}, {200})
 
 
 def test_a_file_that_hangs_keeps_no_server_from_serving_and_ending(tokens: Path, tmp_path: Path) -> None:
