@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -364,3 +366,17 @@ def test_a_file_that_is_gone_is_told_at_once(timed: Any) -> None:
     with pytest.raises(IntegrityError):
         memory.app_state.get("key", default="absent")
     assert sum(type(message) is GetRange for message in between.sent) == 1
+
+
+def test_what_a_failed_read_leaves_is_freed_in_silence(timed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = timed.open()
+    memory.app_state.set("key", OLD)
+    timed.large.harm(timed.files()[0], HARM["missing"])
+    gc.collect()
+    told: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda report: told.append(repr(report.exc_value)))
+
+    with pytest.raises(IntegrityError):
+        memory.app_state.get("key", default="absent")
+    gc.collect()
+    assert told == []
