@@ -70,10 +70,17 @@ def found(store: BaseStore, condition: dict[str, Any]) -> Any:
 
 
 def test_a_comparison_with_a_field_that_some_items_lack(store: BaseStore, kind: str) -> None:
-    store.put(ADA, "run", {"km": 5})
+    store.put(ADA, "run", {"km": 50})
     store.put(ADA, "yoga", {"minutes": 30})
     expected = {"memory": "TypeError"}
     assert found(store, {"km": {"$gt": 3}}) == expected.get(kind, ["run"])
+
+
+def test_an_item_of_eight_bytes(store: BaseStore, kind: str) -> None:
+    store.put(ADA, "run", {"km": 5})
+    # SqliteStore keeps JSON in BLOBs, and these versions take one that begins so and is so long for their binary JSON.
+    mistaken = kind == "sqlite" and (3, 45, 1) <= sqlite3.sqlite_version_info < (3, 50)
+    assert found(store, {"km": 5}) == ([] if mistaken else ["run"])
 
 
 def test_a_comparison_of_numbers_of_different_lengths(store: BaseStore, kind: str) -> None:
@@ -124,6 +131,8 @@ def test_the_time_of_creation_after_an_update(store: BaseStore, kind: str) -> No
     assert (store.get(ADA, "run").created_at == created) is (kind in ("agent_memory", "postgres"))  # type: ignore[union-attr]
 
 
+# What SqliteStore gives to sqlite3, deprecated since Python 3.12.
+@pytest.mark.filterwarnings("ignore:The default datetime adapter is deprecated:DeprecationWarning")
 def test_an_expired_item(store: BaseStore, kind: str) -> None:
     put = outcome(lambda: store.put(ADA, "code", {"code": 1}, ttl=NOW))
     assert put == ("NotImplementedError" if kind == "memory" else None)
