@@ -6,6 +6,7 @@ import itertools
 import json
 import sqlite3
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import apsw
@@ -56,7 +57,7 @@ def compare() -> list[Row]:
         ):
             shipped.setup()
             wal.setup()
-            with sqlite3.connect(folder / "wal.db") as connection:
+            with closing(sqlite3.connect(folder / "wal.db")) as connection:
                 connection.execute("PRAGMA journal_mode = WAL")
             raw = upsert_connection(folder / "raw.db")
             document = memory.entity("user", "1").document(Profile)

@@ -46,7 +46,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def execute(path: Path, statement: str, *bindings: Any) -> None:
-    with sqlite3.connect(path) as connection:
+    with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute(statement, bindings)
 
 
