@@ -171,14 +171,17 @@ def test_a_write_that_is_cancelled_before_its_turn_is_not_carried_out(
             service = memory._client.transport().service
             handle = service.handle
 
-            go_on = threading.Event()
+            begun, go_on = asyncio.Event(), threading.Event()
+            loop = asyncio.get_running_loop()
 
             def slow(message: object) -> object:
+                loop.call_soon_threadsafe(begun.set)
                 go_on.wait(10)
                 return handle(message)
 
             monkeypatch.setattr(service, "handle", slow)
             first = asyncio.create_task(memory.app_state.set("first", 1))
+            await begun.wait()
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(memory.app_state.set("second", 2), 0.05)
             assert not first.done(), "the second waited for its turn"
