@@ -75,13 +75,13 @@ class TypedCodec(Generic[T]):
     def __init__(self, value_type: Any) -> None:
         try:
             self._adapter: TypeAdapter[T] = TypeAdapter(value_type)
+            # Below the adapter's methods, whose wrapping takes as long as a small model.
+            self._to_json = self._adapter.serializer.to_json
+            self._validate_json: Callable[[bytes], T] = self._adapter.validator.validate_json
         except (PydanticSchemaGenerationError, PydanticUserError) as error:
             raise SerializationError(
                 f"{type_name(value_type)} is not a type that Pydantic can store: {error.code}"
             ) from None
-        # Below the adapter's methods, whose wrapping takes as long as a small model.
-        self._to_json = self._adapter.serializer.to_json
-        self._validate_json: Callable[[bytes], T] = self._adapter.validator.validate_json
         self._nests_models = check_storable(value_type)
         self._type = value_type
         self._name = type_name(value_type)

@@ -47,6 +47,8 @@ def _parts(value_type: Any, place: str, seen: set[type]) -> Iterator[_Part]:
     if not isinstance(value_type, type):
         return
     kind = cast("type[object]", value_type)
+    if issubclass(kind, BaseModel) and kind is not BaseModel:
+        kind.model_rebuild(raise_errors=False)  # It may name classes that are defined after it.
     yield _Part(place, kind)
     if kind not in seen:
         seen.add(kind)

@@ -215,6 +215,8 @@ def _everything_in(annotation: Any, seen: set[Any]) -> Iterator[Any]:
         if not isinstance(part, type) or part in seen:
             continue
         seen.add(part)
+        if issubclass(part, BaseModel) and part is not BaseModel:
+            part.model_rebuild(raise_errors=False)  # It may name classes that are defined after it.
         yield part
         if issubclass(part, BaseModel):
             for field in part.model_fields.values():

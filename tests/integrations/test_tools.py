@@ -195,6 +195,20 @@ def test_a_field_whose_dicts_hold_hidden_fields_is_not_written_by_agents(memory:
     assert set(properties(tools["update_patient"])) == {"name"}
 
 
+class Patient(BaseModel):
+    name: str = ""
+    record: Record | None = None
+
+
+class Record(BaseModel):
+    risk: Annotated[float, Agent(hidden=True)] = 0.5
+
+
+def test_a_model_may_name_a_class_that_is_defined_after_it(memory: AgentMemory) -> None:
+    tools = named(memory, documents=[Patient], collections=[])
+    assert set(properties(tools["update_patient"])) == {"name"}, "the record has a hidden field"
+
+
 def test_fields_with_names_that_langchain_uses_work(memory: AgentMemory) -> None:
     class Setup(BaseModel):
         config: str = ""

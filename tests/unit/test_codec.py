@@ -25,6 +25,7 @@ from pydantic import (
     SecretBytes,
     SecretStr,
     computed_field,
+    create_model,
     model_serializer,
     model_validator,
 )
@@ -351,6 +352,14 @@ class Outer(BaseModel):
     inner: Credentials
 
 
+class Early(BaseModel):
+    late: Late | None = None
+
+
+class Late(BaseModel):
+    password: SecretStr
+
+
 class Nested(BaseModel):
     tokens: dict[str, list[SecretBytes | None]]
 
@@ -362,11 +371,35 @@ class Recursive(BaseModel):
 
 @pytest.mark.parametrize(
     "value_type",
-    [SecretStr, list[SecretBytes], Nested, Recursive, Credentials, SecretTuple, SecretDict, Outer, Nested | None],
+    [
+        SecretStr,
+        list[SecretBytes],
+        Nested,
+        Recursive,
+        Credentials,
+        SecretTuple,
+        SecretDict,
+        Outer,
+        Nested | None,
+        Early,
+    ],
 )
 def test_a_type_with_a_secret_is_refused(value_type: Any) -> None:
     with pytest.raises(SerializationError, match="secret"):
         typed_codec(value_type)
+
+
+def test_a_model_that_names_what_is_defined_nowhere_is_refused() -> None:
+    waiting = create_model("Waiting", other=("Nowhere", ...))
+    with pytest.raises(SerializationError, match="Waiting is not a type that Pydantic can store"):
+        typed_codec(waiting)
+
+
+def test_any_model_can_stand_in_a_field() -> None:
+    class Holder(BaseModel):
+        held: BaseModel | None = None
+
+    assert typed_codec(Holder).encode(Holder())[0].data == b'{"held":null}'
 
 
 def test_a_type_with_an_excluded_field_is_refused() -> None:
