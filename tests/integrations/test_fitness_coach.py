@@ -1,5 +1,6 @@
 """Conversations with the coach, through the real agent and into a real store."""
 
+import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -181,6 +182,13 @@ def test_recall_finds_the_notes_of_the_one_who_asks_and_of_nobody_else(memory: A
                 assert "hurts" not in asking.say(f"What did I say about {topic}?").answer
 
 
+with_words = pytest.mark.skipif(
+    sys.version_info >= (3, 14) or platform.machine() == "aarch64",
+    reason="WordLlama has no wheel: Python 3.14, Linux on ARM",
+)
+
+
+@with_words
 def test_a_note_is_found_by_what_it_means(memory: AgentMemory) -> None:
     embeddings = WordEmbedding()
     for text in ("My left knee hurts after long runs", "The new shoes rub at the heel", "I bought a road bike"):
@@ -196,6 +204,7 @@ def test_a_note_is_found_by_what_it_means(memory: AgentMemory) -> None:
     assert recall_notes(memory, "bob", "knee", embeddings) == []
 
 
+@with_words
 def test_loading_the_embedding_leaves_the_log_alone() -> None:
     code = (
         "from examples.fitness_tracker.notes import WordEmbedding; WordEmbedding(); import logging; print(logging.root)"
@@ -229,7 +238,8 @@ def test_a_forgotten_note_is_not_recalled(memory: AgentMemory, talk: Talk) -> No
 def test_langgraphs_store_finds_the_same_notes(memory: AgentMemory, talk: Talk) -> None:
     talk("ada").say("My knee hurts.")
     talk("bob").say("My knee is fine, it feels good. My knee is better.")
-    index: Any = {"dims": 256, "embed": note_embedding(), "fields": ["text"]}
+    dimensions = len(note_embedding().embed_query("knee"))
+    index: Any = {"dims": dimensions, "embed": note_embedding(), "fields": ["text"]}
     found = AgentMemoryStore(memory, index=index).search(("user", "ada", "note"), query="knee")
     assert [item.value["text"] for item in found] == ["My knee hurts"]
     assert found[0].score is not None

@@ -25,14 +25,14 @@ from examples.fitness_tracker.cli import main
 from examples.fitness_tracker.models import Club, Note, Preferences, Profile, Workout
 from examples.fitness_tracker.report import read_report, save_chart, week_bars
 from examples.fitness_tracker.summary import weekly
-from tests.support.server import ROOT, ServerProcess, child_environment
+from tests.support.server import ROOT, WARNINGS_ARE_ERRORS, ServerProcess, child_environment
 
 DAY = date(2026, 4, 18)
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def run(*arguments: str | Path, said: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "error", "-m", "examples.fitness_tracker", *map(str, arguments)]
+    command = [sys.executable, *WARNINGS_ARE_ERRORS, "-m", "examples.fitness_tracker", *map(str, arguments)]
     return subprocess.run(
         command, cwd=ROOT, env=child_environment(PYTHONIOENCODING="utf-8"), input=said, capture_output=True, text=True,
         encoding="utf-8", timeout=100, check=False,

@@ -11,6 +11,16 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]
+WARNINGS_ARE_ERRORS: Final = (
+    "-Werror",
+    # Python 3.14 wants inspect to be asked; LangGraph and what LangChain imports ask asyncio.
+    *(
+        f"-Wignore:'asyncio.iscoroutinefunction' is deprecated:DeprecationWarning:{module}"
+        for module in ("langgraph.store.base.embed", "langsmith._internal._beta_decorator")
+    ),
+)
+"""Options of an interpreter."""
+
 _START_SECONDS: Final = 20.0
 _ADDRESS: Final = re.compile(r"http://[\w.\[\]:-]+:\d+")
 

@@ -11,16 +11,8 @@ import pytest
 
 from agent_memory.wire.bodies import VERBS
 from agent_memory.wire.problems import _CODES
+from tests.support.server import ROOT, WARNINGS_ARE_ERRORS
 
-ROOT = Path(__file__).parents[2]
-STRICT = [
-    "-Werror",
-    # Python 3.14 wants inspect to be asked; LangGraph and what LangChain imports ask asyncio.
-    *(
-        f"-Wignore:'asyncio.iscoroutinefunction' is deprecated:DeprecationWarning:{module}"
-        for module in ("langgraph.store.base.embed", "langsmith._internal._beta_decorator")
-    ),
-]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -36,7 +28,7 @@ def code_blocks() -> list[object]:
 @pytest.mark.parametrize("block", code_blocks())
 def test_a_code_block_runs_as_it_stands(block: str, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, *STRICT, "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [sys.executable, *WARNINGS_ARE_ERRORS, "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
 
