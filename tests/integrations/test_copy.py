@@ -7,8 +7,8 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Profile(BaseModel):
 
 
 LARGE = os.urandom(300_000)
+SCOPE = Scope("default", "app")
 RIGHT = pack_vector([1.0, 0.0])
 
 
@@ -62,10 +63,20 @@ def filled(path: Path) -> None:
             ctx.state.set("draft", {"nul": "\0"})
 
 
-def a_target(kind: str, folder: Path, postgres: PostgresServer) -> StateService:
-    """Open an empty store."""
-    address = str(folder / "target.db") if kind == "file" else postgres.database()
-    return open_service(address, str(folder / "blobs"))
+@contextmanager
+def ends(
+    folder: Path, target: str | None = None, blobs: str | None = None
+) -> Generator[tuple[StateService, StateService]]:
+    """Open the store ``source.db`` and another one to copy it to, by default a new file beside it."""
+    address, place = target or str(folder / "target.db"), blobs or str(folder / "blobs")
+    with closing(open_service(str(folder / "source.db"))) as source, closing(open_service(address, place)) as other:
+        yield source, other
+
+
+@pytest.fixture(params=["file", "postgresql"])
+def elsewhere(request: pytest.FixtureRequest, tmp_path: Path, postgres: PostgresServer) -> str:
+    """The address of an empty store."""
+    return str(tmp_path / "target.db") if request.param == "file" else postgres.database()
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -113,179 +124,145 @@ def test_a_condition_that_held_before_the_move_holds_after_it(tmp_path: Path) ->
 
 
 def test_a_copy_that_was_interrupted_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    filled(tmp_path / "first.db")
-    source, target = open_service(str(tmp_path / "first.db")), open_service(str(tmp_path / "second.db"))
-    monkeypatch.setattr("agent_memory.copying._PAGE", 2)
+    filled(tmp_path / "source.db")
+    with ends(tmp_path) as (source, target):
+        monkeypatch.setattr("agent_memory.copying._PAGE", 2)
 
-    def interrupt(done: int, total: int) -> None:
-        assert total == 8
-        if done == 4:
-            raise KeyboardInterrupt
+        def interrupt(done: int, total: int) -> None:
+            assert total == 8
+            if done == 4:
+                raise KeyboardInterrupt
 
-    try:
         with pytest.raises(KeyboardInterrupt):
             copy(source, target, progress=interrupt)
         report = copy(source, target)
         assert (report.keys, report.copied, report.verified) == (8, 4, 8)
         assert copy(source, target).copied == 0
-    finally:
-        source.close()
-        target.close()
 
 
-@pytest.mark.parametrize("kind", ["file", "postgresql"])
-def test_what_an_application_wrote_to_the_target_is_never_replaced(
-    tmp_path: Path, postgres: PostgresServer, kind: str
-) -> None:
+def test_what_an_application_wrote_to_the_target_is_never_replaced(tmp_path: Path, elsewhere: str) -> None:
     filled(tmp_path / "source.db")
-    address = str(tmp_path / "target.db") if kind == "file" else postgres.database()
-    blobs = str(tmp_path / "blobs")
 
     def move() -> None:
-        source, target = open_service(str(tmp_path / "source.db")), open_service(address, blobs)
-        try:
+        with ends(tmp_path, elsewhere) as (source, target):
             copy(source, target)
-        finally:
-            source.close()
-            target.close()
 
     move()
     with AgentMemory(tmp_path / "source.db", application="app") as memory:
         memory.app_state.set("empty", b"later")
     move()
-    service = open_service(address, blobs)
-    service.handle(Delete(Scope("default", "app"), "large", uuid7()))
-    with pytest.raises(ConflictError, match="default/app large has a later version in the target"):
-        move()
-    assert service.handle(PrepareRead(Scope("default", "app"), "large")) is None
-    found = service.handle(PrepareRead(Scope("default", "app"), "empty", 100))
-    assert (found.data, found.entry.version) == (b"later", 2)
-    service.close()
+    with ends(tmp_path, elsewhere) as (_, target):
+        target.handle(Delete(SCOPE, "large", uuid7()))
+        with pytest.raises(ConflictError, match="default/app large has a later version in the target"):
+            move()
+        assert target.handle(PrepareRead(SCOPE, "large")) is None
+        found = target.handle(PrepareRead(SCOPE, "empty", 100))
+        assert (found.data, found.entry.version) == (b"later", 2)
 
 
-@pytest.mark.parametrize("kind", ["file", "postgresql"])
 @pytest.mark.parametrize("side", ["source", "target"])
 def test_a_value_that_expired_and_was_swept_on_one_side_stops_no_copy(
-    tmp_path: Path, postgres: PostgresServer, kind: str, side: str
+    tmp_path: Path, elsewhere: str, side: str
 ) -> None:
     with AgentMemory(tmp_path / "source.db", application="app") as memory:
         memory.app_state.set("soon", 1, ttl=0.5)
         memory.app_state.set("kept", 1)
-    source, target = open_service(str(tmp_path / "source.db")), a_target(kind, tmp_path, postgres)
-    copy(source, target)
-    time.sleep(0.6)
-    assert (source if side == "source" else target).sweep().expired == 1
-    assert copy(source, target).verified == 2
-    found = target.handle(PrepareRead(Scope("default", "app"), "soon"))
-    assert found is None
-    source.close()
-    target.close()
+    with ends(tmp_path, elsewhere) as (source, target):
+        copy(source, target)
+        time.sleep(0.6)
+        assert (source if side == "source" else target).sweep().expired == 1
+        assert copy(source, target).verified == 2
+        found = target.handle(PrepareRead(SCOPE, "soon"))
+        assert found is None
 
 
-@pytest.mark.parametrize("kind", ["file", "postgresql"])
 def test_a_key_that_the_target_deleted_stays_deleted_when_its_tombstone_is_swept(
-    tmp_path: Path, postgres: PostgresServer, kind: str
+    tmp_path: Path, elsewhere: str
 ) -> None:
     filled(tmp_path / "source.db")
-    source, target = open_service(str(tmp_path / "source.db")), a_target(kind, tmp_path, postgres)
-    copy(source, target)
-    target.handle(Delete(Scope("default", "app"), "large", uuid7()))
-    assert target.catalog.drop_tombstones(before=target.catalog.clock() + 1, limit=100) > 0
-    with pytest.raises(ConflictError, match="default/app large was deleted in the target"):
+    with ends(tmp_path, elsewhere) as (source, target):
         copy(source, target)
-    assert target.handle(PrepareRead(Scope("default", "app"), "large")) is None
-    source.close()
-    target.close()
+        target.handle(Delete(SCOPE, "large", uuid7()))
+        assert target.catalog.drop_tombstones(before=target.catalog.clock() + 1, limit=100) > 0
+        with pytest.raises(ConflictError, match="default/app large was deleted in the target"):
+            copy(source, target)
+        assert target.handle(PrepareRead(SCOPE, "large")) is None
 
 
-@pytest.mark.parametrize("kind", ["file", "postgresql"])
 def test_what_is_gone_in_the_source_too_stops_no_copy_when_the_target_has_forgotten_it(
-    tmp_path: Path, postgres: PostgresServer, kind: str
+    tmp_path: Path, elsewhere: str
 ) -> None:
     with AgentMemory(tmp_path / "source.db", application="app") as memory:
         memory.app_state.set("gone", 1)
         memory.app_state.delete("gone")
         memory.app_state.set("soon", 1, ttl=0.5)
         memory.app_state.set("kept", 1)
-    source, target = open_service(str(tmp_path / "source.db")), a_target(kind, tmp_path, postgres)
-    copy(source, target)
-    time.sleep(0.6)
-    target.sweep()
-    assert target.catalog.drop_tombstones(before=target.catalog.clock() + 1, limit=100) == 2
-    with AgentMemory(tmp_path / "source.db", application="app") as memory:
-        memory.app_state.set("kept", 2)
-    report = copy(source, target)
-    assert (report.copied, report.verified) == (1, 3)
-    source.close()
-    target.close()
+    with ends(tmp_path, elsewhere) as (source, target):
+        copy(source, target)
+        time.sleep(0.6)
+        target.sweep()
+        assert target.catalog.drop_tombstones(before=target.catalog.clock() + 1, limit=100) == 2
+        with AgentMemory(tmp_path / "source.db", application="app") as memory:
+            memory.app_state.set("kept", 2)
+        report = copy(source, target)
+        assert (report.copied, report.verified) == (1, 3)
 
 
-@pytest.mark.parametrize("kind", ["file", "postgresql"])
 def test_what_takes_long_to_copy_is_not_swept_meanwhile(
-    tmp_path: Path, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch, kind: str
+    tmp_path: Path, elsewhere: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with AgentMemory(tmp_path / "source.db", application="app", chunk_size=65_536) as memory:
         for key in ("a", "b", "c"):
             memory.app_state.set(key, LARGE)
-    source, target = open_service(str(tmp_path / "source.db")), a_target(kind, tmp_path, postgres)
-    now = target.catalog.clock()
-    put = target.blobs.put
+    with ends(tmp_path, elsewhere) as (source, target):
+        now = target.catalog.clock()
+        put = target.blobs.put
 
-    def slow(*arguments: Any) -> str:
-        nonlocal now
-        now += 600 * 1_000_000
-        target.sweep()
-        return put(*arguments)
+        def slow(*arguments: Any) -> str:
+            nonlocal now
+            now += 600 * 1_000_000
+            target.sweep()
+            return put(*arguments)
 
-    monkeypatch.setattr(target.catalog, "_clock", lambda: now)
-    monkeypatch.setattr(target.blobs, "put", slow)
-    try:
+        monkeypatch.setattr(target.catalog, "_clock", lambda: now)
+        monkeypatch.setattr(target.blobs, "put", slow)
         assert copy(source, target).copied == 3
         assert target.check(Check()).ok
-    finally:
-        source.close()
-        target.close()
 
 
 def test_a_value_that_was_swept_while_it_was_copied_is_copied_by_the_next_copy(
-    tmp_path: Path, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled(tmp_path / "source.db")
-    source, target = open_service(str(tmp_path / "source.db")), a_target("file", tmp_path, postgres)
-    put = target.blobs.put
+    with ends(tmp_path) as (source, target):
+        put = target.blobs.put
 
-    def swept(blob_id: str, index: int, data: memoryview) -> str:
-        later = target.catalog.clock() + 3_600 * 1_000_000
-        target.catalog.claim_blobs(staged_before=later, garbage_before=later, limit=1)
-        return put(blob_id, index, data)
+        def swept(blob_id: str, index: int, data: memoryview) -> str:
+            later = target.catalog.clock() + 3_600 * 1_000_000
+            target.catalog.claim_blobs(staged_before=later, garbage_before=later, limit=1)
+            return put(blob_id, index, data)
 
-    try:
         with monkeypatch.context() as patch:
             patch.setattr(target.blobs, "put", swept)
             with pytest.raises(UnavailableError, match="swept"):
                 copy(source, target)
         copy(source, target)
         assert target.check(Check()).ok
-    finally:
-        source.close()
-        target.close()
 
 
-@pytest.mark.parametrize("kind", ["file", "postgresql"])
 def test_a_copy_of_times_that_is_interrupted_leaves_the_bytes_alone(
-    tmp_path: Path, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch, kind: str
+    tmp_path: Path, elsewhere: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with AgentMemory(tmp_path / "source.db", application="app") as memory:
         memory.app_state.set("large", LARGE)
         memory.app_state.batch([Set("note", {"text": "knee"}, vectors=[[1.0, 0.0]])])
-    source, target = open_service(str(tmp_path / "source.db")), a_target(kind, tmp_path, postgres)
+    with ends(tmp_path, elsewhere) as (source, target):
 
-    def interrupted(_rows: object) -> None:
-        raise KeyboardInterrupt
+        def interrupted(_rows: object) -> None:
+            raise KeyboardInterrupt
 
-    try:
         copy(source, target)
-        source.catalog.set_times(Scope("default", "app"), [Times("large", 1, 2), Times("note", 1, 2)])
+        source.catalog.set_times(SCOPE, [Times("large", 1, 2), Times("note", 1, 2)])
         with monkeypatch.context() as patch:
             patch.setattr(target.catalog, "take", interrupted)
             with pytest.raises(KeyboardInterrupt):
@@ -294,93 +271,64 @@ def test_a_copy_of_times_that_is_interrupted_leaves_the_bytes_alone(
         assert target.catalog.claim_blobs(staged_before=later, garbage_before=later, limit=1) == []
         copy(source, target)
         assert target.check(Check()).ok
-    finally:
-        source.close()
-        target.close()
 
 
-@pytest.mark.parametrize("kind", ["file", "postgresql"])
-def test_another_value_with_the_same_version_is_not_replaced(
-    tmp_path: Path, postgres: PostgresServer, kind: str
-) -> None:
+def test_another_value_with_the_same_version_is_not_replaced(tmp_path: Path, elsewhere: str) -> None:
     with AgentMemory(tmp_path / "source.db", application="app") as memory:
         memory.app_state.set("before", 1)
         memory.app_state.set("k", "the source's")
-    source, target = open_service(str(tmp_path / "source.db")), a_target(kind, tmp_path, postgres)
-    try:
-        target.handle(CommitWrite(Scope("default", "app"), "k", uuid7(), b'"the target\'s"', None))
+    with ends(tmp_path, elsewhere) as (source, target):
+        target.handle(CommitWrite(SCOPE, "k", uuid7(), b'"the target\'s"', None))
         with pytest.raises(ConflictError, match="default/app k has a later version in the target"):
             copy(source, target)
-        assert target.handle(PrepareRead(Scope("default", "app"), "k", 100)).data == b'"the target\'s"'
-        assert target.handle(PrepareRead(Scope("default", "app"), "before", 100)) is None
-    finally:
-        source.close()
-        target.close()
+        assert target.handle(PrepareRead(SCOPE, "k", 100)).data == b'"the target\'s"'
+        assert target.handle(PrepareRead(SCOPE, "before", 100)) is None
 
 
-@pytest.mark.parametrize("kind", ["file", "postgresql"])
-def test_no_version_that_the_source_has_forgotten_comes_back(
-    tmp_path: Path, postgres: PostgresServer, kind: str
-) -> None:
+def test_no_version_that_the_source_has_forgotten_comes_back(tmp_path: Path, elsewhere: str) -> None:
     with AgentMemory(tmp_path / "source.db", application="app") as memory:
         memory.app_state.set("k", 1)
         memory.app_state.delete("k")
-    source, target = open_service(str(tmp_path / "source.db")), a_target(kind, tmp_path, postgres)
-    try:
+    with ends(tmp_path, elsewhere) as (source, target):
         assert source.catalog.drop_tombstones(before=source.catalog.clock() + 1, limit=1) == 1
         copy(source, target)
-        assert target.handle(CommitWrite(Scope("default", "app"), "k", uuid7(), b"1", None)).version == 3
+        assert target.handle(CommitWrite(SCOPE, "k", uuid7(), b"1", None)).version == 3
         target.catalog.take_scopes([ScopeRow("default/app", 1, 5), ScopeRow("default/app", 0, None)])
         assert target.catalog.scopes(after="", limit=9) == [ScopeRow("default/app", 2, 5)]
-    finally:
-        source.close()
-        target.close()
 
 
-@pytest.mark.parametrize("kind", ["file", "postgresql"])
-def test_the_bytes_that_a_later_copy_replaces_become_garbage(
-    tmp_path: Path, postgres: PostgresServer, kind: str
-) -> None:
+def test_the_bytes_that_a_later_copy_replaces_become_garbage(tmp_path: Path, elsewhere: str) -> None:
     filled(tmp_path / "source.db")
-    source, target = open_service(str(tmp_path / "source.db")), a_target(kind, tmp_path, postgres)
-    try:
+    with ends(tmp_path, elsewhere) as (source, target):
         copy(source, target)
         with AgentMemory(tmp_path / "source.db", application="app") as memory:
             memory.app_state.set("large", LARGE[::-1])
             memory.app_state.batch([Set("user/ada/note/1", {"text": "elbow"}, vectors=[[0.0, 1.0]])])
         copy(source, target)
         assert target.check(Check()).problems == ()
-        hits = target.handle(Search(Scope("default", "app"), "user/ada/note/", vector=RIGHT))
+        hits = target.handle(Search(SCOPE, "user/ada/note/", vector=RIGHT))
         assert [hit.score for hit in hits] == [0]
-        assert len(target.handle(Search(Scope("default", "app"), "user/ada/note/", {"text": "elbow"}))) == 1
+        assert len(target.handle(Search(SCOPE, "user/ada/note/", {"text": "elbow"}))) == 1
         assert target.catalog.stored(after=("", ""), limit=100) == source.catalog.stored(after=("", ""), limit=100)
-    finally:
-        source.close()
-        target.close()
 
 
 def test_bytes_that_arrive_otherwise_in_an_object_store_are_found_too(
     tmp_path: Path, bucket: StrictS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    filled(tmp_path / "first.db")
-    source, target = open_service(str(tmp_path / "first.db")), open_service(str(tmp_path / "second.db"), BUCKET_URL)
-    put = target.blobs.put
-    try:
+    filled(tmp_path / "source.db")
+    with ends(tmp_path, blobs=BUCKET_URL) as (source, target):
+        put = target.blobs.put
         with monkeypatch.context() as patch:
             patch.setattr(
                 target.blobs, "put", lambda blob_id, index, data: put(blob_id, index, memoryview(bytes(len(data))))
             )
             with pytest.raises(IntegrityError, match="large"):
                 copy(source, target)
-    finally:
-        source.close()
-        target.close()
 
 
-def test_what_the_target_lost_of_a_row_is_brought_by_the_next_copy(tmp_path: Path, postgres: PostgresServer) -> None:
+def test_what_the_target_lost_of_a_row_is_brought_by_the_next_copy(tmp_path: Path) -> None:
     filled(tmp_path / "source.db")
-    source, target = open_service(str(tmp_path / "source.db")), a_target("file", tmp_path, postgres)
-    try:
+    with ends(tmp_path) as (source, target):
         copy(source, target)
         with closing(sqlite3.connect(tmp_path / "target.db")) as connection, connection:
             connection.execute("UPDATE entry SET ttl_us = 1 WHERE key = 'soon'")
@@ -388,24 +336,17 @@ def test_what_the_target_lost_of_a_row_is_brought_by_the_next_copy(tmp_path: Pat
             connection.execute("DELETE FROM vector")
         assert copy(source, target).copied == 2
         assert target.catalog.stored(after=("", ""), limit=100) == source.catalog.stored(after=("", ""), limit=100)
-    finally:
-        source.close()
-        target.close()
 
 
 def test_bytes_that_arrive_otherwise_are_found_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    filled(tmp_path / "first.db")
-    source, target = open_service(str(tmp_path / "first.db")), open_service(str(tmp_path / "second.db"))
-    put = target.blobs.put
-    monkeypatch.setattr(
-        target.blobs, "put", lambda blob_id, index, data: put(blob_id, index, memoryview(bytes(len(data))))
-    )
-    try:
+    filled(tmp_path / "source.db")
+    with ends(tmp_path) as (source, target):
+        put = target.blobs.put
+        monkeypatch.setattr(
+            target.blobs, "put", lambda blob_id, index, data: put(blob_id, index, memoryview(bytes(len(data))))
+        )
         with pytest.raises(IntegrityError, match="large"):
             copy(source, target)
-    finally:
-        source.close()
-        target.close()
 
 
 def test_a_source_that_is_not_there_is_an_error_and_no_new_store(tmp_path: Path) -> None:
