@@ -32,7 +32,7 @@ from ..wire.problems import PROBLEM_TYPE
 from .app import Settings, create_app
 from .auth import Gate, LoopbackGate, TokenFileError, TokenGate, is_exposed
 from .log import RequestLog, ServerEvents
-from .workers import run_workers
+from .workers import Role, run_workers
 
 _STOP_SECONDS: Final = 5
 _TOKEN_SECONDS: Final = 1.0
@@ -85,7 +85,7 @@ def serve(options: Options) -> None:
         else:
             if options.metrics_port is not None:
                 stack.enter_context(_counting_together())
-            run_workers(options.workers, lambda announce: _work(options, settings, listeners, announce))
+            run_workers(options.workers, lambda role: _work(options, settings, listeners, role))
 
 
 @contextlib.contextmanager
@@ -96,13 +96,15 @@ def _counting_together() -> Generator[None]:
         yield
 
 
-def _work(options: Options, settings: Settings, listeners: list[socket.socket], announce: bool) -> None:
+def _work(options: Options, settings: Settings, listeners: list[socket.socket], role: Role) -> None:
     try:
         # The tokens of this moment: what starts now may follow a worker that died long after the server was started.
-        _serve(options, settings._replace(gate=_gate(options)), listeners, announce=announce)
+        _serve(options, settings._replace(gate=_gate(options)), listeners, announce=role is Role.FIRST)
     except AgentMemoryError as error:
-        if announce:
+        if role is Role.FIRST:
             print(f"agent-memory: {error}", file=sys.stderr)
+        elif role is Role.SUCCESSOR:
+            settings.log.event({"event": "worker", "error": type(error).__name__, "message": str(error)})
         sys.exit(2)
 
 

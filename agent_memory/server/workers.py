@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import os
 import signal
 import sys
@@ -20,11 +21,19 @@ _STOP_SECONDS: Final = 15.0
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
-def run_workers(count: int, work: Callable[[bool], None]) -> None:
+class Role(enum.Enum):
+    """Which worker one is: the first of all, another of the same start, or the successor of one that died."""
+
+    FIRST = enum.auto()
+    OTHER = enum.auto()
+    SUCCESSOR = enum.auto()
+
+
+def run_workers(count: int, work: Callable[[Role], None]) -> None:
     """Run ``work`` in so many forked processes until SIGTERM or SIGINT, and start again the ones that die.
 
-    ``work`` is told whether it is the first to run at all, the one that says where it listens. Must be called before
-    this process has threads or open databases. Ends with exit code 2 if the first process does: it could not start, and
+    ``work`` is told its role: the first speaks for those that start with it. Must be called before this process has
+    threads or open databases. Ends with exit code 2 if the first process does: it could not start, and
     said why; what keeps others from starting may pass.
 
     Where there is a worker for every core, each stays on one. Workers end with this process, however it ends, and one
@@ -47,13 +56,13 @@ def run_workers(count: int, work: Callable[[bool], None]) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker, what)
 
-    def start(core: int | None, *, announce: bool = False) -> int | None:
+    def start(core: int | None, role: Role) -> int | None:
         # A signal waits until the new worker is among those that it is passed on to.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             if stopping:
                 return None
-            worker = _start(work, core, before, announce=announce)
+            worker = _start(work, core, before, role)
             workers[worker] = _Worker(core, time.monotonic())
             return worker
         finally:
@@ -63,9 +72,9 @@ def run_workers(count: int, work: Callable[[bool], None]) -> None:
     handlers = {one: signal.signal(one, stop) for one in _SIGNALS}
     try:
         cores = _cores(count)
-        first = start(cores[0], announce=True)
+        first = start(cores[0], Role.FIRST)
         for core in cores[1:]:
-            start(core)
+            start(core, Role.OTHER)
         while workers:
             try:
                 worker, status = os.wait()
@@ -80,7 +89,7 @@ def run_workers(count: int, work: Callable[[bool], None]) -> None:
                 continue
             # One that ends as soon as it has started is not started in a tight loop.
             time.sleep(max(0.0, _PAUSE_SECONDS - (time.monotonic() - ended.started)))
-            start(ended.core)
+            start(ended.core, Role.SUCCESSOR)
     finally:
         for one, handler in handlers.items():
             signal.signal(one, handler)
@@ -105,7 +114,7 @@ def _cores(count: int) -> list[int | None]:
     return [cores[worker % len(cores)] if count >= len(cores) else None for worker in range(count)]
 
 
-def _start(work: Callable[[bool], None], core: int | None, mask: Iterable[int], *, announce: bool) -> int:
+def _start(work: Callable[[Role], None], core: int | None, mask: Iterable[int], role: Role) -> int:
     """Fork a worker; with this mask it lets signals in again, when they would end it."""
     parent = os.getpid()
     worker = os.fork()
@@ -120,7 +129,7 @@ def _start(work: Callable[[bool], None], core: int | None, mask: Iterable[int], 
             signal.signal(one, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         threading.Thread(target=_end_with, args=(parent,), name="agent-memory-parent", daemon=True).start()
-        work(announce)
+        work(role)
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1

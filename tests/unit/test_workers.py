@@ -73,7 +73,7 @@ def test_a_worker_that_hangs_does_not_keep_the_server_from_ending() -> None:
         "import os, signal, sys, threading, time\n"
         "from agent_memory.server import workers\n"
         "workers._STOP_SECONDS = 0.5\n"
-        "def work(announce):\n"
+        "def work(role):\n"
         "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "    time.sleep(60)\n"
         "threading.Timer(1, os.kill, [os.getpid(), signal.SIGTERM]).start()\n"
@@ -103,7 +103,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 def test_a_signal_that_comes_while_a_worker_is_started_ends_that_one_too_and_starts_no_other(fork: int) -> None:
     done = run(f"""
 import os, signal, time
-from agent_memory.server.workers import run_workers
+from agent_memory.server.workers import Role, run_workers
 
 really_fork, forks = os.fork, []
 
@@ -115,7 +115,7 @@ def fork():
     return worker
 
 os.fork = fork
-run_workers(2, lambda announce: None if announce else time.sleep(60))
+run_workers(2, lambda role: None if role is Role.FIRST else time.sleep(60))
 print(len(forks))
 """)
 
@@ -125,9 +125,9 @@ print(len(forks))
 def test_a_worker_that_fails_says_what_failed_and_where_and_repeats_no_value() -> None:
     done = run("""
 import os, signal
-from agent_memory.server.workers import run_workers
+from agent_memory.server.workers import Role, run_workers
 
-def fail(announce):
+def fail(role):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.kill(os.getppid(), signal.SIGTERM)
     raise KeyError("the value")
