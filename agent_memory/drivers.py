@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import anyio
 
-from .errors import InvalidRequestError
+from .errors import InvalidRequestError, TimedOutError
 from .messages import Message
 
 T = TypeVar("T")
@@ -48,7 +48,10 @@ class Join(NamedTuple):
 
 
 class Wait(NamedTuple):
-    """Wait for something that the caller's function returned -> its result; only in async code."""
+    """Wait for something that the caller's function returned -> its result; only in async code.
+
+    At the call's deadline it is cancelled.
+    """
 
     awaitable: Awaitable[Any]
 
@@ -192,7 +195,15 @@ def _wait(effect: Wait, transport: Transport, deadline: float) -> Any:
 
 
 async def _wait_async(effect: Wait, transport: Transport, deadline: float) -> Any:
-    return await effect.awaitable
+    limit = asyncio.timeout(max(0.0, deadline - time.monotonic()))
+    try:
+        async with limit:
+            return await effect.awaitable
+    except TimeoutError:
+        if not limit.expired():
+            # The function's own.
+            raise
+    raise TimedOutError("the function given to update took longer than the call's time: give the memory more timeout=")
 
 
 _EFFECTS: dict[type, Callable[[Any, Transport, float], Any]] = {

@@ -14,7 +14,7 @@ import pytest
 from anyio.from_thread import BlockingPortal
 
 from agent_memory.drivers import Compute, Flow, Gather, Join, Sleep, Wait, run, run_async
-from agent_memory.errors import InvalidRequestError, UnavailableError
+from agent_memory.errors import InvalidRequestError, TimedOutError, UnavailableError
 from agent_memory.flows import call
 from agent_memory.messages import Check, Sweep
 
@@ -243,6 +243,34 @@ def test_an_awaitable_is_awaited_in_async_code_alone(drive: Driver, request: pyt
     else:
         with pytest.raises(InvalidRequestError):
             drive(flow(), Echo())
+
+
+def test_what_the_callers_function_awaits_ends_with_the_calls_deadline(portal: BlockingPortal) -> None:
+    ended = threading.Event()
+
+    async def hang() -> None:
+        try:
+            await anyio.sleep(30)
+        finally:
+            ended.set()
+
+    def flow() -> Flow[Any]:
+        yield Wait(hang())
+
+    with pytest.raises(TimedOutError, match="timeout="):
+        portal.call(run_async, flow(), Echo(), time.monotonic() + 0.1)
+    assert ended.is_set()
+
+
+def test_a_time_limit_of_the_callers_own_is_the_callers(portal: BlockingPortal) -> None:
+    async def give_up() -> None:
+        raise TimeoutError("mine")
+
+    def flow() -> Flow[Any]:
+        yield Wait(give_up())
+
+    with pytest.raises(TimeoutError, match="mine"):
+        portal.call(run_async, flow(), Echo(), time.monotonic() + 10)
 
 
 def test_a_cancelled_flow_is_closed_at_once(portal: BlockingPortal) -> None:
