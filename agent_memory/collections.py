@@ -43,7 +43,7 @@ class _CollectionFlows(Generic[T]):
         try:
             yield from values.write(value, None, ttl, reason)
         except ConflictError as error:
-            if not _same_bytes(error, values.encode(value)[0].data):
+            if error.found is None or not values.is_same(error.found, values.encode(value)[0].data):
                 raise
         return name
 
@@ -68,7 +68,7 @@ class _CollectionFlows(Generic[T]):
         return added
 
     def _add_batch(self, commits: dict[str, CommitWrite]) -> Flow[list[str]]:
-        """Write items in one transaction, leaving out those that are there already with the same bytes."""
+        """Write items in one transaction, leaving out those that are there already with the same value."""
         while commits:
             try:
                 yield from batch(self._client.scope, list(commits.values()), self._client.config.transfer)
@@ -80,10 +80,10 @@ class _CollectionFlows(Generic[T]):
             stored = yield from batch(self._client.scope, reads, self._client.config.transfer)
             rest: dict[str, CommitWrite] = {}
             for (name, commit), found in zip(commits.items(), stored, strict=True):
-                if found is None:
+                values, there = self._values(name), found
+                if there is None:
                     rest[name] = commit
-                elif found[0] != commit.data:
-                    values, there = self._values(name), found
+                elif not values.is_same(there, commit.data):
                     raise ConflictError(f"another value has the id {name!r} already").with_loader(
                         lambda values=values, there=there: Snapshot(values.decode(*there), there[1])
                     )
@@ -131,7 +131,8 @@ class Collection(_CollectionFlows[T]):
     def add(self, value: T, *, id: str | None = None, ttl: float | None = None, reason: str | None = None) -> str:
         """Add an item and return its id.
 
-        Adding the same value under the same ``id`` again changes nothing; another value there is a ConflictError.
+        Adding the same value under the same ``id`` again changes nothing, also where an older model wrote it; another
+        value there is a ConflictError.
         """
         return self._client.run(self._add(value, id, ttl, reason))
 
@@ -203,7 +204,3 @@ class AsyncCollection(_CollectionFlows[T]):
     async def delete(self, item_id: str, *, reason: str | None = None) -> Entry | None:
         """See ``Collection.delete``."""
         return await self.item(item_id).delete(reason=reason)
-
-
-def _same_bytes(error: ConflictError, data: bytes) -> bool:
-    return error.found is not None and error.found[0] == data

@@ -31,7 +31,7 @@ from .errors import (
 from .flows import call, fetch, read, write
 from .ids import uuid7
 from .keys import check_key, unescape
-from .messages import BYTES, INLINE_LIMIT, PICKLE, CommitWrite, Delete, Entry, Found, PrepareRead, Scope
+from .messages import BYTES, INLINE_LIMIT, JSON, PICKLE, CommitWrite, Delete, Entry, Found, PrepareRead, Scope
 from .storable import by_stored_keys, with_article
 from .turns import Turn
 
@@ -132,6 +132,13 @@ class Values(Generic[T]):
             return self._codec.decode(data, entry.content_type, load_pickle)
         except DeserializationError as error:
             raise error.about(repr(self.key)) from None
+
+    def is_same(self, stored: tuple[bytes, Entry], data: bytes | None) -> bool:
+        """Say whether what is stored is the value that these bytes were made from."""
+        there, entry = stored
+        if there == data or data is None or self._codec is None:
+            return there == data
+        return entry.content_type == JSON and self._codec.is_same(there, data)
 
     def commit(
         self, encoded: Encoded, *, expected: Expected, ttl: float | None, reason: str | None, keep_ttl: bool = False,

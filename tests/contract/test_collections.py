@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from agent_memory import ConflictError, InvalidKeyError, InvalidRequestError, SchemaError, SerializationError
 from agent_memory.messages import BATCH_OPERATIONS
@@ -120,6 +121,58 @@ def test_adding_a_large_value_again_changes_nothing(memory: Any) -> None:
     notes.add(Profile(goals=["x" * 200_000]), id="n")
 
     assert notes.item("n").snapshot().version == 1
+
+
+class OlderLog(BaseModel):
+    """A release ago: without a note, with an author."""
+
+    km: float
+    author: str = ""
+
+
+class Log(BaseModel):
+    km: float
+    note: str = ""
+    tags: set[str] = set()
+    laps: list[int] = []
+
+
+def test_a_value_that_an_older_model_wrote_is_the_same(memory: Any) -> None:
+    user = memory.entity("user", "1")
+    user.collection(OlderLog, name="log").add_many({"a": OlderLog(km=5), "b": OlderLog(km=5, author="Kim")})
+    logs = user.collection(Log)
+
+    assert logs.add(Log(km=5), id="a") == "a"
+    assert logs.add_many({"a": Log(km=5), "b": Log(km=5), "c": Log(km=5)}) == ["c"]
+    assert [one.version for one in logs.list()] == [1, 1, 1]
+
+
+def test_a_set_whose_elements_were_written_in_another_order_is_the_same(memory: Any) -> None:
+    logs = memory.entity("user", "1").collection(Log)
+    for item_id, tags in ("a", ["hill", "rain"]), ("b", ["rain", "hill"]):
+        memory.app_state.set(logs.prefix + item_id, {"km": 5.0, "note": "", "tags": tags, "laps": []})
+        logs.add(Log(km=5, tags={"hill", "rain"}), id=item_id)
+
+    assert logs.add_many(dict.fromkeys("ab", Log(km=5, tags={"hill", "rain"}))) == []
+
+
+@pytest.mark.parametrize("other", [Log(km=5, laps=[2, 1]), Log(km=5, note="x", laps=[1, 2]), Log(km=5, laps=[1])])
+def test_a_list_in_another_order_or_with_other_elements_is_another_value(memory: Any, other: Log) -> None:
+    logs = memory.entity("user", "1").collection(Log)
+    logs.add(Log(km=5, laps=[1, 2]), id="a")
+    with pytest.raises(ConflictError):
+        logs.add(other, id="a")
+    with pytest.raises(ConflictError):
+        logs.add_many({"a": other})
+
+
+def test_a_stored_value_that_the_model_does_not_read_is_another_value(memory: Any) -> None:
+    logs = memory.entity("user", "1").collection(Log)
+    memory.app_state.set(logs.prefix + "a", {"km": "far"})
+    with pytest.raises(ConflictError):
+        logs.add(Log(km=5), id="a")
+    with pytest.raises(ConflictError):
+        logs.add_many({"a": Log(km=5)})
 
 
 def test_an_import_that_is_repeated_adds_what_is_missing(workouts: Any) -> None:
