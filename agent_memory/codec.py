@@ -35,6 +35,16 @@ T = TypeVar("T")
 
 _MAX_INT_DIGITS: Final = 4_300
 
+# What Pydantic says of a value that has no JSON, without the value.
+_UNWRITABLE: Final = {
+    "invalid utf-8": "it holds bytes that are not UTF-8; ser_json_bytes='base64' and val_json_bytes='base64' in the "
+    "model's config keep them",
+    "surrogates not allowed": "it holds text with half of a surrogate pair",
+    "serialization depth exceeded": "it is nested too deeply",
+    "Circular reference": "it contains itself",
+    "unknown type": "it holds an instance of a class that Pydantic cannot write",
+}
+
 # Pydantic imports a part of itself when the first type is made. A process that forks while a thread is there leaves its
 # child the lock of that import for ever.
 TypeAdapter(bytes)
@@ -160,7 +170,7 @@ class TypedCodec(Generic[T]):
         try:
             return self._to_json(value, by_alias=True, round_trip=True, warnings="error")
         except (ValueError, TypeError, RecursionError, AttributeError) as error:
-            problem = type(error).__name__
+            problem = next((ours for theirs, ours in _UNWRITABLE.items() if theirs in str(error)), type(error).__name__)
         # Outside the handler: Pydantic's text repeats the value, and must not be this error's context.
         if isinstance(self._type, type) and self._type is not Any and not isinstance(value, self._type):
             raise SerializationError(f"expected {with_article(self._name)}, not {with_article(type(value).__name__)}")

@@ -117,7 +117,9 @@ class Values(Generic[T]):
             # The identity first: for a model, isinstance runs Python code of Pydantic.
             if type(value) is not kind and isinstance(value, BaseModel) and isinstance(kind, type):
                 # Pydantic would write the declared model's fields and drop the others in silence.
-                raise SerializationError(f"expected a {kind.__name__}, not a {type(value).__name__}")
+                raise SerializationError(
+                    f"expected {with_article(kind.__name__)}, not {with_article(type(value).__name__)}"
+                )
             return self._codec.encode(value)
         except SerializationError as error:
             raise error.about(repr(self.key)) from None

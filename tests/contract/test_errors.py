@@ -246,6 +246,10 @@ class Ticket(BaseModel):
     default: int = 0
 
 
+class Accident(BaseModel):
+    place: str = ""
+
+
 def failing(call: Callable[[], object]) -> str:
     with pytest.raises(AgentMemoryError) as caught:
         call()
@@ -256,6 +260,8 @@ def test_a_value_of_another_type_is_told_from_a_field_of_one(memory: Any) -> Non
     document = memory.entity("user", "1").document(Profile)
     expected = "'user/1/profile': expected a Profile, not a dict"
     assert failing(lambda: document.set({"name": "Ada"})) == expected
+    accident = memory.entity("user", "1").document(Accident)
+    assert failing(lambda: accident.set(Ticket())) == "'user/1/accident': expected an Accident, not a Ticket"
     wrong = Profile.model_construct(name="Ada", goals="run")
     assert failing(lambda: document.set(wrong)) == "'user/1/profile': the value is not a Profile: goals: list_type"
     document.set(Profile(name="Ada"))

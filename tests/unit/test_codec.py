@@ -330,6 +330,53 @@ def test_an_integer_that_python_would_not_read_back_is_refused() -> None:
         typed_codec(int).encode(10**4_400)
 
 
+class Anything(BaseModel):
+    data: bytes = b""
+    text: str = ""
+    other: Any = None
+    inner: list[Anything] = []
+
+
+def contains_itself() -> Anything:
+    value = Anything()
+    value.inner.append(value)
+    return value
+
+
+def nested(depth: int) -> Anything:
+    value = Anything()
+    for _ in range(depth):
+        value = Anything(inner=[value])
+    return value
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (Anything(data=b"\xff"), "bytes that are not UTF-8; ser_json_bytes='base64'"),
+        (Anything(text="\ud800"), "half of a surrogate pair"),
+        (Anything(other=object()), "a class that Pydantic cannot write"),
+        (contains_itself(), "contains itself"),
+        (nested(300), "nested too deeply"),
+    ],
+    ids=["bytes", "surrogate", "object", "circle", "depth"],
+)
+def test_a_value_without_json_is_refused_with_the_reason(value: Anything, reason: str) -> None:
+    with pytest.raises(SerializationError, match=reason):
+        typed_codec(Anything).encode(value)
+
+
+def test_bytes_that_are_not_utf8_are_kept_in_base64_as_the_refusal_says() -> None:
+    class Picture(BaseModel):
+        model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
+        data: bytes
+
+    value = Picture(data=b"\xff\x00")
+    encoded, decoded = typed_codec(Picture).encode(value)
+
+    assert decoded == typed_codec(Picture).decode(encoded.data, JSON, no_pickle) == value
+
+
 def test_text_with_a_lone_surrogate_is_refused() -> None:
     with pytest.raises(SerializationError):
         typed_codec(str).encode("\ud800")
