@@ -1,4 +1,4 @@
-"""The code in the documents runs."""
+"""The code in the documents runs, and a type checker takes it."""
 
 from __future__ import annotations
 
@@ -16,21 +16,34 @@ from tests.support.server import ROOT, WARNINGS_ARE_ERRORS
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def code_blocks() -> list[object]:
+def code_blocks() -> dict[str, str]:
     """Find the blocks marked ``python``; those marked ``py`` are fragments."""
-    found: list[object] = []
+    found: dict[str, str] = {}
     for document in DOCUMENTS:
         for number, block in enumerate(re.findall(r"^```python\n(.*?)^```", document.read_text(), re.M | re.S), 1):
-            found.append(pytest.param(block, id=f"{document.name}-{number}"))
+            found[f"{document.stem}_{number}"] = block
     return found
 
 
-@pytest.mark.parametrize("block", code_blocks())
+BLOCKS = code_blocks()
+
+
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
 def test_a_code_block_runs_as_it_stands(block: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, *WARNINGS_ARE_ERRORS, "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_type_checker_takes_the_code_blocks_as_they_stand(tmp_path: Path) -> None:
+    for name, block in BLOCKS.items():
+        (tmp_path / f"{name}.py").write_text(block)
+    done = subprocess.run(
+        [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, *tmp_path.iterdir()],
+        cwd=tmp_path, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
