@@ -7,7 +7,7 @@ over, or run them in ``contextvars.copy_context()``. It can be pickled and reope
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
@@ -132,5 +132,7 @@ def open_request(client: Client, request_id: str, labels: Mapping[str, str]) -> 
     try:
         yield
     finally:
-        ambient_provenance.reset(provenance)
-        _open.reset(request)
+        # A generator that streams an answer may be closed in another context, and nothing is open there.
+        with suppress(ValueError):
+            ambient_provenance.reset(provenance)
+            _open.reset(request)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import pickle
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -237,6 +238,21 @@ def test_a_thread_in_a_copied_context_finds_the_request(memory: Any, store: Any)
         thread.join(20)
 
     assert found == ["req-1"]
+
+
+def test_a_generator_with_a_request_is_closed_in_any_context(memory: Any, store: Any) -> None:
+    def answer() -> Iterator[None]:
+        with memory.request("req-1"):
+            yield
+
+    streamed = answer()
+    contextvars.copy_context().run(next, streamed)
+    with memory.request("req-2"):
+        streamed.close()
+
+        assert store.context().request_id == "req-2"
+    with pytest.raises(NoRequestContextError):
+        store.context()
 
 
 def test_a_thread_does_not_inherit_the_request(memory: Any, store: Any) -> None:
