@@ -6,7 +6,7 @@ Each may run several times, each time on what stands there then, so that calls a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_jsonable_python
@@ -25,6 +25,10 @@ from .bindings import Plan, Spec
 from .calls import Call
 from .reading import problem_of, safe_fields, safe_json
 from .schemas import Addition, Arguments, Refused, of_result, refusal
+
+# Characters. A thread keeps every answer: with a list that grows by one a call they would add up to its square.
+_LONGEST_ANSWER: Final = 2_000
+_LONGEST_FIELD: Final = 200
 
 Fields: TypeAlias = dict[str, Any]
 
@@ -96,7 +100,16 @@ def write(
     except NotFoundError:
         return f"This was saved before; the {spec.label} was deleted since."
     now = {name: one for name, one in visible(snapshot.value).items() if name in sent}
-    return "\n".join([f"Saved. {spec.label}: {safe_fields(now)}", *remarks])
+    text = safe_fields(now)
+    if len(text) > _LONGEST_ANSWER:
+        text = safe_fields({name: _shortened(one) for name, one in now.items()})
+    return "\n".join([f"Saved. {spec.label}: {text}", *remarks])
+
+
+def _shortened(value: Any) -> Any:
+    if not isinstance(value, str | list | dict) or len(safe_json(value)) <= _LONGEST_FIELD:
+        return value
+    return f"({len(value)} {'characters' if isinstance(value, str) else 'elements'}, not repeated here)"
 
 
 def validated(model: type[BaseModel], tool: str, data: Fields, sent: Mapping[str, Any], *, absent: bool) -> BaseModel:

@@ -365,6 +365,14 @@ def test_forgetting_where_nothing_is_stored_succeeds_and_stores_nothing(memory: 
     assert list(memory.app_state.keys()) == []
 
 
+def test_a_long_list_is_not_repeated_with_every_addition(memory: AgentMemory) -> None:
+    goals = [f"run {n} km without a pause" for n in range(500)]
+    memory.entity("user", "bob").document(Athlete).set(Athlete(goals=goals))
+    answer = call(named(memory)["add_to_athlete"], {"goals": ["swim"], "steps": 5})
+    assert answer.content == 'Saved. athlete: {"steps": 5, "goals": "(501 elements, not repeated here)"}'
+    assert athlete(memory).goals == [*goals, "swim"]
+
+
 def test_what_a_list_holds_already_is_not_added_again(memory: AgentMemory) -> None:
     add = named(memory)["add_to_athlete"]
     assert call(add, {"goals": ["5k", "10k", "5k"]}).content == (
