@@ -177,6 +177,10 @@ class State(_StateFlows):
         """Return the value of a key with its entry, None if there is none."""
         return self._client.run(self._values(key, as_type).snapshot())
 
+    def raw(self, key: str) -> Snapshot[bytes] | None:
+        """Return the stored bytes of a key with their entry, whatever they hold; None if there is nothing."""
+        return self._client.run(self._values(key, None).raw())
+
     def set(
         self, key: str, value: Any, *, as_type: Any = None, ttl: float | None = None, reason: str | None = None
     ) -> Entry:
@@ -239,6 +243,10 @@ class AsyncState(_StateFlows):
     async def snapshot(self, key: str, *, as_type: Any = None) -> Snapshot[Any] | None:
         """See ``State.snapshot``."""
         return await self._client.arun(self._values(key, as_type).snapshot())
+
+    async def raw(self, key: str) -> Snapshot[bytes] | None:
+        """See ``State.raw``."""
+        return await self._client.arun(self._values(key, None).raw())
 
     async def set(
         self, key: str, value: Any, *, as_type: Any = None, ttl: float | None = None, reason: str | None = None

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import Field
 
-from agent_memory import ConflictError, InvalidRequestError, LimitExceededError, SchemaError
+from agent_memory import ConflictError, DeserializationError, InvalidRequestError, LimitExceededError, SchemaError
 from tests.support.models import Counter, Profile
 
 
@@ -37,6 +37,15 @@ def test_a_stored_none_is_told_from_an_absent_key_by_its_snapshot(memory: Any) -
 
     assert memory.app_state.snapshot("nothing").value is None
     assert memory.app_state.snapshot("absent") is None
+
+
+def test_a_value_that_is_not_readable_is_read_raw_as_its_error_says(memory: Any) -> None:
+    entry = memory.app_state.set("key", b"\xff")
+    with pytest.raises(DeserializationError, match=r"raw\(\) reads it"):
+        memory.app_state.get("key", as_type=int)
+
+    assert memory.app_state.raw("key") == (b"\xff", entry)
+    assert memory.app_state.raw("absent") is None
 
 
 def test_set_returns_the_entry_that_a_snapshot_has(memory: Any) -> None:

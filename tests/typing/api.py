@@ -35,6 +35,7 @@ def app_state(memory: AgentMemory) -> None:
     assert_type(state.get("key", as_type=Profile, default=0), Profile | int)
     assert_type(state.get("key", as_type=Profile, default=Profile()), Profile)
     assert_type(state.delete("key"), Entry | None)
+    assert_type(state.raw("key"), Snapshot[bytes] | None)
     assert_type(state.keys(prefix="user_"), Iterator[str])
     assert_type(state.get_many(["a", "b"]), dict[str, Any])
     assert_type(state.key("key", Profile), Document[Profile])
