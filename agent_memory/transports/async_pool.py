@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Final, cast
 
@@ -34,6 +34,30 @@ class AsyncPool:
         limits = httpx.Limits(max_keepalive_connections=KEPT, keepalive_expiry=KEPT_SECONDS)
         self.transport = httpx.AsyncHTTPTransport(verify=ssl_context, trust_env=False, limits=limits)
         self.places = asyncio.Semaphore(CONNECTIONS)
+        self._ending: AsyncGenerator[None] | None = None
+
+    async def close_with_the_loop(self, forget: Callable[[], object]) -> None:
+        """Close the connections, and forget the pool, when the event loop ends.
+
+        An event loop that ends closes its asynchronous generators and tells nobody else; open connections hold on to
+        it, so that neither would ever be collected.
+        """
+
+        async def ending() -> AsyncGenerator[None]:
+            try:
+                yield
+            finally:
+                forget()
+                await self.transport.aclose()
+
+        self._ending = ending()
+        await anext(self._ending)
+
+    async def aclose(self) -> None:
+        """Close the connections; on their own event loop."""
+        await self.transport.aclose()
+        if self._ending is not None:
+            await self._ending.aclose()
 
     async def exchange(self, request: httpx.Request, exchange: Exchange, deadline: float) -> None:
         """Send a request and feed its answer to the exchange; raise TimeoutError if that takes longer."""
@@ -93,7 +117,7 @@ class _Call:
 
 def close_from_outside(loop: asyncio.AbstractEventLoop, pool: AsyncPool) -> None:
     """Close the connections of an event loop from elsewhere, within seconds if it runs on another thread."""
-    closing: Coroutine[Any, Any, None] = pool.transport.aclose()
+    closing: Coroutine[Any, Any, None] = pool.aclose()
     if loop.is_closed():
         # Its sockets went with it; nothing can run there any more.
         closing.close()

@@ -118,7 +118,8 @@ class HttpTransport:
         """Answer a message from the event loop, in one attempt."""
         request, exchange = self._start(message, deadline)
         try:
-            await self._async_pool().exchange(request, exchange, deadline)
+            pool = await self._async_pool()
+            await pool.exchange(request, exchange, deadline)
             failure = None
         except _FAILURES as error:
             failure = self._failure(error, message, deadline)
@@ -182,11 +183,16 @@ class HttpTransport:
             return url
         raise ProtocolError("the server named a place for a chunk that this client does not trust: see blob_hosts")
 
-    def _async_pool(self) -> AsyncPool:
+    async def _async_pool(self) -> AsyncPool:
         loop = asyncio.get_running_loop()
         pool = self._async_pools.get(loop)
         if pool is None:
+            for reference in self._async_pools.keyrefs():
+                other = reference()
+                if other is not None and other.is_closed():
+                    self._async_pools.pop(other, None)
             pool = self._async_pools[loop] = AsyncPool(self._ssl)
+            await pool.close_with_the_loop(lambda: self._async_pools.pop(loop, None))
         return pool
 
     def _failure(self, error: Exception, message: Message, deadline: float) -> AgentMemoryError:
@@ -215,7 +221,7 @@ class HttpTransport:
         self._closed = True
         pool = self._async_pools.pop(asyncio.get_running_loop(), None)
         if pool is not None:
-            await pool.transport.aclose()
+            await pool.aclose()
         self.close()
 
 

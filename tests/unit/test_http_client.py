@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import gc
 import hashlib
 import json
 import logging
@@ -762,6 +763,36 @@ def test_after_closing_every_call_is_refused(wire: Wire) -> None:
     with pytest.raises(UnavailableError) as caught:
         wire.transport.send(READ, time.monotonic() + 5)
     assert caught.value.code == "closed"
+
+
+def test_the_connections_of_an_event_loop_end_with_it(server: Any) -> None:
+    memory = AsyncAgentMemory(server.url, application="loops")
+    transport: Any = memory._client.transport()
+    pools: list[Any] = []
+
+    async def write() -> None:
+        await memory.app_state.set("key", 1)
+        pools.extend(transport._async_pools.values())
+
+    for _ in range(3):
+        asyncio.run(write())
+    assert [pool.transport._pool.connections for pool in pools] == [[], [], []]
+    assert not transport._async_pools
+    memory.sync.close()
+
+
+# asyncio says of each socket that nobody closed it.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_the_connections_of_event_loops_that_were_closed_by_hand_are_not_kept(server: Any) -> None:
+    memory = AsyncAgentMemory(server.url, application="loops")
+    transport: Any = memory._client.transport()
+    for _ in range(3):
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(memory.app_state.set("key", 1))
+        loop.close()
+    assert len(transport._async_pools) == 1
+    memory.sync.close()
+    gc.collect()
 
 
 @pytest.mark.parametrize("is_busy", [False, True])
