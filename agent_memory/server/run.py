@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -20,25 +19,21 @@ from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ..errors import AgentMemoryError, InvalidRequestError, ProtocolError, UnavailableError
+from ..errors import AgentMemoryError, InvalidRequestError, UnavailableError
 from ..maintenance import lie_here
 from ..opening import open_service
 from ..service import StateService
 from ..transports.trust import is_loopback
-from ..wire import encode_error
-from ..wire.problems import PROBLEM_TYPE
 from .app import Settings, create_app
 from .auth import Gate, LoopbackGate, TokenFileError, TokenGate, is_exposed
+from .connections import BoundedProtocol
 from .log import RequestLog, ServerEvents
 from .workers import Role, run_workers
 
 _STOP_SECONDS: Final = 5
 _TOKEN_SECONDS: Final = 1.0
 _STALLED_MS: Final = 30_000
-_HEAD_BYTES: Final = 64 * 1024
-_HEAD_SECONDS: Final = 20.0
 # Longer than clients keep an idle connection, so that it is they who close it.
 _KEEP_ALIVE_SECONDS: Final = 75
 _ANNOUNCED: Final = ("agent-memory listening on {}", "agent-memory metrics at {}/metrics")
@@ -125,7 +120,7 @@ def _serve(options: Options, settings: Settings, listeners: list[socket.socket],
         app = _create_app(service, settings, listeners)
         config = uvicorn.Config(
             app,
-            http=_Protocol,
+            http=BoundedProtocol,
             ws="none",
             lifespan="on",
             loop="asyncio",
@@ -177,58 +172,6 @@ def _follow_tokens(gate: TokenGate, log: RequestLog) -> None:
         else:
             if tokens is not None:
                 log.event({"event": "token_file", "tokens": tokens})
-
-
-class _Protocol(HttpToolsProtocol):
-    """Ends a connection whose request line and headers go on and on, or do not come to their end in time.
-
-    The parser itself would keep them all, and uvicorn's own limit is one between requests. What is no HTTP at all is
-    refused like everything else.
-    """
-
-    _in_head = False
-    _head_size = 0
-    _head_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        super().connection_made(transport)
-        self._limit_head()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._end_limit()
-        super().connection_lost(exc)
-
-    def on_message_begin(self) -> None:
-        self._in_head, self._head_size = True, 0
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        self._end_limit()
-        super().on_headers_complete()
-
-    def data_received(self, data: bytes) -> None:
-        if self._head_timer is None and self.cycle.response_complete:
-            self._limit_head()
-        super().data_received(data)
-        if self._in_head:
-            self._head_size += len(data)
-            if self._head_size > _HEAD_BYTES:
-                self.transport.abort()
-
-    def _limit_head(self) -> None:
-        self._head_timer = self.loop.call_later(_HEAD_SECONDS, self.transport.abort)
-
-    def _end_limit(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def send_400_response(self, msg: str) -> None:
-        _, body = encode_error(ProtocolError(msg, code="malformed_http"))
-        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: {PROBLEM_TYPE}\r\ncontent-length: {len(body)}\r\n"
-        self.transport.write(f"{head}connection: close\r\n\r\n".encode() + body)
-        self.transport.close()
 
 
 class _Server(uvicorn.Server):

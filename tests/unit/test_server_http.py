@@ -13,6 +13,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -27,7 +28,7 @@ from uvicorn.server import ServerState
 from agent_memory import UnavailableError
 from agent_memory.messages import Batch, Entry, Found, Hit, List, Page, Scope, Search
 from agent_memory.opening import open_service
-from agent_memory.server import app, run
+from agent_memory.server import app, connections
 from agent_memory.server.app import _is_large
 from agent_memory.server.asgi import refuse
 from agent_memory.server.auth import LoopbackGate
@@ -640,7 +641,7 @@ def test_headers_without_an_end_close_the_connection(server: ServerProcess) -> N
 def test_headers_that_do_not_come_to_their_end_close_the_connection(
     monkeypatch: pytest.MonkeyPatch, asked: int, sent: bytes
 ) -> None:
-    monkeypatch.setattr(run, "_HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(connections, "_HEAD_SECONDS", 0.3)
 
     async def answer(_scope: Any, _receive: Any, send: Any) -> None:
         await asyncio.sleep(0.5)  # an answer may take longer than a head
@@ -648,9 +649,10 @@ def test_headers_that_do_not_come_to_their_end_close_the_connection(
         await send({"type": "http.response.body"})
 
     async def go() -> None:
-        config = uvicorn.Config(answer, http=run._Protocol, ws="none", lifespan="off", interface="asgi3")
+        config = uvicorn.Config(answer, http=connections.BoundedProtocol, ws="none", lifespan="off", interface="asgi3")
         loop, state = asyncio.get_running_loop(), ServerState()
-        async with await loop.create_server(lambda: run._Protocol(config, state, {}), "127.0.0.1", 0) as server:
+        protocol = partial(connections.BoundedProtocol, config, state, {})
+        async with await loop.create_server(protocol, "127.0.0.1", 0) as server:
             reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
             for _ in range(asked):
                 writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")

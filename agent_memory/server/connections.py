@@ -1,0 +1,67 @@
+"""What a connection to the server may be: bounded in what it sends before a request, and in how long that takes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from ..errors import ProtocolError
+from ..wire import encode_error
+from ..wire.problems import PROBLEM_TYPE
+
+_HEAD_BYTES: Final = 64 * 1024
+_HEAD_SECONDS: Final = 20.0
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """Ends a connection whose request line and headers go on and on, or do not come to their end in time.
+
+    The parser itself would keep them all, and uvicorn's own limit is one between requests. What is no HTTP at all is
+    refused like everything else.
+    """
+
+    _in_head = False
+    _head_size = 0
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._limit_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_limit()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        self._in_head, self._head_size = True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._end_limit()
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        if self._head_timer is None and self.cycle.response_complete:
+            self._limit_head()
+        super().data_received(data)
+        if self._in_head:
+            self._head_size += len(data)
+            if self._head_size > _HEAD_BYTES:
+                self.transport.abort()
+
+    def _limit_head(self) -> None:
+        self._head_timer = self.loop.call_later(_HEAD_SECONDS, self.transport.abort)
+
+    def _end_limit(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def send_400_response(self, msg: str) -> None:
+        _, body = encode_error(ProtocolError(msg, code="malformed_http"))
+        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: {PROBLEM_TYPE}\r\ncontent-length: {len(body)}\r\n"
+        self.transport.write(f"{head}connection: close\r\n\r\n".encode() + body)
+        self.transport.close()
