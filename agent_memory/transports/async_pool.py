@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import ssl
+import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine
 from contextlib import suppress
@@ -34,6 +36,7 @@ class AsyncPool:
         limits = httpx.Limits(max_keepalive_connections=KEPT, keepalive_expiry=KEPT_SECONDS)
         self.transport = httpx.AsyncHTTPTransport(verify=ssl_context, trust_env=False, limits=limits)
         self.places = asyncio.Semaphore(CONNECTIONS)
+        self.thread = threading.current_thread()
         self._ending: AsyncGenerator[None] | None = None
 
     async def close_with_the_loop(self, forget: Callable[[], object]) -> None:
@@ -126,14 +129,15 @@ def close_from_outside(loop: asyncio.AbstractEventLoop, pool: AsyncPool) -> None
         task.add_done_callback(_tasks.discard)
     elif loop.is_running():
         try:
-            # A loop that is busy for longer closes them when it comes to it.
-            with suppress(TimeoutError):
+            # A loop that is busy for longer closes them when it comes to it, one that is ending when it ends.
+            with suppress(TimeoutError, concurrent.futures.CancelledError):
                 asyncio.run_coroutine_threadsafe(closing, loop).result(_CLOSE_SECONDS)
         except RuntimeError:
             closing.close()
-    elif _running_loop() is None:
+    elif _running_loop() is None and (pool.thread is threading.current_thread() or not pool.thread.is_alive()):
         loop.run_until_complete(closing)
     else:
+        # A loop stands still for moments while it ends: no other thread may run it then. It closes them itself.
         closing.close()
 
 

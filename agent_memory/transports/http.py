@@ -187,13 +187,16 @@ class HttpTransport:
         loop = asyncio.get_running_loop()
         pool = self._async_pools.get(loop)
         if pool is None:
-            for reference in self._async_pools.keyrefs():
-                other = reference()
-                if other is not None and other.is_closed():
+            for other in self._loops():
+                if other.is_closed():
                     self._async_pools.pop(other, None)
             pool = self._async_pools[loop] = AsyncPool(self._ssl)
             await pool.close_with_the_loop(lambda: self._async_pools.pop(loop, None))
         return pool
+
+    def _loops(self) -> list[asyncio.AbstractEventLoop]:
+        """List the event loops that have a pool: in one step, for one that ends on its own thread takes its out."""
+        return [loop for reference in self._async_pools.keyrefs() if (loop := reference()) is not None]
 
     def _failure(self, error: Exception, message: Message, deadline: float) -> AgentMemoryError:
         is_transfer = isinstance(message, PutChunk | GetRange)
@@ -212,9 +215,11 @@ class HttpTransport:
         """Close the connections; those of an event loop that runs elsewhere are closed there, within seconds."""
         self._closed = True
         self._pool.close()
-        for loop, pool in list(self._async_pools.items()):
-            close_from_outside(loop, pool)
-        self._async_pools.clear()
+        for loop in self._loops():
+            # One that is left to its loop is forgotten with it.
+            pool = self._async_pools.pop(loop, None) if loop.is_closed() else self._async_pools.get(loop)
+            if pool is not None:
+                close_from_outside(loop, pool)
 
     async def aclose(self) -> None:
         """Close the connections, those of this event loop among them."""

@@ -819,3 +819,53 @@ def test_closing_from_outside_closes_the_connections_of_another_event_loop(
         loop.call_soon_threadsafe(loop.stop)
         thread.join(5)
         loop.close()
+
+
+def test_closing_beside_an_event_loop_that_ends_is_no_error(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = AsyncAgentMemory(server.url, application="closing")
+    used, is_sent = threading.Event(), threading.Event()
+    send = asyncio.run_coroutine_threadsafe
+
+    def sent(closing: Any, loop: asyncio.AbstractEventLoop) -> Any:
+        future = send(closing, loop)
+        is_sent.set()
+        return future
+
+    async def end_while_it_closes() -> None:
+        await memory.app_state.set("key", 1)
+        used.set()
+        is_sent.wait(10)
+
+    monkeypatch.setattr(async_pool.asyncio, "run_coroutine_threadsafe", sent)
+    thread = threading.Thread(target=asyncio.run, args=(end_while_it_closes(),))
+    thread.start()
+    used.wait(10)
+    memory.sync.close()
+    thread.join(10)
+    assert is_sent.is_set()
+
+
+def test_closing_never_runs_the_event_loop_of_another_thread(server: Any) -> None:
+    memory = AsyncAgentMemory(server.url, application="closing")
+    loop = asyncio.new_event_loop()
+    stands_still, is_closed = threading.Event(), threading.Event()
+    seen: list[Any] = []
+
+    def run() -> None:
+        loop.run_until_complete(memory.app_state.set("key", 1))
+        seen.extend(memory._client.transport()._async_pools.values())  # type: ignore[attr-defined]
+        loop.call_soon(lambda: seen.append(threading.current_thread()))
+        stands_still.set()
+        is_closed.wait(10)
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    stands_still.wait(10)
+    memory.sync.close()
+    is_closed.set()
+    thread.join(10)
+    [pool, where] = seen
+    assert where is thread
+    assert pool.transport._pool.connections == []
