@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -164,6 +165,28 @@ def test_a_list_in_another_order_or_with_other_elements_is_another_value(memory:
         logs.add(other, id="a")
     with pytest.raises(ConflictError):
         logs.add_many({"a": other})
+
+
+class Answer(BaseModel):
+    first: bool | int | datetime
+    second: bool | int | datetime
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        Answer(first=True, second=1),
+        Answer(
+            first=datetime.fromisoformat("2026-01-01T10:00:00+01:00"),
+            second=datetime.fromisoformat("2026-01-01T11:00:00+02:00"),
+        ),
+    ],
+)
+def test_values_that_python_takes_for_equal_are_not_the_same(memory: Any, one: Answer) -> None:
+    answers = memory.entity("user", "1").collection(Answer)
+    answers.add(one, id="a")
+    with pytest.raises(ConflictError):
+        answers.add(Answer(first=one.second, second=one.first), id="a")
 
 
 def test_a_stored_value_that_the_model_does_not_read_is_another_value(memory: Any) -> None:
