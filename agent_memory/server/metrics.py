@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from itertools import product
+from pathlib import Path
 from typing import Final
 
 import anyio.to_thread
@@ -19,7 +21,9 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..errors import UnavailableError
 from ..sweeping import SweepReport
+from ..wire import VERBS
 from .asgi import answer
 from .log import Record
 
@@ -68,6 +72,15 @@ class Metrics:
             registry=own,
             multiprocess_mode="max",
         )
+        # What is known beforehand begins at nothing, not with its first event; and it takes its room now.
+        for state, verb in product(("app_state", "request_state"), VERBS):
+            self._seconds.labels("POST", f"{state}/{verb}")
+        for outcome in ("done", "failed"):
+            self._sweeps.labels(outcome)
+        for kind in SweepReport._fields:
+            self._swept.labels(kind)
+        if self._folder is not None and hasattr(os, "posix_fallocate"):
+            _reserve(Path(self._folder))
 
     def finished(self, record: Record) -> None:
         """Count a request that is over."""
@@ -97,6 +110,18 @@ class Metrics:
             registry = CollectorRegistry()
             MultiProcessCollector(registry, self._folder)
         return prometheus_client.generate_latest(registry)
+
+
+def _reserve(folder: Path) -> None:
+    """Take the room of this process's files now: what is mapped and finds none later ends the process."""
+    try:
+        for path in folder.glob(f"*_{os.getpid()}.db"):
+            with open(path, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        raise UnavailableError(
+            f"there is no room to count in {str(folder)!r}: {error.strerror}", code="disk_full"
+        ) from None
 
 
 class MetricsPort:

@@ -31,6 +31,7 @@ from .connections import BoundedProtocol
 from .log import RequestLog, ServerEvents
 from .workers import Role, run_workers
 
+_SHARED_MEMORY: Final = Path("/dev/shm")
 _STOP_SECONDS: Final = 5
 _TOKEN_SECONDS: Final = 1.0
 _STALLED_MS: Final = 30_000
@@ -85,8 +86,12 @@ def serve(options: Options) -> None:
 
 @contextlib.contextmanager
 def _counting_together() -> Generator[None]:
-    """Let processes that are started in the block count in files that all of them read."""
-    with tempfile.TemporaryDirectory(prefix="agent-memory-metrics-") as folder:
+    """Let processes that are started in the block count in files that all of them read, in memory where the system can.
+
+    They are mapped: a process that counts where a disk has become full is ended by the system.
+    """
+    place = str(_SHARED_MEMORY) if os.access(_SHARED_MEMORY, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="agent-memory-metrics-", dir=place) as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         yield
 

@@ -83,7 +83,11 @@ def run_workers(count: int, work: Callable[[Role], None]) -> None:
             ended = workers.pop(worker, None)
             if ended is None or stopping:
                 continue
-            if worker == first and os.waitstatus_to_exitcode(status) == 2:
+            code = os.waitstatus_to_exitcode(status)
+            if code < 0:
+                # Whatever ended it so left it no time for a word of its own.
+                RequestLog(sys.stderr).event({"event": "worker", "message": f"ended by {signal.Signals(-code).name}"})
+            if worker == first and code == 2:
                 stop(signal.SIGTERM, None)
                 refused = True
                 continue

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import io
 import os
 import re
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent_memory import AgentMemory, ConflictError
 from agent_memory.errors import UnavailableError
-from agent_memory.server import app
+from agent_memory.server import app, metrics
 from agent_memory.server.auth import LoopbackGate
 from agent_memory.server.log import RequestLog
 from agent_memory.server.metrics import Metrics
@@ -31,6 +33,8 @@ from tests.support.api import wait_for
 from tests.support.server import ServerProcess
 
 _METRICS = re.compile(r"metrics at (http://[\w.:]+/metrics)")
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is no /dev/shm")
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -160,12 +164,46 @@ def test_workers_count_together_and_what_a_killed_one_counted_stays(tmp_path: Pa
         assert server.stop() == 0
 
 
-def test_the_files_that_workers_count_in_are_taken_away(tmp_path: Path) -> None:
-    with ServerProcess(tmp_path, "--workers", "2", "--metrics-port", "0", TMPDIR=str(tmp_path)) as server:
+def folders_of(server: ServerProcess) -> set[Path]:
+    """Return the folders of the files that the workers count in."""
+    workers = psutil.Process(server.process.pid).children()
+    maps = [Path(one.path) for worker in workers for one in worker.memory_maps()]
+    return {path.parent for path in maps if path.parent.name.startswith("agent-memory-metrics-")}
+
+
+@on_linux
+def test_the_files_that_workers_count_in_lie_in_memory_and_are_taken_away(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path, "--workers", "2", "--metrics-port", "0") as server:
         metrics_url(server)
-        assert list(tmp_path.glob("agent-memory-metrics-*"))
+        wait_for(lambda: len(folders_of(server)) == 1)
+        (folder,) = folders_of(server)
+        assert folder.parent == Path("/dev/shm")
+        # Their room is taken: what is mapped and finds none later would end the worker.
+        wait_for(lambda: len(list(folder.iterdir())) == 6)
+        assert all(one.stat().st_blocks * 512 >= one.stat().st_size for one in folder.iterdir())
         server.stop()
-    assert not list(tmp_path.glob("agent-memory-metrics-*"))
+    assert not folder.exists()
+
+
+def test_where_there_is_no_room_to_count_it_is_said_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"counter_{os.getpid()}.db").write_bytes(b"\0")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UnavailableError, match="no room to count") as caught:
+        metrics._reserve(tmp_path)
+    assert caught.value.code == "disk_full"
+
+
+@on_linux
+def test_a_worker_that_is_killed_is_named_in_the_log_with_the_signal(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path, "--workers", "2") as server:
+        os.kill(psutil.Process(server.process.pid).children()[1].pid, signal.SIGKILL)
+        wait_for(lambda: '"event": "worker", "message": "ended by SIGKILL"' in server.log)
 
 
 def test_metrics_need_a_port_of_their_own(tmp_path: Path) -> None:
@@ -184,7 +222,7 @@ def test_a_server_without_a_port_for_metrics_has_none(tmp_path: Path) -> None:
 
 
 def test_sweeps_are_counted_by_outcome_and_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    metrics = Metrics()
+    counting = Metrics()
     outcomes: list[Any] = [
         SweepReport(blobs=2, expired=3), UnavailableError("away"), RuntimeError("broken"), SweepReport(blobs=1)
     ]  # fmt: skip
@@ -199,7 +237,7 @@ def test_sweeps_are_counted_by_outcome_and_kind(monkeypatch: pytest.MonkeyPatch)
             return outcome
 
     async def sweep_until_done() -> None:
-        settings = app.Settings(LoopbackGate(), RequestLog(io.StringIO()), metrics=metrics)
+        settings = app.Settings(LoopbackGate(), RequestLog(io.StringIO()), metrics=counting)
         sweeping = asyncio.create_task(app._sweep_forever(service, settings))
         while outcomes:
             await asyncio.sleep(0.01)
@@ -211,7 +249,7 @@ def test_sweeps_are_counted_by_outcome_and_kind(monkeypatch: pytest.MonkeyPatch)
     service: StateService = Service()  # type: ignore[assignment]
     monkeypatch.setattr(app, "_SWEEP_SECONDS", 0.02)
     asyncio.run(asyncio.wait_for(sweep_until_done(), 10))
-    found = counted(metrics.text().decode())
+    found = counted(counting.text().decode())
 
     def labelled(name: str, **labels: str) -> float:
         return found[name, frozenset(labels.items())]
