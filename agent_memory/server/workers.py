@@ -86,7 +86,7 @@ def run_workers(count: int, work: Callable[[Role], None]) -> None:
             code = os.waitstatus_to_exitcode(status)
             if code < 0:
                 # Whatever ended it so left it no time for a word of its own.
-                RequestLog(sys.stderr).event({"event": "worker", "message": f"ended by {signal.Signals(-code).name}"})
+                RequestLog(sys.stderr).event({"event": "worker", "message": f"ended by signal {-code}"})
             if worker == first and code == 2:
                 stop(signal.SIGTERM, None)
                 refused = True

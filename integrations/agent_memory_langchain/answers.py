@@ -18,7 +18,7 @@ from .render import Counter
 
 
 class Answers(NamedTuple):
-    """Makes answers of at most ``budget`` tokens; names of what is left out, and of what is asked for, come on top."""
+    """Makes answers of at most ``budget`` tokens; what names the rest comes on top."""
 
     budget: int
     count_tokens: Counter

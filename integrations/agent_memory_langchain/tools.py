@@ -125,7 +125,8 @@ def memory_tools(
     tool message with ``status="error"``; errors of the store itself (UnavailableError and the like) are raised.
 
     Raises:
-        InvalidRequestError: two tools would have one name, a name in ``only`` is no tool's, or a model cannot be used.
+        InvalidRequestError: two tools would have one name, a name in ``only`` is no tool's, a model cannot be used, or
+            ``answer_budget`` is below 1.
     """
     faces, source = Faces(memory), check_source(entity)
     if answer_budget < 1:

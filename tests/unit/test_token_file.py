@@ -113,7 +113,7 @@ def test_a_worker_does_not_start_with_a_file_of_no_use_nor_with_the_tokens_of_th
     # Again and again, and not in silence.
     wait_for(lambda: server.log.count('"error": "TokenFileError"') > 2)
     lines = [json.loads(one) for one in server.log.splitlines() if '"event": "worker"' in one]
-    assert lines[0]["message"] == "ended by SIGKILL"
+    assert lines[0]["message"] == "ended by signal 9"
     assert (lines[1]["error"], "line 1" in lines[1]["message"]) == ("TokenFileError", True)
     assert "of-no-use" not in server.log
     replace(tokens, f"{NEW} acme\n")
