@@ -99,7 +99,8 @@ def check_write_id(write_id: str) -> None:
 
 
 def check_write(request: CommitWrite | Delete) -> None:
-    check_write_id(request.write_id)
+    if request.write_id is not None:
+        check_write_id(request.write_id)
     if request.if_match is not None and not request.if_match.strip():
         raise InvalidRequestError("if_match is blank; leave it out to write without a condition")
     if request.provenance is not None:

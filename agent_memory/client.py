@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from .drivers import Flow, Transport, run, run_async
 from .errors import SerializationError
 from .flows import Transfer
+from .ids import uuid7
 from .messages import Scope
 from .signing import Keyring
 from .transports.local import ClosedTransport
@@ -94,6 +95,10 @@ class Client:
                 yield one
             if cursor is None:
                 return
+
+    def write_id(self) -> str | None:
+        """Return a new name for a change that may have to be sent twice; None where no reply gets lost."""
+        return uuid7() if self.transport().loses_replies else None
 
     def transport(self) -> Transport:
         if self._process != os.getpid():

@@ -59,6 +59,11 @@ class Wait(NamedTuple):
 class Transport(Protocol):
     """Answers messages. Deadlines are on ``time.monotonic``'s clock; errors are AgentMemoryErrors only."""
 
+    @property
+    def loses_replies(self) -> bool:
+        """Whether what failed may have been carried out all the same: then a write has to have an id to be repeated."""
+        ...
+
     def send(self, message: Message, deadline: float) -> Any: ...
 
     async def asend(self, message: Message, deadline: float) -> Any: ...

@@ -277,7 +277,11 @@ def batch(
     """
     ready: list[Any] = []
     room = BATCH_INLINE_LIMIT
+    # What reads may fail after the writes beside it are made, and all of it is sent again.
+    reads = not all(isinstance(operation, CommitWrite | Delete) for operation in operations)
     for operation in operations:
+        if reads and isinstance(operation, CommitWrite | Delete) and operation.write_id is None:
+            operation = operation._replace(write_id=uuid7())
         if isinstance(operation, CommitWrite) and operation.data is not None:
             if len(operation.data) > min(INLINE_LIMIT, room):
                 operation = yield from upload(operation, operation.data, transfer)

@@ -158,14 +158,15 @@ class PrepareWrite(NamedTuple):
 class CommitWrite(NamedTuple):
     """Make ``data``, or the uploaded ``blob``, the key's new version -> Entry. Fails as a whole with ConflictError.
 
-    The version expires ``ttl_seconds`` after the commit, by the catalog's clock; with ``keep_ttl`` when the current one
-    would, if there is one. ``vectors`` stand for it in semantic searches: little-endian 32-bit floats each, all of the
-    same length.
+    ``write_id`` names the change, so that it is made once however often it is sent; None for one that nobody sends
+    twice. The version expires ``ttl_seconds`` after the commit, by the catalog's clock; with ``keep_ttl`` when the
+    current one would, if there is one. ``vectors`` stand for it in semantic searches: little-endian 32-bit floats each,
+    all of the same length.
     """
 
     scope: Scope
     key: str
-    write_id: str
+    write_id: str | None
     data: bytes | None
     blob: Blob | None
     content_type: str = BYTES
@@ -183,11 +184,11 @@ class CommitWrite(NamedTuple):
 
 
 class Delete(NamedTuple):
-    """Delete a key -> Entry of the deletion, or None if there was nothing to delete."""
+    """Delete a key -> Entry of the deletion, or None if there was nothing to delete. ``write_id`` as in CommitWrite."""
 
     scope: Scope
     key: str
-    write_id: str
+    write_id: str | None
     if_match: str | None = None
     provenance: Mapping[str, str] | None = None
     max_inline_size: int = 0

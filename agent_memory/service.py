@@ -239,6 +239,9 @@ class StateService:
     def _ready_write(self, request: Write) -> Write:
         check_key(request.key)
         check_write(request)
+        if request.write_id is None and not self.catalog.is_file:
+            # Its connections may break behind a commit, and the catalog tries again by itself.
+            request = request._replace(write_id=uuid7())
         if isinstance(request, Delete):
             return request
         return self._ready_blob(request) if request.data is None else self._ready_inline(request, request.data)

@@ -29,7 +29,6 @@ from .errors import (
     UnavailableError,
 )
 from .flows import call, fetch, read, write
-from .ids import uuid7
 from .keys import check_key, unescape
 from .messages import BYTES, INLINE_LIMIT, JSON, PICKLE, CommitWrite, Delete, Entry, Found, PrepareRead, Scope
 from .storable import by_stored_keys, with_article
@@ -153,8 +152,8 @@ class Values(Generic[T]):
             sha256 = hashlib.sha256(encoded.data).hexdigest()
             signature = self.client.keyring.sign(self.scope, self.key, PICKLE, sha256)
         return CommitWrite(
-            self.scope, self.key, write_id or uuid7(), encoded.data, None, encoded.content_type, sha256, signature,
-            encoded.schema_name, None, _if_match(expected), expected is None, ttl, keep_ttl,
+            self.scope, self.key, write_id or self.client.write_id(), encoded.data, None, encoded.content_type, sha256,
+            signature, encoded.schema_name, None, _if_match(expected), expected is None, ttl, keep_ttl,
             provenance(self.bound, reason), INLINE_LIMIT,
         )  # fmt: skip
 
@@ -190,7 +189,7 @@ class Values(Generic[T]):
         # None, the snapshot of nothing, would pass for no condition.
         check_type(expected, (Missing, str, Snapshot, Entry), "expected is a snapshot, an entry or an etag")
         writer = provenance(self.bound, reason)
-        return Delete(self.scope, self.key, uuid7(), _if_match(expected), writer, INLINE_LIMIT)
+        return Delete(self.scope, self.key, self.client.write_id(), _if_match(expected), writer, INLINE_LIMIT)
 
     def delete(self, expected: Expected, reason: str | None) -> Flow[Entry | None]:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
@@ -33,13 +34,9 @@ HOUR_US: Final = 3_600_000_000
 """Receipts stand by the hour: one lives for one to two of them."""
 
 _SELECT_RECEIPT: Final = (
-    "SELECT fingerprint, version, created_us, updated_us, expires_us, 0, 0, 0, NULL FROM receipt "
-    "WHERE hour = ? AND write = ?"
+    "SELECT fingerprint, version, created_us, updated_us, expires_us FROM receipt WHERE hour IN (?, ?) AND write = ?"
 )
-# All that a write has to know in one statement, for it runs within every write: its receipt, of this hour or the one
-# before, and the row that it replaces, whose rowid tells it from a receipt.
-_SELECT_STANDING: Final = (
-    f"{_SELECT_RECEIPT} UNION ALL {_SELECT_RECEIPT} UNION ALL "
+_SELECT_CURRENT: Final = (
     f"SELECT version, etag, {IS_LIVE}, created_us, expires_us, ttl_us, blob_id, vectors, rowid FROM entry "
     "WHERE scope = ? AND key = ?"
 )
@@ -56,15 +53,28 @@ _INSERT_RECEIPT: Final = "INSERT INTO receipt VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 def carry_out(connection: apsw.Connection, run: Run, request: Write, now: int) -> Entry | None:
     """Carry out a write, or give the first result of one that is repeated; ``run`` is ``Writing.run``."""
-    scope, key = request.scope.path, request.key
-    digest = write_digest(scope, request.write_id)
+    scope, write_id = request.scope.path, request.write_id
+    if write_id is None:
+        # No receipt: it would be a second page in the commit.
+        return _change(connection, run, request, os.urandom(8), now)
+    digest = write_digest(scope, write_id)
     # A uuid7's first 13 characters are its time: new receipts lie side by side.
-    hour, name = now // HOUR_US, request.write_id[:13].encode("utf-8", "surrogatepass") + digest
-    rows = run(_SELECT_STANDING, (hour, name, hour - 1, name, now, scope, key)).fetchall()
+    hour, name = now // HOUR_US, write_id[:13].encode("utf-8", "surrogatepass") + digest
+    known = run(_SELECT_RECEIPT, (hour, hour - 1, name)).fetchall()
+    if known:
+        return replay(request, _receipt_of(known[0], digest))
+    entry = _change(connection, run, request, digest, now)
+    intent = bytes.fromhex(fingerprint(request))
+    times = (entry.version, entry.created_us, entry.updated_us, entry.expires_us) if entry else (None, 0, 0, None)
+    run(_INSERT_RECEIPT, (hour, name, intent, *times))
+    return entry
+
+
+def _change(connection: apsw.Connection, run: Run, request: Write, digest: bytes, now: int) -> Entry | None:
+    """Carry out a write that was not made before, on its conditions; ``digest`` makes its etag unique."""
+    scope, key = request.scope.path, request.key
+    rows = run(_SELECT_CURRENT, (now, scope, key)).fetchall()
     found = rows[0] if rows else None
-    rowid = found and found[8]
-    if found and rowid is None:
-        return replay(request, _receipt_of(found, digest))
     current = Current._make(found[:6]) if found else None
     if not conditions_hold(request, current):
         rows = all_rows(connection, f"SELECT {COLUMNS} FROM entry WHERE scope = ? AND key = ?", (scope, key))
@@ -74,10 +84,7 @@ def carry_out(connection: apsw.Connection, run: Run, request: Write, now: int) -
         entry, ttl_us = next_entry(request, digest, current, 0 if current else floor_of(connection, scope), now)
         if found and (found[6] is not None or found[7]):
             retire(connection, scope, key, found[6], found[7], now)
-        _put(connection, run, request, entry, ttl_us, rowid)
-    intent = bytes.fromhex(fingerprint(request))
-    times = (entry.version, entry.created_us, entry.updated_us, entry.expires_us) if entry else (None, 0, 0, None)
-    run(_INSERT_RECEIPT, (hour, name, intent, *times))
+        _put(connection, run, request, entry, ttl_us, found and found[8])
     if request.scope.request_id is not None:
         run(
             "INSERT INTO scope (scope, last_write_us) VALUES (?, ?) "
@@ -88,7 +95,7 @@ def carry_out(connection: apsw.Connection, run: Run, request: Write, now: int) -
 
 
 def _receipt_of(row: Any, digest: bytes) -> Receipt:
-    intent, version, created_us, updated_us, expires_us, *_ = row
+    intent, version, created_us, updated_us, expires_us = row
     etag = "" if version is None else etag_of(digest, version)
     return Receipt(intent.hex(), version, etag, created_us, updated_us, expires_us)
 

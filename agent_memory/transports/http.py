@@ -57,6 +57,8 @@ class HttpTransport:
             ``SSL_CERT_DIR`` name, else those that come with ``certifi``.
     """
 
+    loses_replies: bool = True
+
     def __init__(
         self,
         base_url: str,

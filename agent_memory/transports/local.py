@@ -33,6 +33,8 @@ class LocalTransport:
 
     def __init__(self, service: StateService, *, on_close: Callable[[], object] | None = None) -> None:
         self.service = service
+        # A commit to a file has failed or has not; a connection may break behind one.
+        self.loses_replies = not service.catalog.is_file
         self._on_close = on_close
         # An event loop's threads end with it, and are none of a forked child's.
         self._threads: WeakKeyDictionary[asyncio.AbstractEventLoop, _Threads] = WeakKeyDictionary()
@@ -86,6 +88,8 @@ class LocalTransport:
 
 class ClosedTransport:
     """What is left of a client after it was closed."""
+
+    loses_replies: bool = False
 
     def send(self, message: Message, deadline: float) -> Any:
         raise UnavailableError("this memory is closed", code="closed")

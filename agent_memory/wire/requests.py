@@ -70,13 +70,12 @@ def _encode_place(message: PrepareWrite) -> dict[str, Any]:
 
 
 def _encode_commit(message: CommitWrite) -> dict[str, Any]:
-    blob = message.blob if message.data is None else inline(message.write_id, message.data)
+    blob = message.blob if message.data is None else inline(message.write_id or uuid7(), message.data)
     if blob is None:
         raise InvalidRequestError("a write needs inline data or a prepared blob")
     body: dict[str, Any] = {
         "state_key": message.key,
         "blob": blob_body(blob, as_is),
-        "write_id": message.write_id,
         "content_type": message.content_type,
     }
     if message.if_none_match:
@@ -89,6 +88,7 @@ def _encode_commit(message: CommitWrite) -> dict[str, Any]:
         body["max_inline_size"] = message.max_inline_size
     _add(
         body,
+        write_id=message.write_id,
         # Bytes that leave the process say what they were.
         sha256=message.sha256 or (None if message.data is None else hashlib.sha256(message.data).hexdigest()),
         signature=message.signature,
@@ -102,10 +102,15 @@ def _encode_commit(message: CommitWrite) -> dict[str, Any]:
 
 
 def _encode_delete(message: Delete) -> dict[str, Any]:
-    body: dict[str, Any] = {"state_key": message.key, "write_id": message.write_id}
+    body: dict[str, Any] = {"state_key": message.key}
     if message.max_inline_size:
         body["max_inline_size"] = message.max_inline_size
-    _add(body, if_match=message.if_match, provenance=message.provenance and dict(message.provenance))
+    _add(
+        body,
+        write_id=message.write_id,
+        if_match=message.if_match,
+        provenance=message.provenance and dict(message.provenance),
+    )
     return body
 
 
@@ -298,7 +303,7 @@ def _decode_delete(scope: Scope, body: Any, request_id: str | None) -> Delete:
     return Delete(
         scope,
         body["state_key"],
-        body.get("write_id") or uuid7(),
+        body.get("write_id"),
         body.get("if_match"),
         _provenance(body, request_id),
         body.get("max_inline_size") or 0,

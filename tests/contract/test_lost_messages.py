@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent_memory import UnavailableError
+from agent_memory import AgentMemory, UnavailableError
 from agent_memory.drivers import Transport
-from agent_memory.messages import Batch, CommitWrite, Delete, GetRange, List, PrepareRead, PrepareWrite, PutChunk
+from agent_memory.messages import Batch, CommitWrite, Delete, GetRange, List, PrepareRead, PrepareWrite, PutChunk, Scope
 from agent_memory.operations import Delete as DeleteKey
-from agent_memory.operations import Set
+from agent_memory.operations import Get, Set
+from agent_memory.transports.local import LocalTransport
 from tests.support.faults import Lossy, put_between
 from tests.support.models import Counter
 
@@ -90,6 +93,26 @@ def test_a_batch_survives_one_loss_and_happens_once(store: Any, when: str) -> No
 
     assert (written.version, deleted.version) == (1, 2)
     assert store.open().app_state.get_many(["key", "gone"]) == {"key": "new"}
+
+
+def test_a_batch_whose_reads_fail_behind_its_writes_happens_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with AgentMemory(tmp_path / "memory.db", application="test") as memory:
+        transport = memory._client.transport()
+        assert isinstance(transport, LocalTransport)
+        touch, failures = transport.service.catalog.touch, [UnavailableError("busy")]
+
+        def fail_first(scope: Scope, keys: Sequence[str]) -> None:
+            if failures:
+                raise failures.pop()
+            touch(scope, keys)
+
+        memory.app_state.set("session", 1, ttl=60)
+        monkeypatch.setattr(transport.service.catalog, "touch", fail_first)
+        read, written = memory.app_state.batch([Get("session", refresh_ttl=True), Set("key", 1)])
+
+    assert (failures, read.value, written.version) == ([], 1, 1)
 
 
 @WHEN

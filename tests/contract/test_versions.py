@@ -10,6 +10,9 @@ import pytest
 from agent_memory import ConflictError
 from agent_memory.messages import PrepareWrite, PutChunk, Scope
 from agent_memory.operations import Get, Search, Set
+from agent_memory.storage.sqlite import SqliteCatalog
+from agent_memory.transports.local import LocalTransport
+from tests.support.blocking import unwrap
 from tests.support.models import Counter
 
 LARGE = b"x" * 200_000
@@ -316,12 +319,26 @@ def test_a_swept_blob_is_forgotten_in_the_end(timed: Any, memory: Any) -> None:
 
 
 def test_receipts_are_kept_for_an_hour_and_swept_after_two(timed: Any, memory: Any) -> None:
-    memory.app_state.set("key", 1)
+    count = memory.app_state.key("key", int)
+    count.update(lambda value: value + 1, default=0, write_id="a change with a name")
     timed.clock.advance(seconds=RECEIPT_SECONDS - 1)
     assert timed.sweep().receipts == 0
 
     timed.clock.advance(seconds=RECEIPT_SECONDS + 1)
     assert timed.sweep().receipts == 1
+
+
+def test_every_write_leaves_a_receipt_but_those_to_a_file_that_have_no_name(timed: Any, memory: Any) -> None:
+    memory.app_state.set("key", 1)
+    memory.app_state.key("key", int).update(lambda value: value + 1)
+    memory.app_state.batch([Set("key", LARGE), Set("other", 1)])
+    memory.app_state.delete("key")
+
+    timed.clock.advance(seconds=2 * RECEIPT_SECONDS)
+    transport = unwrap(memory)._client.transport()
+    to_a_file = isinstance(transport, LocalTransport) and isinstance(timed.service.catalog, SqliteCatalog)
+    assert timed.sweep().receipts == (0 if to_a_file else 5)
+    assert transport.loses_replies is not to_a_file
 
 
 def test_request_state_is_swept_a_week_after_the_last_write(timed: Any, memory: Any) -> None:

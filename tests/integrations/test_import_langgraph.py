@@ -24,7 +24,7 @@ from langgraph.store.sqlite import SqliteStore
 from agent_memory import AgentMemory, InvalidRequestError, UnavailableError
 from agent_memory.messages import Batch, CommitWrite
 from agent_memory_langchain import AgentMemoryStore, ImportReport, import_langgraph
-from tests.support.faults import Lossy, Meddling, put_between
+from tests.support.faults import Between, Lossy, Meddling, put_between
 from tests.support.langgraph import DIMENSIONS, INDEX, embed
 from tests.support.postgres import PostgresServer, name_of
 
@@ -222,17 +222,10 @@ def test_a_store_that_fails_ends_the_import(source: Path, memory: AgentMemory) -
 
 
 def test_a_store_that_fails_between_reading_and_writing_ends_the_import(source: Path, memory: AgentMemory) -> None:
-    class Overloaded:
-        def __init__(self, inner: Any) -> None:
-            self.inner = inner
-
-        def send(self, message: Any, deadline: float) -> Any:
+    class Overloaded(Between):
+        def before(self, message: Any) -> None:
             if isinstance(message, Batch) and any(isinstance(one, CommitWrite) for one in message.operations):
                 raise UnavailableError("no room", code="overloaded")
-            return self.inner.send(message, deadline)
-
-        def close(self) -> None:
-            self.inner.close()
 
     memory.app_state.set("other", 1)
     put_between(memory, Overloaded)

@@ -18,6 +18,8 @@ When: TypeAlias = Literal["request", "reply"]
 class Between:
     """Hands every message on. ``before`` and ``after`` may raise; ``after`` may return another reply."""
 
+    loses_replies: bool = True
+
     def __init__(self, inner: Transport) -> None:
         self.inner = inner
         self.sent: list[Message] = []
