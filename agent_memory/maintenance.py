@@ -11,9 +11,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from .disk import sync_file, sync_folder
 from .errors import IntegrityError, InvalidRequestError, UnavailableError
 from .messages import Scope
-from .storage.blobs import GRACE_SECONDS, BlobObject, BlobStore, FileBlobs, chunk_sizes, sync_folder
+from .storage.blobs import GRACE_SECONDS, BlobObject, BlobStore, FileBlobs, chunk_sizes
 from .storage.catalog import DEAD, GARBAGE, LIVE, BlobRow, Catalog, StoredValue
 from .storage.sqlite import SqliteCatalog
 
@@ -177,8 +178,8 @@ def backup(catalog: SqliteCatalog, blobs: FileBlobs, key_file: Path, target: Pat
         if key_file.exists():
             shutil.copyfile(key_file, signing_key_file(target))
             signing_key_file(target).chmod(0o600)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+            _sync(signing_key_file(target))
+        _sync(temporary)
         os.rename(temporary, target)
         sync_folder(target.parent)
     except OSError as error:
@@ -188,6 +189,11 @@ def backup(catalog: SqliteCatalog, blobs: FileBlobs, key_file: Path, target: Pat
         if not target.exists():
             shutil.rmtree(target_blobs.folder, ignore_errors=True)
             signing_key_file(target).unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        sync_file(file.fileno())
 
 
 def remove_database(database: Path) -> None:

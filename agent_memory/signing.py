@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from .disk import sync_file, sync_folder
 from .errors import DeserializationError, IntegrityError, InvalidRequestError, SerializationError, UnavailableError
 from .messages import Entry, Scope
 
@@ -113,11 +114,13 @@ def _make_key_file(path: Path) -> None:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.write(descriptor, secrets.token_hex(32).encode())
-            os.fsync(descriptor)
+            sync_file(descriptor)
         finally:
             os.close(descriptor)
         with contextlib.suppress(FileExistsError):
             os.link(temporary, path)
+        # Without it no pickle can be read: it has to last before the first one does.
+        sync_folder(path.parent)
     except OSError as error:
         raise UnavailableError(f"the key file {path.name!r} cannot be made: {error.strerror}") from None
     finally:

@@ -16,10 +16,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
+from ..disk import disk_error, private, sync_file, sync_folder, write_trial
 from ..errors import AgentMemoryError, ConflictError, IntegrityError, UnavailableError
 from ..messages import Blob, Chunk
 
-_TRIAL_BYTES: Final = 4096
 _BLOCK: Final = 1024 * 1024
 _BLOB_URI: Final = "blob:"
 
@@ -238,7 +238,7 @@ class Upload:
         self._durable = durable
         self._temporary = path.parent / f"{path.name}.{secrets.token_hex(8)}.part"
         self._hash = hashlib.sha256()
-        self._file = open(self._temporary, "xb", buffering=0, opener=_private)  # noqa: SIM115  (closed in __exit__)
+        self._file = open(self._temporary, "xb", buffering=0, opener=private)  # noqa: SIM115  (closed in __exit__)
         self.size = 0
 
     def write(self, data: memoryview | bytes) -> None:
@@ -259,12 +259,14 @@ class Upload:
             if self._durable:
                 sync_file(self._file.fileno())
             # A link, unlike a rename, never replaces what another upload put there first.
-            os.link(self._temporary, self._path)
+            try:
+                os.link(self._temporary, self._path)
+            except FileExistsError:
+                if _file_sha256(self._path) != etag:
+                    raise ConflictError("other bytes were uploaded to this chunk before", code="chunk_exists") from None
             if self._durable:
+                # Whoever put the bytes there before may have been killed before it came to this.
                 sync_folder(self._path.parent)
-        except FileExistsError:
-            if _file_sha256(self._path) != etag:
-                raise ConflictError("other bytes were uploaded to this chunk before", code="chunk_exists") from None
         except OSError as error:
             raise _translate(error) from None
         return etag
@@ -278,49 +280,9 @@ class Upload:
             self._temporary.unlink(missing_ok=True)
 
 
-def write_trial(folder: Path, name: str) -> None:
-    """Raise OSError if a folder takes no new bytes; the file of that trial is gone afterwards."""
-    trial = folder / f".{name}.{secrets.token_hex(8)}"
-    try:
-        with open(trial, "xb", buffering=0, opener=_private) as file:
-            file.write(bytes(_TRIAL_BYTES))
-    finally:
-        trial.unlink(missing_ok=True)
-
-
-def sync_file(descriptor: int) -> None:
-    """Bring a file to the medium, past the drive's cache where the system lets us."""
-    try:
-        import fcntl
-
-        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # type: ignore[attr-defined]  # macOS only
-    except (ImportError, AttributeError, OSError):
-        os.fsync(descriptor)
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring a folder's names to the medium: a new file is not durable before its name is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
-
-
 def _file_sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def disk_error(error: OSError, what: str) -> UnavailableError:
-    """Name what is wrong with the disk that ``what`` lies on."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return UnavailableError("the disk is full; nothing was changed", code="disk_full")
-    return UnavailableError(f"{what} failed: {os.strerror(error.errno or 0)}", code="disk_failed")
 
 
 def _translate(error: OSError) -> AgentMemoryError:

@@ -19,8 +19,8 @@ from typing import Any, Final, TypeVar, cast
 
 import apsw
 
+from ..disk import disk_error, write_trial
 from ..errors import AgentMemoryError, IntegrityError, LimitExceededError, UnavailableError
-from .blobs import disk_error, write_trial
 from .catalog import Clock
 from .migrations.sqlite import MIGRATIONS
 from .sqlite_rows import all_rows

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from agent_memory import disk
 from agent_memory.errors import UnavailableError
-from agent_memory.storage import blobs
 from agent_memory.storage.blobs import FileBlobs
 
 ID = "0198c0de-0000-7000-8000-0000000000ab"
@@ -43,7 +43,7 @@ def test_a_folder_is_ready_when_it_can_be_written(tmp_path: Path, monkeypatch: p
     def full(*_: Any, **__: Any) -> Any:
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(blobs, "open", full, raising=False)
+    monkeypatch.setattr(disk, "open", full, raising=False)
     with pytest.raises(UnavailableError) as caught:
         FileBlobs(tmp_path).ping()
     assert caught.value.code == "disk_full"
