@@ -226,17 +226,19 @@ class _Batch:
 def _read(session: Session, operations: Sequence[Operation], context: Context) -> list[Any]:
     """Carry out operations that write nothing, all from one snapshot."""
     batch = _Batch(session, operations, context)
-    steps = _steps(operations)
-    single = len(steps) == 1 and len(steps[0]) == 1
+    # In whatever order: nothing that one of them reads is changed by another.
+    step: _Step = {}
+    for index, operation in enumerate(operations):
+        step.setdefault(operation.scope.path if isinstance(operation, PrepareRead) else index, []).append(index)
     with ExitStack() as stack:
-        if not single:
+        if len(step) > 1:
             connection = session.connection
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
             connection.read_only = True
             stack.callback(setattr, connection, "isolation_level", None)
             stack.callback(setattr, connection, "read_only", None)
             stack.enter_context(connection.transaction())
-        _carry_out(batch, steps, plain=False)
+        _carry_out(batch, [step], plain=False)
     return batch.results
 
 
