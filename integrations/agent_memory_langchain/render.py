@@ -87,8 +87,9 @@ class View:
     """What of an entity's memory a prompt shows, and in how many tokens."""
 
     def __init__(
-        self, documents: list[Spec], collections: list[Spec], token_budget: int, latest: int, count_tokens: Counter
-    ) -> None:
+        self, documents: list[Spec], collections: list[Spec], token_budget: int, latest: int, count_tokens: Counter,
+        *, name: str | None = None,
+    ) -> None:  # fmt: skip
         if token_budget < 1 or latest < 0:
             raise InvalidRequestError("token_budget must be at least 1, and latest at least 0")
         self._documents = documents
@@ -96,6 +97,7 @@ class View:
         self._budget = token_budget
         self._latest = latest
         self._count = count_tokens
+        self.opening = "<memory>" if name is None else f'<memory name="{html.escape(name)}">'
 
     def plan(self) -> Plan[str]:
         """Read everything once and return the block."""
@@ -107,7 +109,7 @@ class View:
             # One more than is shown, to know whether there are older ones.
             rows = yield from read_items(spec, self._latest + 1)
             sections.append(_collection_section(spec, rows, self._latest))
-        return _fitted(sections, self._budget, self._count)
+        return _fitted(self.opening, sections, self._budget, self._count)
 
 
 class _Line(NamedTuple):
@@ -151,28 +153,28 @@ def _collection_section(spec: Spec, rows: list[Row], latest: int) -> _Section:
     return _Section(opening, lines, fixed, "</collection>", True)
 
 
-def _fitted(sections: list[_Section], budget: int, count: Counter) -> str:
+def _fitted(opening: str, sections: list[_Section], budget: int, count: Counter) -> str:
     """Return the block with as many lines as fit, taken by rank; one that is too long does not stop those after it."""
     lines = [(line.rank, number, line) for number, section in enumerate(sections) for line in section.lines]
     ranked = [line for _, _, line in sorted(lines, key=lambda one: one[:2])]
-    text = _block(sections, {id(line) for line in ranked})
+    text = _block(opening, sections, {id(line) for line in ranked})
     if count(text) <= budget:
         return text
     kept: set[int] = set()
-    text = _block(sections, kept)
+    text = _block(opening, sections, kept)
     if count(text) > budget:
-        text = _block([section._replace(lines=[], fixed=[_LEFT_OUT]) for section in sections], kept)
+        text = _block(opening, [section._replace(lines=[], fixed=[_LEFT_OUT]) for section in sections], kept)
         return text if count(text) <= budget else ""
     for line in ranked:
-        longer = _block(sections, kept | {id(line)})
+        longer = _block(opening, sections, kept | {id(line)})
         if count(longer) <= budget:
             text = longer
             kept.add(id(line))
     return text
 
 
-def _block(sections: list[_Section], kept: set[int]) -> str:
-    lines = ["<memory>"]
+def _block(opening: str, sections: list[_Section], kept: set[int]) -> str:
+    lines = [opening]
     for section in sections:
         lines += [section.opening, *(line.text for line in section.lines if id(line) in kept)]
         missing = [line for line in section.lines if id(line) not in kept]

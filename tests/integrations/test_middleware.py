@@ -255,6 +255,19 @@ def test_two_middlewares_serve_two_entities(memory: AgentMemory) -> None:
     assert list(memory.app_state.keys()) == ["device/d-1/setup", "user/bob/athlete"]
 
 
+@pytest.mark.parametrize("placement", ["user", "system"])
+def test_each_of_two_middlewares_announces_a_block_of_its_own(memory: AgentMemory, placement: Any) -> None:
+    named: Any = {"name": "the <device>", "documents": {"setup": Session}, "collections": [], "placement": placement}
+    device = middleware(memory, entity=lambda _: ("device", "d-1"), **named)
+    model = ScriptedModel()
+    both: Any = [middleware(memory, placement=placement), device]
+    create_agent(model, middleware=both, context_schema=Context).invoke(ASK, context=BOB)  # type: ignore[call-overload]
+    system, user = model.shown[-1][0].text, model.shown[-1][-1].text
+    for opening in ("<memory>", '<memory name="the &lt;device&gt;">'):
+        assert (system + user).count(f"{opening}\n<") == 1
+        assert system.count(f"a {opening} block") == 1
+
+
 @tool
 def update_athlete(name: str) -> str:
     """Do something else than the tool of this name."""
