@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.config import get_config
+from langgraph.runtime import Runtime, get_runtime
 from pydantic import BaseModel
 
 from agent_memory import (
@@ -181,6 +182,14 @@ def current_config() -> RunnableConfig | None:
     """Return the config of the run that is going on here, None outside one."""
     try:
         return get_config()
+    except RuntimeError:
+        return None
+
+
+def current_runtime() -> Runtime[Any] | None:
+    """Return the runtime of the run that is going on here, None outside one, or where a call brings its own config."""
+    try:
+        return cast("Runtime[Any] | None", get_runtime())
     except RuntimeError:
         return None
 

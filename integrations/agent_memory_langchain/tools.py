@@ -44,6 +44,7 @@ from .bindings import (
     check_source,
     collection_specs,
     current_config,
+    current_runtime,
     document_specs,
     plural,
     request_labels,
@@ -151,11 +152,12 @@ def memory_tools(
 def _tool(faces: Faces, source: EntitySource, agent: str | None, operation: Operation) -> BaseTool:
     def prepare(runtime: Any, config: RunnableConfig | None, sent: Mapping[str, Any]) -> Any:
         # Outside a ToolNode nothing injects a runtime, and what is there under its name came from the model.
-        runtime = runtime if isinstance(runtime, ToolRuntime) else None
-        config = runtime.config if runtime is not None else config or current_config()
-        kind, id = resolve_entity(source, runtime, config)
-        request_id, labels = request_labels(runtime, config, agent=agent, tool=operation.name)
-        which = this_call(runtime, sent)
+        injected = runtime if isinstance(runtime, ToolRuntime) else None
+        config = injected.config if injected is not None else config or current_config()
+        run = injected or current_runtime()
+        kind, id = resolve_entity(source, run, config)
+        request_id, labels = request_labels(run, config, agent=agent, tool=operation.name)
+        which = this_call(injected, sent)
         plan = explained(
             operation.name, operation.spec, lambda values: operation.plan(values, which), operation.arguments, sent
         )

@@ -798,6 +798,36 @@ async def test_the_tools_work_in_an_async_graph_and_with_the_async_face(memory: 
     assert sorted(found.goals) == ["0", "1", "2", "3", "4"]
 
 
+@pytest.mark.asyncio
+@pytest.mark.parametrize("entity", [("user", "user_id"), lambda runtime: ("user", str(runtime.context.user_id))])
+async def test_a_node_that_calls_a_tool_itself_serves_whom_its_run_serves(memory: AgentMemory, entity: Any) -> None:
+    tools = named(memory, entity=entity)
+
+    def node(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [call(tools["add_to_athlete"], {"steps": 1}, None)]}
+
+    async def anode(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [await tools["add_to_athlete"].ainvoke({"steps": 1})]}
+
+    for one in (node, anode):
+        graph = (
+            StateGraph(MessagesState, context_schema=Context).add_node("node", one).add_edge(START, "node").compile()
+        )
+        config: Any = {"configurable": {"user_id": 8}}
+        await graph.ainvoke({"messages": []}, config, context=Context(user_id=7))  # type: ignore[call-overload]
+    assert athlete(memory, "7") == Athlete(steps=2)
+    assert list(memory.entities("user")) == ["7"]
+
+
+def test_a_config_that_a_call_brings_says_whom_it_serves(memory: AgentMemory) -> None:
+    def node(state: MessagesState) -> dict[str, Any]:
+        return {"messages": [call(named(memory)["add_to_athlete"], {"steps": 1}, BOB)]}
+
+    graph = StateGraph(MessagesState, context_schema=Context).add_node("node", node).add_edge(START, "node").compile()
+    graph.invoke({"messages": []}, context=Context(user_id=7))  # type: ignore[call-overload]
+    assert list(memory.entities("user")) == ["bob"]
+
+
 # -- writers at the same time, and who they were ---------------------------------------------------------------------
 
 
