@@ -258,6 +258,18 @@ def test_two_threads_add_for_themselves(memory: AgentMemory) -> None:
     assert kinds(memory) == ["run", "run"]
 
 
+def test_who_goes_back_to_an_old_checkpoint_adds_anew_to_what_is_remembered_now(memory: AgentMemory) -> None:
+    graph = graph_of(memory, RUN)
+    graph.invoke(ASK, THREAD)
+    old = next(one for one in graph.get_state_history(THREAD) if one.next == ("tools",))
+    bob: Any = {"user_id": "bob"}  # which no checkpoint keeps
+    graph.invoke(None, {"configurable": {**old.config["configurable"], **bob}})
+    other = old.values["messages"][-1].model_copy(update={"tool_calls": answer(SWIM).tool_calls})
+    fork = graph.update_state(old.config, {"messages": [other]})
+    graph.invoke(None, {"configurable": {**fork["configurable"], **bob}})
+    assert kinds(memory) == ["run", "run", "swim"]
+
+
 def test_a_middleware_may_call_a_tool_with_other_arguments(memory: AgentMemory) -> None:
     model = ScriptedModel(turns=[[("add_session", {"kind": "run"})]])
     own = MemoryMiddleware(memory, entity=("user", "user_id"), collections=[Session])
