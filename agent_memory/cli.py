@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing, contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from io import TextIOWrapper
+from os.path import samefile
 from pathlib import Path
 from typing import cast
 
@@ -323,6 +324,8 @@ def _import_langgraph(options: argparse.Namespace) -> int:
         return 2
     # Before the target is opened, which makes a new file.
     _refuse_missing(options.source)
+    if all(Path(one).is_file() for one in (options.source, options.to)) and samefile(options.source, options.to):
+        raise InvalidRequestError("the items go into another file than their own, which stays as it is")
     # A token on the command line would stand in the process list.
     token = os.environ.get("AGENT_MEMORY_TOKEN") if options.to.startswith("http") else None
     with (

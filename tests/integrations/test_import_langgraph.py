@@ -22,6 +22,7 @@ from langgraph.store.postgres import PostgresStore
 from langgraph.store.sqlite import SqliteStore
 
 from agent_memory import AgentMemory, InvalidRequestError, UnavailableError
+from agent_memory.cli import main
 from agent_memory.messages import Batch, CommitWrite
 from agent_memory_langchain import AgentMemoryStore, ImportReport, import_langgraph
 from tests.support.faults import Between, Lossy, Meddling, put_between
@@ -133,6 +134,16 @@ def test_the_command_imports_and_counts(source: Path, tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith(expected)
+
+
+def test_the_command_makes_no_memory_of_the_source(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, link = source.read_bytes(), tmp_path / "link.db"
+    link.symlink_to(source)
+    assert main(["import-langgraph", str(source), "--application", "app", "--to", str(link)]) == 2
+    assert "another file" in capsys.readouterr().err
+    assert source.read_bytes() == before
 
 
 def test_what_cannot_be_stored_is_reported_and_the_rest_copied(source: Path, memory: AgentMemory) -> None:
