@@ -142,9 +142,11 @@ def memory_tools(
         if names.count(name) > 1 or len(name) > 64:
             raise InvalidRequestError(f"{name!r} is too long for a tool's name, or the name of two; rename a model")
     if only is not None:
+        if isinstance(only, str):
+            raise InvalidRequestError("the tools to keep are a list of names, not one name")
         keep = set(only)
         if unknown := sorted(keep - set(names)):
-            raise InvalidRequestError(f"there is no tool named {', '.join(unknown)}")
+            raise InvalidRequestError(f"there is no tool named {', '.join(unknown)}; there are {', '.join(names)}")
         operations = [one for one in operations if one.name in keep]
     return [_tool(faces, source, agent, one) for one in operations]
 

@@ -114,8 +114,12 @@ def test_an_item_that_only_the_application_can_make_has_no_tool_to_add_it(memory
 
 def test_a_selection_of_tools_can_be_kept(memory: AgentMemory) -> None:
     assert list(named(memory, only=["read_athlete"])) == ["read_athlete"]
-    with pytest.raises(InvalidRequestError, match="read_everything"):
+    with pytest.raises(
+        InvalidRequestError, match=r"no tool named read_everything; there are read_athlete, update_athlete, "
+    ):
         named(memory, only=["read_everything"])
+    with pytest.raises(InvalidRequestError, match="a list of names"):
+        named(memory, only="read_athlete")
 
 
 def test_two_tools_of_one_name_are_refused(memory: AgentMemory) -> None:
