@@ -103,7 +103,7 @@ def _open_blobs(path: Path | None, blobs: str | None, durable: bool, timeout: fl
     if blobs is None:
         if path is None:
             raise InvalidRequestError(
-                "say with blobs= (--blobs) where large values lie: a folder, or s3://bucket/prefix"
+                "say with blobs= (--blobs, AGENT_MEMORY_BLOBS) where large values lie: a folder, or s3://bucket/prefix"
             )
         return FileBlobs(blob_folder(path), durable=durable)
     if _SCHEME.match(blobs):

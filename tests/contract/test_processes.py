@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from agent_memory import AgentMemory, AsyncAgentMemory, SerializationError, UnavailableError
+from agent_memory import AgentMemory, AsyncAgentMemory, InvalidRequestError, SerializationError, UnavailableError
 from tests.support.blocking import unwrap
 from tests.support.models import Point, Profile
 from tests.support.server import child_environment
@@ -210,6 +210,13 @@ def test_the_environment_names_the_store(store: Any, monkeypatch: pytest.MonkeyP
         monkeypatch.setenv(name, text)
     with AgentMemory.from_env() as memory:
         assert memory.app_state.get("key") == 1
+
+
+def test_an_environment_without_a_place_for_large_values_says_how_to_name_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENT_MEMORY_URL", "postgresql://127.0.0.1:1/none")
+    monkeypatch.delenv("AGENT_MEMORY_BLOBS", raising=False)
+    with pytest.raises(InvalidRequestError, match="AGENT_MEMORY_BLOBS"):
+        AgentMemory.from_env(application="app")
 
 
 def test_an_environment_that_names_no_store_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
