@@ -27,7 +27,7 @@ class Keyring:
     """The keys of a store: given ones, or one in a file that the first signature makes.
 
     Args:
-        keys: the first signs, all verify. Each has at least 16 bytes.
+        keys: the first signs, all verify. Each has at least 16 bytes. The text of a key file stands for the file's key.
         file: where an embedded store keeps a key of its own if none is given; readable by its owner alone.
     """
 
@@ -35,7 +35,7 @@ class Keyring:
         for key in keys:
             if len(key) < MIN_SIGNING_KEY_BYTES:
                 raise InvalidRequestError(f"a signing key must have at least {MIN_SIGNING_KEY_BYTES} bytes")
-        self._keys = tuple(keys)
+        self._keys = (*keys, *(decoded for key in keys if (decoded := _decoded(key)) is not None))
         self._file = None if keys else file
 
     def signing_key(self) -> bytes | None:
@@ -49,16 +49,15 @@ class Keyring:
         """Return the keys that verify; raise IntegrityError for a key file that is damaged."""
         if not self._keys and self._file is not None:
             try:
-                key = bytes.fromhex(self._file.read_text().strip())
+                text = self._file.read_bytes().strip()
             except FileNotFoundError:
                 return ()
             except OSError as error:
                 raise UnavailableError(f"the key file {self._file.name!r} cannot be read: {error.strerror}") from None
-            except ValueError:
-                key = b""
-            if len(key) < MIN_SIGNING_KEY_BYTES:
+            key = _decoded(text)
+            if key is None:
                 raise IntegrityError(f"the key file {self._file.name!r} is damaged; restore it")
-            self._keys = (key,)
+            self._keys = (key, text)
         return self._keys
 
     def sign(self, scope: Scope, key: str, content_type: str, sha256: str) -> str:
@@ -91,6 +90,15 @@ class Keyring:
             # Loading runs the value's own code, which may raise anything, a missing module most of all.
             problem = type(error).__name__
         raise DeserializationError(f"the pickle could not be loaded: {problem}; raw() reads it")
+
+
+def _decoded(key: bytes) -> bytes | None:
+    """Return the key that a key file's text stands for, None for any other key."""
+    try:
+        decoded = bytes.fromhex(key.decode())
+    except ValueError:
+        return None
+    return decoded if len(decoded) >= MIN_SIGNING_KEY_BYTES else None
 
 
 def _key_id(key: bytes) -> str:

@@ -201,6 +201,22 @@ def test_any_of_several_keys_verifies_and_the_first_signs(tmp_path: Path) -> Non
             memory.app_state.get("k")
 
 
+def test_the_text_of_a_key_file_is_a_key_for_what_was_signed_with_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = tmp_path / "store.db"
+    with AgentMemory(database, application="app") as memory:
+        memory.app_state.set("k", Plain(1))
+    # As a client of a server does that has no such file.
+    monkeypatch.setenv("AGENT_MEMORY_SIGNING_KEYS", (tmp_path / "store.db.key").read_text())
+    with AgentMemory(database, application="app") as memory:
+        assert memory.app_state.get("k") == Plain(1)
+        memory.app_state.set("k2", Plain(2))
+    monkeypatch.delenv("AGENT_MEMORY_SIGNING_KEYS")
+    with AgentMemory(database, application="app") as memory:
+        assert memory.app_state.get("k2") == Plain(2)
+
+
 def test_a_key_below_sixteen_bytes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="16 bytes"):
         AgentMemory(tmp_path / "store.db", application="app", signing_keys=[b"short"])
