@@ -85,6 +85,7 @@ class SqliteCatalog:
     Raises:
         UnavailableError: the file cannot be opened or is locked for longer than that.
         IntegrityError: the file is no SQLite database, or a damaged one.
+        InvalidRequestError: it is the database of something else.
     """
 
     def __init__(

@@ -20,7 +20,13 @@ from typing import Any, Final, TypeVar, cast
 import apsw
 
 from ..disk import disk_error, write_trial
-from ..errors import AgentMemoryError, IntegrityError, LimitExceededError, UnavailableError
+from ..errors import (
+    AgentMemoryError,
+    IntegrityError,
+    InvalidRequestError,
+    LimitExceededError,
+    UnavailableError,
+)
 from .catalog import Clock
 from .migrations.sqlite import MIGRATIONS
 from .sqlite_rows import all_rows
@@ -136,6 +142,11 @@ class Connections:
 
     def _prepare_file(self) -> None:
         writer = self.writing.connection
+        tables = {row[0] for row in all_rows(writer, "SELECT name FROM sqlite_schema WHERE type = 'table'")}
+        if tables and "migration" not in tables:
+            raise InvalidRequestError(
+                f"{self._path.name!r} is the database of something else; give the memory a file of its own"
+            )
         all_rows(writer, "PRAGMA journal_mode = WAL")
         all_rows(writer, "CREATE TABLE IF NOT EXISTS migration (name TEXT PRIMARY KEY, applied_us INTEGER) STRICT")
         # Looked at first without a lock: a store that is up to date opens while others write.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import apsw
 import pytest
 
-from agent_memory import AgentMemory, IntegrityError, UnavailableError
+from agent_memory import AgentMemory, IntegrityError, InvalidRequestError, UnavailableError
 from tests.faults.processes import Child, Report
 
 Start = Callable[..., Child]
@@ -34,6 +35,16 @@ def test_a_file_that_is_no_database_is_an_integrity_error(database: Path) -> Non
     database.write_bytes(b"Once upon a time, there was a text. " * 500)
     with pytest.raises(IntegrityError):
         open_and_read(database)
+
+
+def test_the_database_of_something_else_is_left_as_it_is(database: Path) -> None:
+    with closing(apsw.Connection(str(database))) as connection:
+        connection.execute("CREATE TABLE entry (id INTEGER PRIMARY KEY, name TEXT)")
+    before = database.read_bytes()
+    with pytest.raises(InvalidRequestError, match=r"'store\.db' is the database of something else"):
+        open_and_read(database)
+    assert database.read_bytes() == before
+    assert list(database.parent.iterdir()) == [database]
 
 
 def test_a_database_with_damaged_pages_is_an_integrity_error(database: Path) -> None:
