@@ -65,7 +65,7 @@ class StateService:
         catalog: decides what is current.
         blobs: keeps values above INLINE_LIMIT bytes.
         key_file: the signing key of a store in files, for its backup.
-        sweep_after_writes: sweep a little after a write, at most once a minute; for stores that no server tends.
+        sweep_after_writes: sweep after a write, at most once a minute; for stores that no server tends.
     """
 
     def __init__(
@@ -329,7 +329,8 @@ class StateService:
 
     def close(self) -> None:
         if self._sweeper is not None:
-            self._sweeper.close()
+            # A file answers at once; a database that does not must not hold up the end.
+            self._sweeper.close(sweep=self.catalog.is_file)
         self.catalog.close()
         self.blobs.close()
 

@@ -70,21 +70,25 @@ def _us(seconds: int) -> int:
 
 
 class SweepAfterWrites:
-    """Sweeps a little after a write, at most once a minute; for stores that no server tends.
+    """Sweeps after a write, at most once a minute, until nothing is left; for stores that no server tends.
 
     ``sweep`` takes away at most so many things of each kind as it is given.
     """
 
-    def __init__(self, sweep: Callable[[int], object]) -> None:
+    def __init__(self, sweep: Callable[[int], SweepReport]) -> None:
         self._sweep = sweep
         self._next = time.monotonic() + _EVERY_SECONDS
+        self._closing = threading.Event()
+        self._has_written = self._has_swept = False
         self.running = threading.Lock()
 
     def after_write(self) -> None:
         """Sweep, if it is time to, on a thread: the writer, and those behind it, do not wait for an object store."""
+        self._has_written = True
         if time.monotonic() < self._next or not self.running.acquire(blocking=False):
             return
         self._next = time.monotonic() + _EVERY_SECONDS
+        self._has_swept = True
         try:
             threading.Thread(target=self._run, name="agent-memory-sweep", daemon=True).start()
         except RuntimeError:
@@ -93,14 +97,29 @@ class SweepAfterWrites:
 
     def _run(self) -> None:
         try:
-            # The next one tries again.
-            with suppress(AgentMemoryError):
-                self._sweep(_SMALL_SWEEP)
+            self._sweep_all()
         finally:
             self.running.release()
 
-    def close(self) -> None:
-        """Begin no other sweep, and wait for the end of one that has begun."""
+    def _sweep_all(self) -> None:
+        """Sweep in pieces, and rest as long as each took: of the one writer that a file has others need the most."""
+        # The next one tries again.
+        with suppress(AgentMemoryError):
+            while True:
+                began = time.monotonic()
+                if max(self._sweep(_SMALL_SWEEP)) < _SMALL_SWEEP:
+                    return
+                if self._closing.wait(time.monotonic() - began):
+                    return
+
+    def close(self, *, sweep: bool) -> None:
+        """Begin no other sweep, and wait for the end of one that has begun.
+
+        With ``sweep`` one is made now if there were writes and none yet: processes that live for less than a minute
+        would never sweep.
+        """
         self._next = math.inf
-        with self.running:
-            pass
+        self._closing.set()
+        with self.running, suppress(AgentMemoryError):
+            if sweep and self._has_written and not self._has_swept:
+                self._sweep(_AT_ONCE)

@@ -557,6 +557,60 @@ def test_an_embedded_store_sweeps_after_a_write_once_a_minute(tmp_path: Path, mo
         assert sweeps[0] is not None, "a bounded number of things"
 
 
+def leave_behind(database: Path, count: int) -> None:
+    """Make a store hold so many uploads that were abandoned long ago."""
+    connection = apsw.Connection(str(database))
+    connection.executemany(
+        "INSERT INTO blob VALUES (?, 'default/app', 'k', 70000, NULL, 'staged', 0)", [(uuid7(),) for _ in range(count)]
+    ).fetchall()
+    connection.close()
+
+
+def left(service: StateService) -> int:
+    return sum(blob.state == "staged" for blob in service.catalog.blobs())
+
+
+def test_an_embedded_store_sweeps_until_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with AgentMemory(tmp_path / "store.db", application="app") as memory:
+        service = memory._client.transport().service
+        leave_behind(tmp_path / "store.db", 1_050)
+        monkeypatch.setattr(service._sweeper, "_next", 0.0)
+        memory.app_state.set("k", 1)
+        with service._sweeper.running:
+            assert left(service) == 0, "a hundred a minute would never keep up with two a second"
+
+
+def test_processes_that_live_for_less_than_a_minute_sweep_too(tmp_path: Path) -> None:
+    with AgentMemory(tmp_path / "store.db", application="app") as memory:
+        leave_behind(tmp_path / "store.db", 10)
+        memory.app_state.set("k", 1)
+    with AgentMemory(tmp_path / "store.db", application="app") as memory:
+        assert left(memory._client.transport().service) == 0
+
+
+def test_who_only_reads_does_not_sweep(tmp_path: Path) -> None:
+    with AgentMemory(tmp_path / "store.db", application="app") as memory:
+        leave_behind(tmp_path / "store.db", 10)
+        assert memory.app_state.get("k") is None
+    with AgentMemory(tmp_path / "store.db", application="app") as memory:
+        assert left(memory._client.transport().service) == 10
+
+
+def test_closing_does_not_wait_until_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    swept = threading.Event()
+
+    def sweep(**_: object) -> SweepReport:
+        swept.set()
+        return SweepReport(tombstones=1_000_000)
+
+    with AgentMemory(tmp_path / "store.db", application="app") as memory:
+        service = memory._client.transport().service
+        monkeypatch.setattr(service, "sweep", sweep)
+        monkeypatch.setattr(service._sweeper, "_next", 0.0)
+        memory.app_state.set("k", 1)
+        assert swept.wait(10)
+
+
 def test_a_write_does_not_wait_for_the_sweep_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[bool] = []
     go_on = threading.Event()
