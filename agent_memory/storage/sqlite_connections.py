@@ -29,6 +29,7 @@ from ..errors import (
 )
 from .catalog import Clock
 from .migrations.sqlite import MIGRATIONS
+from .sqlite_checkpoints import Checkpoints
 from .sqlite_rows import all_rows
 
 T = TypeVar("T")
@@ -148,6 +149,7 @@ class Connections:
                 f"{self._path.name!r} is the database of something else; give the memory a file of its own"
             )
         all_rows(writer, "PRAGMA journal_mode = WAL")
+        writer.set_wal_hook(Checkpoints())
         all_rows(writer, "CREATE TABLE IF NOT EXISTS migration (name TEXT PRIMARY KEY, applied_us INTEGER) STRICT")
         # Looked at first without a lock: a store that is up to date opens while others write.
         for name, migrate in MIGRATIONS:

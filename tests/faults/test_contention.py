@@ -416,3 +416,57 @@ def test_readers_that_restart_times_to_live_wait_no_longer_than_a_writer_would(d
         assert [type(error) for error in errors] == [UnavailableError] * 4
         assert time.monotonic() - began < 1
         catalog.touch(scope, ["k"])
+
+
+# -- the write-ahead log ---------------------------------------------------------------------------------------------
+
+
+def read_all_the_time(path: Path, stop: threading.Event) -> None:
+    """Have two readers take turns so that one of them is always in the middle of a read."""
+    first, second = apsw.Connection(str(path)), apsw.Connection(str(path))
+    first.execute("BEGIN").execute("SELECT count(*) FROM entry").fetchall()
+    while not stop.wait(0.01):
+        second.execute("BEGIN").execute("SELECT count(*) FROM entry").fetchall()
+        first.execute("COMMIT")
+        first, second = second, first
+    first.close()
+    second.close()
+
+
+def fill(catalog: SqliteCatalog, megabytes: int) -> list[float]:
+    """Write so much over the same keys, and return how many seconds each write took."""
+    took: list[float] = []
+    for number in range(megabytes * 20):
+        began = time.monotonic()
+        catalog.write(CommitWrite(Scope("default", "app"), f"k{number % 5}", uuid7(), value(number, 50_000), None))
+        took.append(time.monotonic() - began)
+    return took
+
+
+def log_megabytes(path: Path) -> float:
+    return Path(f"{path}-wal").stat().st_size / 1e6
+
+
+def test_readers_that_overlap_all_the_time_do_not_make_the_log_grow(database: Path) -> None:
+    with closing(SqliteCatalog(database, durable=False)) as catalog:
+        stop = threading.Event()
+        reader = threading.Thread(target=read_all_the_time, args=(database, stop))
+        reader.start()
+        try:
+            fill(catalog, 50)
+            assert log_megabytes(database) < 30
+        finally:
+            stop.set()
+            reader.join()
+
+
+def test_a_reader_that_stays_holds_writers_up_a_few_times_only(database: Path) -> None:
+    with closing(SqliteCatalog(database, durable=False, busy_seconds=0.3)) as catalog:
+        reader = apsw.Connection(str(database))
+        reader.execute("BEGIN").execute("SELECT count(*) FROM entry").fetchall()
+        waited = [seconds for seconds in fill(catalog, 50) if seconds >= 0.3]
+        assert 1 <= len(waited) <= 2, "at 16 and 32 MiB"
+        long = log_megabytes(database)
+        reader.close()
+        fill(catalog, 10)
+        assert log_megabytes(database) < long + 1, "it begins anew when the reader has left"
