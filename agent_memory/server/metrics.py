@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from itertools import count as numbers
 from itertools import product
 from pathlib import Path
-from typing import Final
+from typing import Any, BinaryIO, Final, cast
 
 import anyio.to_thread
 import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, values
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -45,6 +46,9 @@ class Metrics:
         self._registry = own
         if self._folder is None:
             ProcessCollector(registry=own)
+        else:
+            self._place, place = _take_place(Path(self._folder))
+            values.ValueClass = cast(Any, values).MultiProcessValue(lambda: place)
         self._requests = Counter(
             "agent_memory_requests",
             "Requests that were answered, by the code of the problem if that was the answer.",
@@ -112,12 +116,32 @@ class Metrics:
         return prometheus_client.generate_latest(registry)
 
 
+def _take_place(folder: Path) -> tuple[BinaryIO, int]:
+    """Return the first number under which no living process counts, and what holds it as long as this one lives.
+
+    A worker that follows one that died goes on with its files: with files of its own, every death would take room.
+    """
+    import fcntl
+
+    for place in numbers():
+        file = open(folder / f"counter_{place}.db", "ab")  # noqa: SIM115  (it stays open)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+        else:
+            return file, place
+    raise AssertionError("there is always another number")
+
+
 def _reserve(folder: Path) -> None:
-    """Take the room of this process's files now: what is mapped and finds none later ends the process."""
+    """Take the room of the files now: what is mapped and finds none later ends the process."""
     try:
-        for path in folder.glob(f"*_{os.getpid()}.db"):
+        for path in folder.glob("*.db"):
             with open(path, "r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+                # Another worker's may have been made just now.
+                if size := os.fstat(file.fileno()).st_size:
+                    os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
         raise UnavailableError(
             f"there is no room to count in {str(folder)!r}: {error.strerror}", code="disk_full"

@@ -185,6 +185,31 @@ def test_the_files_that_workers_count_in_lie_in_memory_and_are_taken_away(tmp_pa
     assert not folder.exists()
 
 
+@on_linux
+def test_a_worker_counts_where_the_one_that_it_follows_did(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path, "--workers", "2", "--metrics-port", "0") as server:
+        metrics_url(server)
+        parent = psutil.Process(server.process.pid)
+        gone: set[int] = set()
+
+        def counts(worker: psutil.Process) -> bool:
+            with contextlib.suppress(psutil.Error):
+                return any("counter_" in file.path for file in worker.memory_maps())
+            return False
+
+        def two_count() -> bool:
+            counting = {one.pid for one in parent.children() if counts(one)}
+            return len(counting) == 2 and gone.isdisjoint(counting)
+
+        wait_for(two_count)
+        (folder,) = folders_of(server)
+        for _ in range(3):
+            gone.add(parent.children()[0].pid)
+            os.kill(parent.children()[0].pid, signal.SIGKILL)
+            wait_for(two_count)
+        assert len(list(folder.glob("counter_*"))) == 2, "every death would take room"
+
+
 def test_where_there_is_no_room_to_count_it_is_said_at_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
