@@ -12,6 +12,7 @@ import hashlib
 import os
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
@@ -163,11 +164,16 @@ class FileBlobs:
         return whole.hexdigest(), etags
 
     def delete(self, blobs: Iterable[tuple[str, int]]) -> None:
+        # By name, not by number: an upload that was killed left a file of its own. Each folder is read once.
+        gone: defaultdict[Path, set[str]] = defaultdict(set)
+        for blob_id, _ in blobs:
+            gone[self.path(blob_id, 0).parent].add(blob_id)
         try:
-            for blob_id, _ in blobs:
-                # By name, not by number: an upload that was killed left a file of its own.
-                for file in self.path(blob_id, 0).parent.glob(f"{blob_id}.*"):
-                    file.unlink(missing_ok=True)
+            for folder, ids in gone.items():
+                with contextlib.suppress(FileNotFoundError):
+                    for name in os.listdir(folder):
+                        if name.partition(".")[0] in ids:
+                            (folder / name).unlink(missing_ok=True)
         except OSError as error:
             raise _translate(error) from None
 

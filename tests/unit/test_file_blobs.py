@@ -62,3 +62,17 @@ def test_two_threads_may_put_the_first_chunks_at_once(tmp_path: Path, monkeypatc
     monkeypatch.setattr(os.path, "isdir", overtaken)
     store.put(ID, 0, memoryview(b"first"))
     assert [store.path(ID, index).read_bytes() for index in range(2)] == [b"first", b"second"]
+
+
+def test_deleting_many_blobs_reads_their_folder_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, read = FileBlobs(tmp_path / "blobs", durable=False), list[Path]()
+    ids = [f"0198c0de-0000-7000-8000-{number:010x}ab" for number in range(20)]
+    for one in ids:
+        store.put(one, 0, memoryview(b"value"))
+    (tmp_path / "blobs" / "ab" / f"{ids[0]}.1.0123.part").touch()
+    listdir = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda folder: read.append(folder) or listdir(folder))
+    store.delete((one, 1) for one in ids[:15])
+    assert read == [tmp_path / "blobs" / "ab"], "with many values it takes the longest"
+    assert sorted(listdir(tmp_path / "blobs" / "ab")) == [f"{one}.0" for one in ids[15:]]
+    store.delete([("0198c0de-0000-7000-8000-0000000000cd", 1)])
