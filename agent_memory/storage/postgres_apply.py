@@ -154,7 +154,13 @@ class _Batch:
         cursor = self.session.connection.cursor(binary=True)
         cursor.execute(cast(Any, statement), values)
         if take is not None:
-            self.pending.append((cursor, take))
+            self.expect(cursor, take)
+
+    def expect(self, cursor: Cursor, take: _Take) -> None:
+        """Take the rows of a statement: in a pipeline when it is settled, else before anything is built on them."""
+        self.pending.append((cursor, take))
+        if not self.session.connection.pgconn.pipeline_status:
+            self.settle()
 
     def settle(self) -> None:
         pending, self.pending = self.pending, []
@@ -198,7 +204,7 @@ class _Batch:
         cursor = psycopg.RawCursor(self.session.connection)
         vectors = self.context.vectors is not None
         start(cursor, kind, list(writes.values()), now=now, vectors=vectors, plain=plain)
-        self.pending.append((cursor, written))
+        self.expect(cursor, written)
         for write in writes.values():
             for number, vector in enumerate(write.vectors if isinstance(write, CommitWrite) else ()):
                 self.execute(
@@ -207,8 +213,7 @@ class _Batch:
                 )
 
     def alone(self, index: int) -> None:
-        """Carry out what looks at many keys: everything before it has to be done."""
-        self.settle()
+        """Carry out what looks at many keys; never in a pipeline, so that everything before it is done."""
         operation = self.operations[index]
         if isinstance(operation, List):
             self.results[index] = rows = list_keys(self.session, operation, self.context.now)
@@ -272,7 +277,7 @@ def _together(session: Session, operations: Sequence[Operation], context: Contex
         _carry_out(batch, steps, plain)
         if pipeline is not None:
             pipeline.sync()
-        batch.settle()
+            batch.settle()
     return batch.results
 
 
@@ -349,8 +354,6 @@ def _carry_out(batch: _Batch, steps: Sequence[_Step], plain: bool) -> None:
                 batch.read(group, indexes)
             else:
                 batch.alone(group)
-    if not batch.session.connection.pgconn.pipeline_status:
-        batch.settle()
 
 
 def _by_scope(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:

@@ -95,6 +95,16 @@ def test_a_batch_survives_one_loss_and_happens_once(store: Any, when: str) -> No
     assert store.open().app_state.get_many(["key", "gone"]) == {"key": "new"}
 
 
+@WHEN
+def test_a_batch_with_vectors_survives_one_loss_and_happens_once(store: Any, when: str) -> None:
+    memory = store.open()
+    lossy(memory, Batch, when)
+    entries = memory.app_state.batch([Set(key, {"n": 1}, vectors=[[1.0, 0.0]]) for key in ("one", "two")])
+
+    assert [entry.version for entry in entries] == [1, 1]
+    assert [hit.score for hit in memory.app_state.search(vector=[1.0, 0.0])] == [1.0, 1.0]
+
+
 def test_a_batch_whose_reads_fail_behind_its_writes_happens_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

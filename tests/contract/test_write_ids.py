@@ -11,7 +11,8 @@ from pydantic import Field
 
 from agent_memory import ConflictError, InvalidRequestError, NotFoundError, SerializationError
 from agent_memory.ids import uuid7
-from agent_memory.messages import Batch, Blob, Chunk, CommitWrite, Delete, PrepareWrite, PutChunk, Scope
+from agent_memory.messages import JSON, Batch, Blob, Chunk, CommitWrite, Delete, PrepareWrite, PutChunk, Scope
+from agent_memory.vectors import pack_vector
 from tests.contract.test_concurrency import at_once
 
 
@@ -155,6 +156,16 @@ def test_a_repeated_batch_gives_the_first_results(memory: Any, store: Any, scope
     assert memory.app_state.get_many(["key", "gone"]) == {"key": 2, "gone": 3}
 
 
+def test_a_repeated_batch_gives_no_vectors_to_what_was_written_since(memory: Any, store: Any, scope: Scope) -> None:
+    with_vector = write(scope, b"{}", content_type=JSON, vectors=(pack_vector([1.0, 0.0]),))
+    batch = Batch(scope, (with_vector, write(scope, b"{}", content_type=JSON)._replace(key="other")))
+    first = store.send(memory, batch)
+    memory.app_state.set("key", {})
+
+    assert store.send(memory, batch) == first
+    assert [hit.score for hit in memory.app_state.search("key", vector=[1.0, 0.0])] == [None]
+
+
 def test_some_writes_of_a_batch_may_have_been_sent_before(memory: Any, store: Any, scope: Scope) -> None:
     known = write(scope, b"A")
     first = store.send(memory, known)
@@ -201,6 +212,15 @@ def test_a_prepared_write_is_committed_once(memory: Any, store: Any, scope: Scop
         store.send(memory, message._replace(write_id=uuid7()))
 
     assert memory.app_state.snapshot("key").version == 1
+
+
+def test_a_prepared_write_is_committed_once_in_a_batch(memory: Any, store: Any, scope: Scope) -> None:
+    message = upload(store, memory, scope, b"A" * 100_000)
+    with pytest.raises(ConflictError) as caught:
+        store.send(memory, Batch(scope, (message, message._replace(write_id=uuid7()))))
+
+    assert caught.value.code == "blob_gone"
+    assert memory.app_state.get("key") is None
 
 
 def test_a_prepared_write_is_not_committed_to_another_key(memory: Any, store: Any, scope: Scope) -> None:

@@ -368,9 +368,10 @@ def test_a_blob_that_was_swept_or_whose_condition_fails_is_not_committed(catalog
     assert state(catalog, refused) == STAGED
     swept = staged(catalog)
     assert len(catalog.claim_blobs(staged_before=catalog.clock() + 1, garbage_before=0, limit=10)) == 2
-    with pytest.raises(ConflictError) as caught:
-        apply(catalog, swept)
-    assert caught.value.code == "blob_gone"
+    for others in ([], [commit(SCOPE, "other")]):
+        with pytest.raises(ConflictError) as caught:
+            apply(catalog, swept, *others)
+        assert caught.value.code == "blob_gone"
     assert (state(catalog, swept), catalog.read(SCOPE, "k")) == (DEAD, None)
 
 
