@@ -94,6 +94,7 @@ class SqliteCatalog:
         self._clock = clock
         self._connections = Connections(path, durable=durable, busy_seconds=busy_seconds, clock=clock)
         self._writing = self._connections.writing
+        self._transaction = self._writing.transaction
         self._reading = self._connections.reading
         self._joining = threading.Lock()
         self._touches = _Touches()
@@ -203,13 +204,11 @@ class SqliteCatalog:
     # -- writes --------------------------------------------------------------------------------------------------------
 
     def write(self, write: Write) -> Entry | None:
-        with self._writing as connection:
-            return carry_out(connection, self._writing.run, write, self._clock())
+        return self._transaction(lambda connection: carry_out(connection, self._writing.run, write, self._clock()))
 
     def apply(self, operations: Sequence[Operation], load: LoadBlob) -> list[Any]:
         if has_writes(operations):
-            with self._writing as connection:
-                return self._apply(connection, operations, load, None, self._clock())
+            return self._transaction(lambda connection: self._apply(connection, operations, load, None, self._clock()))
         with self._reading() as connection:
             all_rows(connection, "BEGIN")
             try:
@@ -276,16 +275,18 @@ class SqliteCatalog:
             raise UnavailableError("the database is busy with other writes of this process")
 
     def _carry_out(self, touches: _Touches) -> None:
+        def restart(connection: apsw.Connection) -> None:
+            self._end_joining(touches)
+            now = self._clock()
+            for place in touches.keys:
+                all_rows(
+                    connection,
+                    "UPDATE entry SET expires_us = ? + ttl_us WHERE scope = ? AND key = ? AND expires_us > ?",
+                    (now, *place, now),
+                )
+
         try:
-            with self._writing as connection:
-                self._end_joining(touches)
-                now = self._clock()
-                for place in touches.keys:
-                    all_rows(
-                        connection,
-                        "UPDATE entry SET expires_us = ? + ttl_us WHERE scope = ? AND key = ? AND expires_us > ?",
-                        (now, *place, now),
-                    )
+            self._transaction(restart)
             touches.done = True
         finally:
             self._end_joining(touches)
@@ -299,19 +300,17 @@ class SqliteCatalog:
     # -- blobs and sweeping --------------------------------------------------------------------------------------------
 
     def stage(self, blobs: Sequence[BlobRow]) -> None:
-        with self._writing as connection:
-            for blob in blobs:
-                sqlite_sweep.put_blob(connection, blob)
+        self._transaction(lambda connection: sqlite_sweep.put_blobs(connection, blobs))
 
     def renew(self, blob_id: str) -> bool:
-        with self._writing as connection:
-            return sqlite_sweep.renew(connection, blob_id, self._clock())
+        return self._transaction(lambda connection: sqlite_sweep.renew(connection, blob_id, self._clock()))
 
     def claim_blobs(self, *, staged_before: int, garbage_before: int, limit: int) -> list[BlobRow]:
-        with self._writing as connection:
-            return sqlite_sweep.claim_blobs(
+        return self._transaction(
+            lambda connection: sqlite_sweep.claim_blobs(
                 connection, self._clock(), staged_before=staged_before, garbage_before=garbage_before, limit=limit
             )
+        )
 
     def dead_blobs(self, *, before: int, limit: int) -> list[BlobRow]:
         with self._reading() as connection:
@@ -319,24 +318,23 @@ class SqliteCatalog:
 
     def forget_blobs(self, ids: Sequence[str]) -> None:
         if ids:
-            with self._writing as connection:
-                sqlite_sweep.forget_blobs(connection, ids)
+            self._transaction(lambda connection: sqlite_sweep.forget_blobs(connection, ids))
 
     def expire(self, *, limit: int) -> int:
-        with self._writing as connection:
-            return sqlite_sweep.expire(connection, self._clock(), limit=limit)
+        return self._transaction(lambda connection: sqlite_sweep.expire(connection, self._clock(), limit=limit))
 
     def drop_tombstones(self, *, before: int, limit: int) -> int:
-        with self._writing as connection:
-            return sqlite_sweep.drop_tombstones(connection, before=before, limit=limit)
+        return self._transaction(
+            lambda connection: sqlite_sweep.drop_tombstones(connection, before=before, limit=limit)
+        )
 
     def drop_receipts(self, *, before: int, limit: int) -> int:
-        with self._writing as connection:
-            return sqlite_sweep.drop_receipts(connection, before=before, limit=limit)
+        return self._transaction(lambda connection: sqlite_sweep.drop_receipts(connection, before=before, limit=limit))
 
     def drop_requests(self, *, before: int, limit: int) -> int:
-        with self._writing as connection:
-            return sqlite_sweep.drop_requests(connection, self._clock(), before=before, limit=limit)
+        return self._transaction(
+            lambda connection: sqlite_sweep.drop_requests(connection, self._clock(), before=before, limit=limit)
+        )
 
     def count(self) -> int:
         with self._reading() as connection:
@@ -351,8 +349,7 @@ class SqliteCatalog:
             return sqlite_copy.stored_at(connection, scope, key)
 
     def take(self, rows: Sequence[StoredRow]) -> None:
-        with self._writing as connection:
-            sqlite_copy.take(connection, rows, self._clock())
+        self._transaction(lambda connection: sqlite_copy.take(connection, rows, self._clock()))
 
     def floor(self, scope: str) -> int:
         with self._reading() as connection:
@@ -363,11 +360,10 @@ class SqliteCatalog:
             return sqlite_copy.scopes(connection, after, limit)
 
     def take_scopes(self, rows: Sequence[ScopeRow]) -> None:
-        with self._writing as connection:
-            sqlite_copy.take_scopes(connection, rows)
+        self._transaction(lambda connection: sqlite_copy.take_scopes(connection, rows))
 
     def set_times(self, scope: Scope, times: Sequence[Times]) -> None:
-        with self._writing as connection:
+        def set_each(connection: apsw.Connection) -> None:
             for key, created_us, updated_us in times:
                 all_rows(
                     connection,
@@ -375,17 +371,19 @@ class SqliteCatalog:
                     (created_us, updated_us, scope.path, key),
                 )
 
+        self._transaction(set_each)
+
     def mend_blob(self, blob: BlobRow) -> None:
-        with self._writing as connection:
-            sqlite_sweep.put_blob(connection, blob)
+        self._transaction(lambda connection: sqlite_sweep.put_blobs(connection, [blob]))
 
     # -- the file as a whole -------------------------------------------------------------------------------------------
 
     def secret(self, name: str) -> bytes:
-        with self._writing as connection:
+        def make(connection: apsw.Connection) -> bytes:
             all_rows(connection, "INSERT OR IGNORE INTO secret VALUES (?, ?)", (name, secrets.token_bytes(32)))
-            rows = all_rows(connection, "SELECT value FROM secret WHERE name = ?", (name,))
-        return bytes(rows[0][0])
+            return bytes(all_rows(connection, "SELECT value FROM secret WHERE name = ?", (name,))[0][0])
+
+        return self._transaction(make)
 
     def copy_to(self, path: Path) -> None:
         """Write a consistent copy of the database while others go on reading and writing."""

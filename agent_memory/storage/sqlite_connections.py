@@ -14,6 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
@@ -47,10 +48,7 @@ _CACHE_KIB: Final = 8 * 1024
 
 
 class Writing:
-    """The one connection that writes: each ``with`` block on it is a transaction, committed or rolled back as a whole.
-
-    Not a generator with ``contextmanager``: every write passes here, with the caches cold from the write before.
-    """
+    """The one connection that writes, in one transaction after the other."""
 
     def __init__(self, connection: apsw.Connection, busy_seconds: float) -> None:
         self.connection = connection
@@ -60,38 +58,41 @@ class Writing:
         # One cursor for all statements whose rows nobody reads step by step.
         self.run: Callable[..., Any] = cast(Any, connection.cursor()).execute
 
-    def __enter__(self) -> apsw.Connection:
-        if not self.lock.acquire(timeout=self.busy_seconds):
-            raise UnavailableError("the database is busy with other writes of this process")
+    def transaction(self, work: Callable[[apsw.Connection], T]) -> T:
+        """Return what ``work`` does in a transaction, committed or rolled back as a whole.
+
+        A function and no context manager: Ctrl-C may come before the first step of an ``__exit__``, and the lock would
+        be held for ever.
+        """
+        held: list[bool] = []
         try:
+            # For the same reason: in one step the lock is taken and known to be.
+            held.extend(map(self.lock.acquire, (True,), (self.busy_seconds,)))
+            if True not in held:
+                raise UnavailableError("the database is busy with other writes of this process")
             if self.closed:
                 raise UnavailableError("this memory is closed", code="closed")
-            self.run("BEGIN IMMEDIATE")
-        except BaseException as error:
-            self._end()
-            if isinstance(error, apsw.Error):
-                raise translate(error) from None
-            raise
-        return self.connection
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        try:
-            if error is None:
-                self.run("COMMIT")
-        except apsw.Error as failure:
-            raise translate(failure) from None
-        finally:
-            self._end()
-        if isinstance(error, apsw.Error):
+            return self._carry_out(work)
+        except apsw.Error as error:
             raise translate(error) from None
-
-    def _end(self) -> None:
-        try:
-            # A commit has ended it, and a full disk may have rolled it back already.
-            if not self.closed and self.connection.in_transaction:
-                self.run("ROLLBACK")
         finally:
-            self.lock.release()
+            # No call before it, after which an interrupt may come.
+            if True in held:
+                self.lock.release()
+
+    def _carry_out(self, work: Callable[[apsw.Connection], T]) -> T:
+        try:
+            if self.connection.in_transaction:
+                # Of the last one, which was interrupted twice.
+                self.run("ROLLBACK")
+            self.run("BEGIN IMMEDIATE")
+            result = work(self.connection)
+            self.run("COMMIT")
+            return result
+        finally:
+            # A commit has ended it, and a full disk may have rolled it back already.
+            if self.connection.in_transaction:
+                self.run("ROLLBACK")
 
     def close(self) -> None:
         with self.lock:
@@ -155,10 +156,12 @@ class Connections:
         for name, migrate in MIGRATIONS:
             if name in self._applied(writer):
                 continue
-            with self.writing as connection:
-                if name not in self._applied(connection):
-                    migrate(connection)
-                    all_rows(connection, "INSERT INTO migration VALUES (?, ?)", (name, self._clock()))
+            self.writing.transaction(partial(self._apply, name, migrate))
+
+    def _apply(self, name: str, migrate: Callable[[apsw.Connection], None], connection: apsw.Connection) -> None:
+        if name not in self._applied(connection):
+            migrate(connection)
+            all_rows(connection, "INSERT INTO migration VALUES (?, ?)", (name, self._clock()))
 
     def _applied(self, connection: apsw.Connection) -> set[str]:
         applied = {str(row[0]) for row in all_rows(connection, "SELECT name FROM migration")}

@@ -14,9 +14,10 @@ from .sqlite_writes import HOUR_US, floor_of, raise_floor, retire
 # -- blobs -----------------------------------------------------------------------------------------------------------
 
 
-def put_blob(connection: apsw.Connection, blob: BlobRow) -> None:
-    """Remember a blob, or set what is known of it."""
-    all_rows(connection, "INSERT OR REPLACE INTO blob VALUES (?, ?, ?, ?, ?, ?, ?)", tuple(blob))
+def put_blobs(connection: apsw.Connection, blobs: Sequence[BlobRow]) -> None:
+    """Remember blobs, or set what is known of them."""
+    for blob in blobs:
+        all_rows(connection, "INSERT OR REPLACE INTO blob VALUES (?, ?, ?, ?, ?, ?, ?)", tuple(blob))
 
 
 def renew(connection: apsw.Connection, blob_id: str, now: int) -> bool:

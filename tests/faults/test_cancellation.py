@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import signal
 import statistics
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent_memory import AsyncAgentMemory
+from agent_memory import AgentMemory, AsyncAgentMemory
 from tests.faults.processes import counter_of, value
 
 
@@ -244,3 +245,51 @@ def test_an_error_that_comes_together_with_a_cancellation_is_told_to_nobody(capl
 
     asyncio.run(run())
     assert "never retrieved" not in caplog.text
+
+
+@pytest.fixture
+def interrupt() -> Iterator[Callable[[float], None]]:
+    """Raises KeyboardInterrupt on the main thread after so many seconds; with 0 none any more, though it be late."""
+    armed = False
+
+    def arrived(*_: object) -> None:
+        if armed:
+            raise KeyboardInterrupt
+
+    def arm(seconds: float) -> None:
+        nonlocal armed
+        armed = seconds > 0
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    before = signal.signal(signal.SIGALRM, arrived)
+    yield arm
+    arm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_a_write_that_is_interrupted_counts_once_or_not_at_all_and_the_next_one_works(
+    interrupt: Callable[[float], None], soak: bool
+) -> None:
+    dice, interrupted = random.Random(31), 0
+    # Closed at the end alone: where a write left the lock behind, that would wait for ever.
+    memory = AgentMemory("memory://", application="faults", timeout=2)
+    count = memory.app_state.key("count", int)
+    before = count.set(0).version
+    for _ in range(20_000 if soak else 4_000):
+        written = False
+        try:
+            interrupt(dice.uniform(0.00001, 0.0004))
+            try:
+                count.set(1)
+                written = True
+            finally:
+                interrupt(0)
+        except KeyboardInterrupt:
+            interrupted += 1
+        entry = memory.app_state.snapshot("count").entry
+        assert entry.version - before in ((1,) if written else (0, 1))
+        before = entry.version
+    count.set(2)
+    assert memory.check().ok
+    memory.close()
+    assert interrupted > 100

@@ -395,7 +395,7 @@ def test_times_to_live_that_are_restarted_at_once_share_a_transaction(database: 
         catalog._writing.connection.set_wal_hook(lambda *commit: commits.append(commit[-1]) or 0)
         moment[0] = 50_000_000
         with ThreadPoolExecutor(len(keys)) as pool:
-            with catalog._writing:
+            with catalog._writing.lock:
                 readers = [pool.submit(catalog.touch, scope, [key]) for key in keys]
                 while len(catalog._touches.keys) < len(keys):
                     time.sleep(0.001)
@@ -410,7 +410,7 @@ def test_readers_that_restart_times_to_live_wait_no_longer_than_a_writer_would(d
     with closing(SqliteCatalog(database, busy_seconds=0.1)) as catalog, ThreadPoolExecutor(4) as pool:
         catalog.write(CommitWrite(scope, "k", uuid7(), b"{}", None, sha256="0" * 64, ttl_seconds=100))
         began = time.monotonic()
-        with catalog._writing:
+        with catalog._writing.lock:
             readers = [pool.submit(catalog.touch, scope, ["k"]) for _ in range(4)]
             errors = [reader.exception(10) for reader in readers]
         assert [type(error) for error in errors] == [UnavailableError] * 4

@@ -173,12 +173,11 @@ def test_a_child_that_is_forked_in_the_middle_of_a_write_can_write(memory: Agent
     catalog = memory._client.transport().service.catalog
     writing, finish = threading.Event(), threading.Event()
 
-    def hold() -> None:
-        with catalog._writing:
-            writing.set()
-            finish.wait(1)
+    def hold(_: Any) -> None:
+        writing.set()
+        finish.wait(1)
 
-    thread = threading.Thread(target=hold)
+    thread = threading.Thread(target=catalog._writing.transaction, args=[hold])
     thread.start()
     assert writing.wait(5)
     child = start(read_and_write, memory, "child")
