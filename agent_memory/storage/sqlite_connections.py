@@ -50,8 +50,9 @@ _CACHE_KIB: Final = 8 * 1024
 class Writing:
     """The one connection that writes, in one transaction after the other."""
 
-    def __init__(self, connection: apsw.Connection, busy_seconds: float) -> None:
+    def __init__(self, connection: apsw.Connection, busy_seconds: float, checkpoints: Checkpoints) -> None:
         self.connection = connection
+        self._checkpoints = checkpoints
         self.busy_seconds = busy_seconds
         self.lock = threading.Lock()
         self.closed = False
@@ -88,6 +89,7 @@ class Writing:
             self.run("BEGIN IMMEDIATE")
             result = work(self.connection)
             self.run("COMMIT")
+            self._checkpoints.after_commit(self.connection)
             return result
         finally:
             # A commit has ended it, and a full disk may have rolled it back already.
@@ -115,7 +117,7 @@ class Connections:
         self._closed = False
         self._make_file()
         try:
-            self.writing = Writing(_retry_busy(self._open), busy_seconds)
+            self.writing = Writing(_retry_busy(self._open), busy_seconds, Checkpoints(path))
             _retry_busy(self._prepare_file)
         except apsw.Error as error:
             raise translate(error).about(repr(path.name)) from None
@@ -150,7 +152,6 @@ class Connections:
                 f"{self._path.name!r} is the database of something else; give the memory a file of its own"
             )
         all_rows(writer, "PRAGMA journal_mode = WAL")
-        writer.set_wal_hook(Checkpoints())
         all_rows(writer, "CREATE TABLE IF NOT EXISTS migration (name TEXT PRIMARY KEY, applied_us INTEGER) STRICT")
         # Looked at first without a lock: a store that is up to date opens while others write.
         for name, migrate in MIGRATIONS:
