@@ -10,7 +10,7 @@ import hashlib
 import io
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -306,12 +306,12 @@ def alone(operation: PrepareRead | CommitWrite | Delete | List | Search | ListPa
     return (yield from call(operation))
 
 
-def delete_all(scope: Scope, prefix: str, page_limit: int) -> Flow[int]:
-    """Delete every key under a prefix, a page at a time; return how many there were."""
+def delete_all(scope: Scope, prefix: str, page_limit: int, write_id: Callable[[], str | None]) -> Flow[int]:
+    """Delete every key under a prefix, a page at a time, each by a new ``write_id``; return how many there were."""
     count = 0
     while True:
         page = yield from call(List(scope, prefix, limit=page_limit))
         if not page.found:
             return count
-        yield from call(Batch(scope, tuple(Delete(scope, one.entry.key, uuid7()) for one in page.found)))
+        yield from call(Batch(scope, tuple(Delete(scope, one.entry.key, write_id()) for one in page.found)))
         count += len(page.found)

@@ -274,7 +274,7 @@ class RequestState(State):
 
     def clear(self) -> int:
         """Delete every key of this request; return how many there were."""
-        return self._client.run(delete_all(self._scope, "", PAGE_LIMIT))
+        return self._client.run(delete_all(self._scope, "", PAGE_LIMIT, self._client.write_id))
 
 
 class AsyncRequestState(AsyncState):
@@ -282,4 +282,4 @@ class AsyncRequestState(AsyncState):
 
     async def clear(self) -> int:
         """See ``RequestState.clear``."""
-        return await self._client.arun(delete_all(self._scope, "", PAGE_LIMIT))
+        return await self._client.arun(delete_all(self._scope, "", PAGE_LIMIT, self._client.write_id))
