@@ -19,7 +19,6 @@ from langgraph.store.base import (
     Result,
     SearchItem,
     SearchOp,
-    validate_op_namespace,
 )
 from pydantic import BaseModel
 
@@ -133,7 +132,8 @@ def _read(op: Op, rules: SchemaRules) -> _SearchRead | _Listing:
     if isinstance(op, SearchOp):
         return _SearchRead(op, rules)
     if isinstance(op, ListNamespacesOp):
-        validate_op_namespace(op)
+        for condition in op.match_conditions or ():
+            checked(condition.path)
         return _Listing(op)
     raise ValueError(f"Unknown operation type: {type(op)}")
 

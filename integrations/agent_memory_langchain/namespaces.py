@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import cast
 
-from langgraph.store.base import GetOp, InvalidNamespaceError, MatchCondition, validate_op_namespace
+from langgraph.store.base import InvalidNamespaceError, MatchCondition
 
 from agent_memory.operations import Pattern
 
@@ -67,7 +68,10 @@ def _checked(labels: Sequence[str]) -> tuple[str, ...]:
     if isinstance(labels, str):
         raise InvalidNamespaceError("A namespace is a tuple of labels, not one string.")
     namespace = tuple(labels)
-    validate_op_namespace(GetOp(namespace, ""))
+    # LangGraph's rule for labels; it has a function for it only from langgraph-checkpoint 4.3 on.
+    for label in cast("tuple[object, ...]", namespace):
+        if not isinstance(label, str) or not label or "." in label or "\0" in label:
+            raise InvalidNamespaceError(f"{label!r} in {namespace} is no label: a text without '.' and NUL, not empty.")
     return namespace
 
 
