@@ -7,7 +7,8 @@ PostgreSQL chooses, by what it estimates either to cost.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Final, TypeAlias
 
 from ..errors import InvalidRequestError, UnavailableError
@@ -51,20 +52,25 @@ def _run(dsn: str, work: Callable[[Connection], bool]) -> bool:
             raise InvalidRequestError(
                 "the database holds no vectors yet: it needs the extension pgvector and agent-memory migrate"
             )
-        _alone(connection)
-        return work(connection)
+        with _alone(connection):
+            return work(connection)
     except psycopg.Error as error:
         raise translate(error, lost=connection.closed).error from None
     finally:
         connection.close()
 
 
-def _alone(connection: Connection) -> None:
-    """Take a lock, which ends with the connection: what the first is making would look to a second one like what an
-    interrupted one left."""
+@contextmanager
+def _alone(connection: Connection) -> Generator[None]:
+    """Hold a lock: what the first is making would look to a second one like what an interrupted one left.
+
+    It ends with the connection at the latest, but that is when the server has noticed: too late for who comes next.
+    """
     [[taken]] = connection.execute("SELECT pg_try_advisory_lock('agent_memory.vector'::regclass::bigint)").fetchall()
     if not taken:
         raise UnavailableError("another agent-memory index-vectors is at work on this database")
+    yield
+    connection.execute("SELECT pg_advisory_unlock('agent_memory.vector'::regclass::bigint)")
 
 
 def _create(connection: Connection, dimensions: int, progress: Progress | None) -> bool:

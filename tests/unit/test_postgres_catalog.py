@@ -28,6 +28,7 @@ from agent_memory.errors import AgentMemoryError, ConflictError, InvalidRequestE
 from agent_memory.ids import uuid7
 from agent_memory.messages import JSON, CommitWrite, Delete, Entry, List, ListParents, PrepareRead, Scope, Search
 from agent_memory.operations import Set
+from agent_memory.storage import postgres_vector_index
 from agent_memory.storage.catalog import DEAD, GARBAGE, LIVE, STAGED, BlobRow
 from agent_memory.storage.postgres import PostgresCatalog, migrate
 from agent_memory.storage.postgres_apply import Context
@@ -708,6 +709,18 @@ def test_an_index_that_was_interrupted_is_gone_on_with(server: PostgresServer, a
     assert server.execute(f"{valid} AND indisvalid", name_of(address)) == [(17,)]
     assert drop_index(address, 3)
     assert server.execute(valid, name_of(address)) == [(0,)]
+
+
+def test_who_makes_an_index_next_need_not_wait_for_a_connection_to_end(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = [postgres_vector_index.connect(address) for _ in range(2)]
+    for connection in kept:
+        monkeypatch.setattr(connection, "close", lambda: None)
+    monkeypatch.setattr(postgres_vector_index, "connect", lambda _: kept.pop())
+
+    assert create_index(address, 3)
+    assert drop_index(address, 3)
 
 
 def test_the_command_makes_and_drops_an_index(address: str, capsys: pytest.CaptureFixture[str]) -> None:
