@@ -10,6 +10,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PINS := requirements/dev.txt
+# The lower bounds of pyproject.toml, and what meets them: each dependency, on each kind of store.
+OLDEST := .venv-oldest
+OLDEST_TESTS := $(addprefix tests/contract/test_,app_state.py documents.py collections.py values.py write_ids.py) \
+	$(addprefix tests/unit/test_,public_api.py http_client.py server_http.py metrics.py object_blobs.py postgres_catalog.py) \
+	$(addprefix tests/integrations/test_,store.py store_vectors.py middleware.py tools.py replay.py tensorlake_client.py)
 EDITABLE := --no-deps --no-build-isolation --editable .
 RESOLVE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header
@@ -18,11 +23,12 @@ RESOLVE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test soak lint format bench hooks pins clean
+.PHONY: help setup demo test test-oldest soak lint format bench hooks pins clean
 
 help:
 	@echo "make demo     run the fitness tracker, the example application"
 	@echo "make test     run the whole test suite"
+	@echo "make test-oldest  run a part of it with the oldest versions that pyproject.toml allows (Python 3.11 or 3.12)"
 	@echo "make soak     run the fault tests for longer"
 	@echo "make lint     check the format, lint rules and types"
 	@echo "make format   format the code and apply the safe lint fixes"
@@ -40,6 +46,10 @@ demo: $(READY)
 test: $(READY)
 	@echo "make test: running the test suite"
 	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
+
+test-oldest: $(OLDEST)/.ready
+	@echo "make test-oldest: running a part of the tests with the oldest versions that pyproject.toml allows"
+	@$(OLDEST)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile $(OLDEST_TESTS) $(ARGS)
 
 soak: $(READY)
 	@echo "make soak: running the tests with the long fault runs"
@@ -69,10 +79,12 @@ pins: $(READY)
 	@$(RESOLVE) --all-extras pyproject.toml requirements/dev.in $(ARGS) --output-file $(PINS)
 	@$(RESOLVE) --extra langchain --extra postgres pyproject.toml requirements/agent-server.in $(ARGS) \
 		--output-file requirements/agent-server.txt
+	@$(RESOLVE) --all-extras --no-deps --no-strip-extras --resolution lowest-direct pyproject.toml --output-file $(VENV)/floors.txt
+	@$(RESOLVE) $(VENV)/floors.txt requirements/oldest.in $(ARGS) --output-file requirements/oldest.txt
 
 clean:
-	@echo "make clean: removing $(VENV) and the caches"
-	@rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .cache
+	@echo "make clean: removing $(VENV), $(OLDEST) and the caches"
+	@rm -rf $(VENV) $(OLDEST) .pytest_cache .ruff_cache .hypothesis .cache
 	@find agent_memory integrations examples benchmarks tests -name __pycache__ -prune -exec rm -rf {} +
 
 # uv installs in seconds what takes pip a minute. pip does it where uv cannot: no wheel of it, or a package index that only pip was told of.
@@ -86,4 +98,11 @@ $(READY): pyproject.toml $(PINS) requirements/uv.txt
 	|| { echo "make: uv could not do it, pip tries" \
 		&& $(BIN)/python -m pip install --quiet --requirement $(PINS) \
 		&& $(BIN)/python -m pip install --quiet $(EDITABLE); }
+	@touch $@
+
+$(OLDEST)/.ready: requirements/oldest.txt $(READY)
+	@echo "make: setting up $(OLDEST) with the versions of requirements/oldest.txt"
+	@test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	@$(BIN)/uv pip install --quiet --python $(OLDEST)/bin/python --requirement requirements/oldest.txt
+	@$(BIN)/uv pip install --quiet --python $(OLDEST)/bin/python $(EDITABLE)
 	@touch $@

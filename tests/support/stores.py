@@ -304,6 +304,7 @@ class ThreadServer:
             port=0,
             log_level="warning",
             access_log=False,
+            ws="none",
             lifespan="off",
             # A bound method is taken for an application of the old kind.
             interface="asgi3",

@@ -198,6 +198,13 @@ def test_the_adapter_without_langchain_says_which_extra_is_missing() -> None:
         assert "agent-memory[langchain]" in done.stderr
 
 
+def test_the_example_without_its_packages_says_which_extra_is_missing() -> None:
+    done = run(f"{CORE_ONLY}CORE.add('examples')\nimport runpy\nrunpy.run_module('examples.fitness_tracker')")
+
+    assert done.returncode == 1
+    assert "agent-memory[examples]" in done.stderr
+
+
 def test_importing_the_package_loads_no_http_client() -> None:
     done = run("import sys, agent_memory\nprint('httpx' in sys.modules, 'starlette' in sys.modules)")
 
