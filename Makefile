@@ -28,7 +28,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:
 	@echo "make demo     run the fitness tracker, the example application"
 	@echo "make test     run the whole test suite"
-	@echo "make test-oldest  run a part of it with the oldest versions that pyproject.toml allows (Python 3.11 or 3.12)"
+	@echo "make test-oldest  run a part of it with the oldest versions that pyproject.toml allows (Python 3.11)"
 	@echo "make soak     run the fault tests for longer"
 	@echo "make lint     check the format, lint rules and types"
 	@echo "make format   format the code and apply the safe lint fixes"
