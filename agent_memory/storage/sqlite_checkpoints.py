@@ -23,7 +23,8 @@ class Checkpoints:
     """Looks at the length of a database's log from time to time, after a commit and before the next one."""
 
     def __init__(self, database: Path) -> None:
-        self._log = f"{database}-wal"
+        # SQLite follows symbolic links before it names the log.
+        self._log = f"{os.path.realpath(database)}-wal"
         self._commits = 0
         self._patient_from = _LONG_BYTES
 

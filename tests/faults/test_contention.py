@@ -447,8 +447,14 @@ def log_megabytes(path: Path) -> float:
     return Path(f"{path}-wal").stat().st_size / 1e6
 
 
-def test_readers_that_overlap_all_the_time_do_not_make_the_log_grow(database: Path) -> None:
-    with closing(SqliteCatalog(database, durable=False)) as catalog:
+@pytest.mark.parametrize("linked", [False, True])
+def test_readers_that_overlap_all_the_time_do_not_make_the_log_grow(database: Path, linked: bool) -> None:
+    path = database
+    if linked:
+        path = database.with_name("link.db")
+        path.symlink_to(database)
+        SqliteCatalog(database).close()
+    with closing(SqliteCatalog(path, durable=False)) as catalog:
         stop = threading.Event()
         reader = threading.Thread(target=read_all_the_time, args=(database, stop))
         reader.start()
