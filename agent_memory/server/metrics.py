@@ -124,7 +124,8 @@ def _take_place(folder: Path) -> tuple[BinaryIO, int]:
     import fcntl
 
     for place in numbers():
-        file = open(folder / f"counter_{place}.db", "ab")  # noqa: SIM115  (it stays open)
+        # Not one of the files that are read together: an empty one among them would be an error.
+        file = open(folder / f"{place}.lock", "wb")  # noqa: SIM115  (it stays open)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -19,6 +19,8 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent_memory import AgentMemory, ConflictError
@@ -179,7 +181,7 @@ def test_the_files_that_workers_count_in_lie_in_memory_and_are_taken_away(tmp_pa
         (folder,) = folders_of(server)
         assert folder.parent == Path("/dev/shm")
         # Their room is taken: what is mapped and finds none later would end the worker.
-        wait_for(lambda: len(list(folder.iterdir())) == 6)
+        wait_for(lambda: len(list(folder.glob("*.db"))) == 6)
         assert all(one.stat().st_blocks * 512 >= one.stat().st_size for one in folder.iterdir())
         server.stop()
     assert not folder.exists()
@@ -208,6 +210,17 @@ def test_a_worker_counts_where_the_one_that_it_follows_did(tmp_path: Path) -> No
             os.kill(parent.children()[0].pid, signal.SIGKILL)
             wait_for(two_count)
         assert len(list(folder.glob("counter_*"))) == 2, "every death would take room"
+
+
+def test_a_worker_that_has_not_counted_yet_does_not_keep_the_others_from_being_read(tmp_path: Path) -> None:
+    held = [metrics._take_place(tmp_path) for _ in range(2)]
+    assert [place for _, place in held] == [0, 1]
+    MultiProcessCollector(CollectorRegistry(), str(tmp_path)).collect()
+    for file, _ in held:
+        file.close()
+    file, place = metrics._take_place(tmp_path)
+    assert place == 0, "of a worker that is gone"
+    file.close()
 
 
 def test_where_there_is_no_room_to_count_it_is_said_at_the_start(
