@@ -66,7 +66,7 @@ def open_service(
     Args:
         address: the path of a database file, or ``postgresql://…``.
         blobs: where large values lie: a folder, or ``s3://``, ``gs://`` or ``az://``; by default beside the file.
-        sweep_after_writes: sweep a little after a write, at most once a minute.
+        sweep_after_writes: sweep after a write, at most once a minute; for stores that no server tends.
         durable: False for a store that goes with its process.
         timeout: seconds that one call may take, retries included; one attempt takes no longer.
     """

@@ -328,11 +328,13 @@ class StateService:
         self.catalog.set_times(request.scope, [Times(*one) for one in request.times])
 
     def close(self) -> None:
-        if self._sweeper is not None:
-            # A file answers at once; a database that does not must not hold up the end.
-            self._sweeper.close(sweep=self.catalog.is_file)
-        self.catalog.close()
-        self.blobs.close()
+        try:
+            if self._sweeper is not None:
+                # Files answer at once; a database or an object store that does not must not hold up the end.
+                self._sweeper.close(sweep=self.catalog.is_file and isinstance(self.blobs, FileBlobs))
+        finally:
+            self.catalog.close()
+            self.blobs.close()
 
 
 def _is_simple(request: PrepareRead, row: Row) -> bool:

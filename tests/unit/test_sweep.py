@@ -36,6 +36,7 @@ from agent_memory.storage.blobs import GRACE_SECONDS, FileBlobs
 from agent_memory.storage.sqlite import SqliteCatalog
 from agent_memory.sweeping import DEAD_SECONDS, RECEIPT_SECONDS, REQUEST_SECONDS, TOMBSTONE_SECONDS, SweepReport
 from tests.faults.processes import Child, Report, counter_of, value
+from tests.support.strict_s3 import StrictS3
 
 SCOPE = Scope("default", "app")
 LARGE = 200_000
@@ -609,6 +610,26 @@ def test_closing_does_not_wait_until_nothing_is_left(tmp_path: Path, monkeypatch
         monkeypatch.setattr(service._sweeper, "_next", 0.0)
         memory.app_state.set("k", 1)
         assert swept.wait(10)
+
+
+def test_closing_does_not_wait_for_an_object_store(tmp_path: Path, bucket: StrictS3) -> None:
+    with AgentMemory(tmp_path / "store.db", application="app", blobs="s3://bucket/prefix") as memory:
+        leave_behind(tmp_path / "store.db", 10)
+        memory.app_state.set("k", 1)
+        bucket.seen.clear()
+    assert bucket.seen == []
+
+
+def test_a_store_whose_closing_is_interrupted_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(**_: object) -> SweepReport:
+        raise KeyboardInterrupt
+
+    memory = AgentMemory(tmp_path / "store.db", application="app")
+    memory.app_state.set("k", 1)
+    monkeypatch.setattr(memory._client.transport().service, "sweep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        memory.close()
+    assert not (tmp_path / "store.db-wal").exists()
 
 
 def test_a_write_does_not_wait_for_the_sweep_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
