@@ -37,11 +37,13 @@ class Keyring:
                 raise InvalidRequestError(f"a signing key must have at least {MIN_SIGNING_KEY_BYTES} bytes")
         self._keys = (*keys, *(decoded for key in keys if (decoded := _decoded(key)) is not None))
         self._file = None if keys else file
+        self._lasts = False
 
     def signing_key(self) -> bytes | None:
         """Return the key to sign with, made if need be; None if there is none and no place for one."""
-        if not self.known_keys() and self._file is not None:
-            _make_key_file(self._file)
+        if self._file is not None and not self._lasts:
+            _keep_key_file(self._file, make=not self.known_keys())
+            self._lasts = True
         keys = self.known_keys()
         return keys[0] if keys else None
 
@@ -115,21 +117,24 @@ def _mac(secret: bytes, scope: Scope, key: str, content_type: str, sha256: str) 
     return mac.hexdigest()
 
 
-def _make_key_file(path: Path) -> None:
-    """Make a key that two processes which start at once agree on: whoever links first has made it."""
+def _keep_key_file(path: Path, *, make: bool) -> None:
+    """See that a key lasts; make one that two processes which start at once agree on: whoever links first has made it.
+
+    Without it no pickle can be read, and who made it may have been killed before its name was on the medium.
+    """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(descriptor, secrets.token_hex(32).encode())
-            sync_file(descriptor)
-        finally:
-            os.close(descriptor)
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
-        # Without it no pickle can be read: it has to last before the first one does.
+        if make:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(descriptor, secrets.token_hex(32).encode())
+                sync_file(descriptor)
+            finally:
+                os.close(descriptor)
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        raise UnavailableError(f"the key file {path.name!r} cannot be made: {error.strerror}") from None
+        raise UnavailableError(f"the key file {path.name!r} cannot be made or synced: {error.strerror}") from None
     finally:
         temporary.unlink(missing_ok=True)

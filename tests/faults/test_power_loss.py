@@ -12,6 +12,7 @@ from typing import Any, Final
 import pytest
 
 from agent_memory import AgentMemory
+from agent_memory.maintenance import signing_key_file
 from agent_memory.operations import Set
 from agent_memory.storage.blobs import FileBlobs
 from tests.support.models import Counter
@@ -126,6 +127,19 @@ def test_an_upload_that_is_repeated_lasts_though_the_first_was_cut_short(disk: D
     with disk.recording():
         blobs.put("0" * 32, 0, memoryview(b"bytes"))
     assert "sync folder" in [event.what for event in disk.events]
+
+
+def test_the_key_of_a_pickle_lasts_though_who_made_it_was_killed(disk: Disk) -> None:
+    signing_key_file(disk.folder / "store.db").write_text("ab" * 32)
+    with opened(disk.folder) as memory:
+        memory.app_state.set("before", 0)
+        with disk.recording():
+            memory.app_state.set("pickle", value_of("pickle", 1))
+        assert "sync folder" in [event.what for event in disk.events]
+        seen = len(disk.events)
+        with disk.recording():
+            memory.app_state.set("pickle", value_of("pickle", 2))
+        assert "sync folder" not in [event.what for event in disk.events[seen:]], "once is enough"
 
 
 def test_a_backup_that_is_done_is_not_lost_with_the_power(disk: Disk, place: Path) -> None:
