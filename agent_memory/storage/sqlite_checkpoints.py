@@ -7,6 +7,7 @@ which no reader needs it: readers that overlap all the time keep it growing. (Me
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -18,11 +19,20 @@ _EVERY_COMMITS: Final = 64
 
 _LONG_BYTES: Final = 16 * 1024 * 1024
 
+_BYTES_A_SECOND: Final = 160 * 1024 * 1024
+"""For a log so long a checkpoint waits a second, while no process writes. Each process finds out for itself that a
+reader stays: at a second each, six of them held all writers up for six in a row."""
+
 
 class Checkpoints:
-    """Looks at the length of a database's log from time to time, after a commit and before the next one."""
+    """Looks at the length of a database's log from time to time, after a commit and before the next one.
 
-    def __init__(self, database: Path) -> None:
+    ``waiting`` makes what SQLite does while it has to wait, for so many seconds; as a rule ``busy_seconds``.
+    """
+
+    def __init__(self, database: Path, busy_seconds: float, waiting: Callable[[float], Callable[[int], bool]]) -> None:
+        self._busy_seconds = busy_seconds
+        self._waiting = waiting
         # SQLite follows symbolic links before it names the log.
         self._log = f"{os.path.realpath(database)}-wal"
         self._commits = 0
@@ -40,5 +50,9 @@ class Checkpoints:
                 self._patient_from = _LONG_BYTES
             elif length >= self._patient_from:
                 self._patient_from = 2 * length
-                # New readers take what is in the database by then, so that it waits for one read at most.
-                connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+                connection.set_busy_handler(self._waiting(min(length / _BYTES_A_SECOND, self._busy_seconds)))
+                try:
+                    # New readers take what is in the database by then, so that it waits for one read at most.
+                    connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+                finally:
+                    connection.set_busy_handler(self._waiting(self._busy_seconds))

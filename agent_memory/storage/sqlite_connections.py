@@ -117,7 +117,8 @@ class Connections:
         self._closed = False
         self._make_file()
         try:
-            self.writing = Writing(_retry_busy(self._open), busy_seconds, Checkpoints(path))
+            checkpoints = Checkpoints(path, busy_seconds, _waiting)
+            self.writing = Writing(_retry_busy(self._open), busy_seconds, checkpoints)
             _retry_busy(self._prepare_file)
         except apsw.Error as error:
             raise translate(error).about(repr(path.name)) from None
