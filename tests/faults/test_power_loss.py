@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from agent_memory.operations import Set
 from agent_memory.storage.blobs import FileBlobs
 from tests.support.models import Counter
 from tests.support.power import Crash, Disk
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what is synced is named by /proc")
 
 KEYS: Final = ("small", "page", "large", "chunks", "pickle", "count")
 SIZES: Final = {"page": 50_000, "large": 100_000, "chunks": 200_000}
