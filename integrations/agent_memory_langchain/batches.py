@@ -27,7 +27,16 @@ from agent_memory.operations import Delete, Get, Hit, Parents, Search, Set
 
 from .indexing import Index
 from .item_schemas import SchemaRules, as_json, item_name
-from .namespaces import checked, common_start, from_parent, from_state_key, to_pattern, to_prefix, to_state_key
+from .namespaces import (
+    check_labels,
+    checked,
+    common_start,
+    from_parent,
+    from_state_key,
+    to_pattern,
+    to_prefix,
+    to_state_key,
+)
 
 PAGE: Final = 1_000
 """Operations in one transaction, hits of one search and namespaces of one listing, at most."""
@@ -133,7 +142,7 @@ def _read(op: Op, rules: SchemaRules) -> _SearchRead | _Listing:
         return _SearchRead(op, rules)
     if isinstance(op, ListNamespacesOp):
         for condition in op.match_conditions or ():
-            checked(condition.path)
+            check_labels(condition.path)
         return _Listing(op)
     raise ValueError(f"Unknown operation type: {type(op)}")
 

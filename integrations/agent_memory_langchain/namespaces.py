@@ -68,11 +68,18 @@ def _checked(labels: Sequence[str]) -> tuple[str, ...]:
     if isinstance(labels, str):
         raise InvalidNamespaceError("A namespace is a tuple of labels, not one string.")
     namespace = tuple(labels)
-    # LangGraph's rule for labels; it has a function for it only from langgraph-checkpoint 4.3 on.
-    for label in cast("tuple[object, ...]", namespace):
-        if not isinstance(label, str) or not label or "." in label or "\0" in label:
-            raise InvalidNamespaceError(f"{label!r} in {namespace} is no label: a text without '.' and NUL, not empty.")
+    check_labels(namespace)
     return namespace
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    """Raise InvalidNamespaceError for what is no label; a string is taken for its letters, as LangGraph does."""
+    # LangGraph itself has a function for it only from langgraph-checkpoint 4.3 on.
+    for label in cast("Sequence[object]", labels):
+        if not isinstance(label, str) or not label or "." in label or "\0" in label:
+            raise InvalidNamespaceError(
+                f"{label!r} in {tuple(labels)} is no label: a text without '.' and NUL, not empty."
+            )
 
 
 def to_pattern(condition: MatchCondition) -> Pattern:
