@@ -145,6 +145,15 @@ def test_a_deletion_of_nothing_is_repeated_as_one(memory: Any, store: Any, scope
     assert memory.app_state.get("key") == 1
 
 
+def test_writes_without_a_write_id_are_made_each_time(memory: Any, store: Any, scope: Scope) -> None:
+    unnamed = write(scope, b"A")._replace(write_id=None)
+    assert [store.send(memory, unnamed).version for _ in range(2)] == [1, 2]
+    assert store.send(memory, Delete(scope, "key", None)).version == 3
+    assert store.send(memory, Delete(scope, "key", None)) is None
+    entry, nothing = store.send(memory, Batch(scope, (unnamed, Delete(scope, "other", None))))
+    assert (entry.version, nothing) == (4, None)
+
+
 def test_a_repeated_batch_gives_the_first_results(memory: Any, store: Any, scope: Scope) -> None:
     memory.app_state.set("gone", 1)
     batch = Batch(scope, (write(scope, b"A"), Delete(scope, "gone", uuid7())))
