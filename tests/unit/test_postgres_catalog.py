@@ -890,11 +890,24 @@ def test_a_migration_that_is_cut_short_leaves_nothing_of_its_step_and_the_next_o
     server.drop(address)
 
 
+def slow_down(server: PostgresServer, address: str, command: str, name: str = "") -> None:
+    """Let a command that concerns the name take half a second."""
+    trigger = f"""
+        CREATE FUNCTION public."{command}"() RETURNS event_trigger LANGUAGE plpgsql
+            AS 'BEGIN IF current_query() LIKE ''%{name}%'' THEN PERFORM pg_sleep(0.5); END IF; END';
+        CREATE EVENT TRIGGER "{command}" ON ddl_command_start WHEN TAG IN ('{command}')
+            EXECUTE FUNCTION public."{command}"()"""
+    server.execute(trigger, name_of(address))
+
+
 def test_the_time_limit_of_a_user_ends_no_migration_and_no_making_of_an_index(server: PostgresServer) -> None:
     address = server.empty_database()
-    server.execute(f"ALTER DATABASE {name_of(address)} SET statement_timeout = '1ms'")
+    server.execute(f"ALTER DATABASE {name_of(address)} SET statement_timeout = '300ms'")
+    slow_down(server, address, "CREATE SCHEMA")
     assert migrate(address) == ["0001_create_tables", "0002_create_vectors"]
+    slow_down(server, address, "CREATE INDEX", "_01")
     assert create_index(address, 3)
+    slow_down(server, address, "DROP INDEX", "_01")
     assert drop_index(address, 3)
     server.drop(address)
 
