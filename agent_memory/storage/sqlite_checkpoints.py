@@ -14,8 +14,9 @@ from typing import Final
 
 import apsw
 
-_EVERY_COMMITS: Final = 64
-"""A hook of SQLite's, called after each commit, would take 2 µs of it. Values in the catalog add 4 MiB in between."""
+_EVERY_ROWS: Final = 64
+"""A hook of SQLite's, called after each commit, would take 2 µs of it. Values in the catalog add 4 MiB in between, and
+what one batch holds."""
 
 _LONG_BYTES: Final = 16 * 1024 * 1024
 
@@ -35,14 +36,15 @@ class Checkpoints:
         self._waiting = waiting
         # SQLite follows symbolic links before it names the log.
         self._log = f"{os.path.realpath(database)}-wal"
-        self._commits = 0
+        self._rows = 0
         self._patient_from = _LONG_BYTES
 
     def after_commit(self, connection: apsw.Connection) -> None:
         """Wait for readers where the log is long; where one stays for too long, again at twice the length."""
-        self._commits += 1
-        if self._commits % _EVERY_COMMITS:
+        rows = connection.total_changes()
+        if rows < self._rows + _EVERY_ROWS:
             return
+        self._rows = rows
         # Whatever comes of it, the commit is done, and a later one tries again.
         with suppress(apsw.Error, OSError):
             length = os.stat(self._log).st_size

@@ -444,12 +444,22 @@ def fill(catalog: SqliteCatalog, megabytes: int) -> list[float]:
     return took
 
 
+def fill_in_batches(catalog: SqliteCatalog, megabytes: int) -> None:
+    for batch in range(megabytes // 5):
+        scope = Scope("default", "app")
+        writes = [CommitWrite(scope, f"k{n}", uuid7(), value(batch + n, 50_000), None) for n in range(100)]
+        catalog.apply(writes, lambda *_: b"")
+
+
 def log_megabytes(path: Path) -> float:
     return Path(f"{path}-wal").stat().st_size / 1e6
 
 
+@pytest.mark.parametrize("write", [fill, fill_in_batches])
 @pytest.mark.parametrize("linked", [False, True])
-def test_readers_that_overlap_all_the_time_do_not_make_the_log_grow(database: Path, linked: bool) -> None:
+def test_readers_that_overlap_all_the_time_do_not_make_the_log_grow(
+    database: Path, linked: bool, write: Callable[[SqliteCatalog, int], object]
+) -> None:
     path = database
     if linked:
         path = database.with_name("link.db")
@@ -460,7 +470,7 @@ def test_readers_that_overlap_all_the_time_do_not_make_the_log_grow(database: Pa
         reader = threading.Thread(target=read_all_the_time, args=(database, stop))
         reader.start()
         try:
-            fill(catalog, 50)
+            write(catalog, 50)
             assert log_megabytes(database) < 30
         finally:
             stop.set()
