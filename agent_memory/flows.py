@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import random
 import threading
 from collections.abc import Callable, Sequence
@@ -41,8 +42,12 @@ from .messages import (
 
 T = TypeVar("T")
 
+_log: Final = logging.getLogger("agent_memory")
+
 _FIRST_PAUSE: Final = 0.02
 _LONGEST_PAUSE: Final = 2.0
+_SILENT_SECONDS: Final = 1.0
+"""After them it is told what a call waits for: of a wrong address nobody would hear until the call's time is over."""
 _RENEWALS: Final = 20
 _HASHED_AT_ONCE: Final = 1024 * 1024
 """Bytes that are hashed in half a millisecond; for more an event loop is not held up."""
@@ -62,7 +67,7 @@ def pause(attempt: int) -> float:
 
 def call(message: Message) -> Flow[Any]:
     """Send a message until it is answered or the deadline leaves no time; every message may be repeated."""
-    attempt = 0
+    attempt, waited = 0, 0.0
     while True:
         try:
             return (yield message)
@@ -72,7 +77,10 @@ def call(message: Message) -> Flow[Any]:
             seconds = pause(attempt) if error.retry_after is None else error.retry_after
             if not (yield Sleep(seconds)):
                 raise
+            if waited < _SILENT_SECONDS <= waited + seconds:
+                _log.warning("%s; trying again until the call's time is over", error)
             attempt += 1
+            waited += seconds
 
 
 # Repeating these soon would not help: the caller has to act.

@@ -560,6 +560,28 @@ def test_a_server_that_fails_for_a_while_is_asked_again(routes: respx.MockRouter
     assert route.call_count == 3
 
 
+def test_what_a_call_waits_for_is_told_once(routes: respx.MockRouter, caplog: pytest.LogCaptureFixture) -> None:
+    routes.post(ROUTE).mock(side_effect=httpx.ConnectError("refused at the-secret"))
+
+    with (
+        AgentMemory(BASE, application="shop", namespace="acme", timeout=4) as memory,
+        pytest.raises(UnavailableError, match="cannot be reached"),
+    ):
+        memory.app_state.get("key")
+    assert caplog.messages == [
+        "the server at 127.0.0.1:8420 cannot be reached; trying again until the call's time is over"
+    ]
+
+
+def test_a_short_trouble_is_not_told(routes: respx.MockRouter, caplog: pytest.LogCaptureFixture) -> None:
+    answer = httpx.Response(200, json={"blob": INLINE, "entry": ENTRY})
+    routes.post(ROUTE).mock(side_effect=[httpx.ConnectError(""), httpx.ConnectError(""), answer])
+
+    with AgentMemory(BASE, application="shop", namespace="acme") as memory:
+        assert memory.app_state.get("key") == DATA
+    assert caplog.messages == []
+
+
 # -- real sockets ----------------------------------------------------------------------------------------------------
 
 
