@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -326,15 +326,6 @@ def test_what_a_repetition_cannot_mend_is_not_repeated(drive: Driver, code: str)
     assert len(transport.sent) == 1
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """What runs in the background may have been started with SIGINT ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_begins_no_further_parts() -> None:
     begun: list[int] = []
 
