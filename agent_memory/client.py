@@ -10,8 +10,10 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextvars import ContextVar
+from types import NoneType
 from typing import Any, Final, NamedTuple, TypeVar
 
+from .checks import check_type
 from .drivers import Flow, Transport, run, run_async
 from .errors import SerializationError
 from .flows import Transfer
@@ -130,6 +132,7 @@ class Client:
 
 def provenance(bound: Mapping[str, str] | None, reason: str | None) -> Mapping[str, str] | None:
     """Return who writes and why: what the open request says, what the context is bound to, and the given reason."""
+    check_type(reason, (str, NoneType), "reason is a str")
     ambient = ambient_provenance.get()
     if ambient is None and bound is None and reason is None:
         return None

@@ -13,23 +13,17 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
 
 import cloudpickle  # pyright: ignore[reportMissingTypeStubs]
 import pydantic_core
-from pydantic import (
-    BaseModel,
-    PydanticSchemaGenerationError,
-    PydanticUserError,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 
 from .differences import cut_model, difference, is_equal
 from .errors import DeserializationError, SchemaError, SerializationError
 from .messages import BYTES, JSON, PICKLE
-from .storable import check_storable, type_name, with_article
+from .storable import check_storable, mismatch, type_name, with_article
 
 T = TypeVar("T")
 
@@ -44,6 +38,9 @@ _UNWRITABLE: Final = {
     "Circular reference": "it contains itself",
     "unknown type": "it holds an instance of a class that Pydantic cannot write",
 }
+
+# What Pydantic says at length of these is about its adapter, or repeats what was given as a type.
+_SAID_BY_THE_CODE: Final = frozenset({"class-not-fully-defined", "schema-for-unknown-type"})
 
 # Pydantic imports a part of itself when the first type is made. A process that forks while a thread is there leaves its
 # child the lock of that import for ever.
@@ -84,18 +81,20 @@ class TypedCodec(Generic[T]):
     """
 
     def __init__(self, value_type: Any) -> None:
+        self._name = type_name(value_type)
+        problem = None
         try:
             self._adapter: TypeAdapter[T] = TypeAdapter(value_type)
             # Below the adapter's methods, whose wrapping takes as long as a small model.
             self._to_json = self._adapter.serializer.to_json
-            self._validate_json: Callable[[bytes], T] = self._adapter.validator.validate_json
-        except (PydanticSchemaGenerationError, PydanticUserError) as error:
-            raise SerializationError(
-                f"{type_name(value_type)} is not a type that Pydantic can store: {error.code}"
-            ) from None
+            self._validate_json: Callable[..., T] = self._adapter.validator.validate_json
+        except PydanticUserError as error:
+            problem = error.code if error.code in _SAID_BY_THE_CODE else error.message
+        if problem is not None:
+            # Outside the handler: Pydantic's text may repeat a value that was given in place of a type.
+            raise SerializationError(f"{self._name} is not a type that Pydantic can store: {problem}")
         self._nests_models = check_storable(value_type)
         self._type = value_type
-        self._name = type_name(value_type)
         self.schema_name = schema_name(value_type) if _is_model(value_type) else None
         self._raw = value_type is bytes
 
@@ -173,15 +172,13 @@ class TypedCodec(Generic[T]):
             problem = next((ours for theirs, ours in _UNWRITABLE.items() if theirs in str(error)), type(error).__name__)
         # Outside the handler: Pydantic's text repeats the value, and must not be this error's context.
         if isinstance(self._type, type) and self._type is not Any and not isinstance(value, self._type):
-            raise SerializationError(f"expected {with_article(self._name)}, not {with_article(type(value).__name__)}")
-        if isinstance(value, BaseModel):
-            found = _validated(self._validate_fields, dict(value))
+            raise SerializationError(mismatch(self._type, value))
+        with suppress(Exception):
+            # What Pydantic warns of has JSON all the same: reading that tells the places, by the names of fields.
+            data = self._to_json(value, by_alias=False, round_trip=True, warnings=False)
+            found = _validated(partial(self._validate_json, strict=True, by_alias=False, by_name=True), data)
             problem = joined(found.problems) if isinstance(found, _Invalid) else problem
         raise SerializationError(f"the value is not {with_article(self._name)}: {problem}")
-
-    def _validate_fields(self, fields: dict[str, Any]) -> T:
-        # A model's fields go by their names here, whatever they are called in JSON.
-        return self._adapter.validate_python(fields, strict=True, by_name=True, by_alias=False)
 
 
 class _Invalid(NamedTuple):

@@ -14,6 +14,8 @@ from typing import Any, Final, cast
 
 from pydantic import BaseModel
 
+from .storable import with_article
+
 _ORDERED: Final = (list, tuple, deque)
 _PLAIN: Final = frozenset({str, int, float, bool, bytes, type(None)})
 
@@ -50,7 +52,7 @@ def _difference(value: Any, decoded: Any, *, kinds_alone: bool) -> str | None:
     parts: Iterable[tuple[str, Any, Any]]
     if fields is not None:
         if type(value) is not type(decoded):
-            return f" is a {type(value).__name__}, which would not be read back as one"
+            return f" is {with_article(type(value).__name__)}, which would not be read back as one"
         others = _fields(decoded) or {}
         for name in _unread(value):
             if not is_equal(fields[name], others[name]):
@@ -71,7 +73,7 @@ def _difference(value: Any, decoded: Any, *, kinds_alone: bool) -> str | None:
         kinds: set[type[Any]] = {type(one) for one in read}
         for one in elements:
             if _fields(one) is not None and type(one) not in kinds:
-                return f" holds a {type(one).__name__}, which would not be read back as one"
+                return f" holds {with_article(type(one).__name__)}, which would not be read back as one"
         return None if kinds_alone or _has_same_elements(elements, read) else " would be read back with other elements"
     else:
         return None if kinds_alone or _is_same(value, decoded) else _told(value, decoded)
@@ -130,5 +132,7 @@ def _is_same(value: Any, decoded: Any) -> bool:
 
 def _told(value: Any, decoded: Any) -> str:
     if type(value) is type(decoded):
-        return f" is a {type(value).__name__} that would be read back as another"
-    return f" is a {type(value).__name__}, which would be read back as a {type(decoded).__name__}"
+        return f" is {with_article(type(value).__name__)} that would be read back as another"
+    return (
+        f" is {with_article(type(value).__name__)}, which would be read back as {with_article(type(decoded).__name__)}"
+    )

@@ -46,7 +46,8 @@ class _DocumentFlows(Generic[T]):
         if write_id is not None:
             check_type(write_id, str, "a write id is text")
             check_write_id(write_id)
-        return self._values.update(change or with_fields(self._values.value_type, fields), default, reason, write_id)
+        change = change or with_fields(self.key, self._values.value_type, fields)
+        return self._values.update(change, default, reason, write_id)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.key!r})"

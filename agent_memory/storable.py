@@ -119,5 +119,17 @@ def with_article(name: str) -> str:
 
 
 def type_name(value_type: Any) -> str:
-    """Return what a type is called in messages."""
-    return value_type.__name__ if isinstance(value_type, type) else str(value_type)
+    """Return what a type is called in messages; of a value that was given in its place nothing but its class."""
+    if get_origin(value_type) is not None:
+        return str(value_type)
+    name = getattr(value_type, "__name__", None)
+    return name if isinstance(name, str) else f"an instance of {type(value_type).__name__}"
+
+
+def mismatch(expected: type[Any], value: object) -> str:
+    """Say that a value is of another class than expected."""
+    name, found = with_article(expected.__name__), with_article(type(value).__name__)
+    if name == found:
+        # In a notebook a cell that defines a class runs again, and older documents keep the older class.
+        found = "one of another class with this name; if it was defined again, make the document anew"
+    return f"expected {name}, not {found}"

@@ -12,7 +12,7 @@ import inspect
 import random
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeGuard, TypeVar, cast
+from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeGuard, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -31,7 +31,7 @@ from .errors import (
 from .flows import call, fetch, read, write
 from .keys import check_key, unescape
 from .messages import BYTES, INLINE_LIMIT, JSON, PICKLE, CommitWrite, Delete, Entry, Found, PrepareRead, Scope
-from .storable import by_stored_keys, with_article
+from .storable import by_stored_keys, mismatch, with_article
 from .turns import Turn
 
 T = TypeVar("T")
@@ -114,11 +114,9 @@ class Values(Generic[T]):
             if self._codec is None:
                 return encode_untyped(value), value
             # The identity first: for a model, isinstance runs Python code of Pydantic.
-            if type(value) is not kind and isinstance(value, BaseModel) and isinstance(kind, type):
+            if type(value) is not kind and isinstance(kind, type) and (is_model(kind) or isinstance(value, BaseModel)):
                 # Pydantic would write the declared model's fields and drop the others in silence.
-                raise SerializationError(
-                    f"expected {with_article(kind.__name__)}, not {with_article(type(value).__name__)}"
-                )
+                raise SerializationError(mismatch(kind, value))
             return self._codec.encode(value)
         except SerializationError as error:
             raise error.about(repr(self.key)) from None
@@ -232,11 +230,13 @@ class Values(Generic[T]):
                 # It may take as long as a model's answer: others go on meanwhile.
                 turn.end()
                 result = yield Wait(result)
-            if result is not None and is_model(self.value_type) and not isinstance(cast(object, result), BaseModel):
-                raise SerializationError(
-                    f"{self.key!r}: the function returned {with_article(type(result).__name__)}; it is to return "
-                    f"{with_article(self.value_type.__name__)}, or None after changing its argument"
-                )
+            if result is not None and is_model(self.value_type):
+                returned, wanted = type(result).__name__, self.value_type.__name__
+                if returned != wanted:
+                    raise SerializationError(
+                        f"{self.key!r}: the function returned {with_article(returned)}; it is to return "
+                        f"{with_article(wanted)}, or None after changing its argument"
+                    )
             try:
                 made = yield from self._swap(draft, draft.value if result is None else result, reason, write_id)
                 # The receipt of a creation gives its first result even where the value was deleted since.
@@ -334,7 +334,7 @@ def has_field(value_type: Any, name: str) -> bool:
     return is_model(value_type) and name in value_type.model_fields
 
 
-def with_fields(value_type: Any, fields: Mapping[str, Any]) -> Callable[[Any], Any]:
+def with_fields(key: str, value_type: Any, fields: Mapping[str, Any]) -> Callable[[Any], Any]:
     """Return the change that sets some fields of a model and validates the result."""
     if not is_model(value_type):
         raise InvalidRequestError("only a Pydantic model can be updated by field; give a function instead")
@@ -352,7 +352,7 @@ def with_fields(value_type: Any, fields: Mapping[str, Any]) -> Callable[[Any], A
         except ValidationError as error:
             problems = problems_of(error)
         # Outside the handler: Pydantic's text repeats the value, and must not be this error's context.
-        raise SerializationError(f"the change is not a valid {model.__name__}: {joined(problems)}")
+        raise SerializationError(f"{key!r}: the change is not a valid {model.__name__}: {joined(problems)}")
 
     return change
 

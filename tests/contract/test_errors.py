@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, create_model, field_validator
 
 from agent_memory import (
     AgentMemoryError,
@@ -274,6 +274,32 @@ def test_a_value_of_another_type_is_told_from_a_field_of_one(memory: Any) -> Non
     )
 
 
+def test_a_class_that_was_defined_again_is_told_from_the_one_before(memory: Any) -> None:
+    document = memory.entity("user", "1").document(Ticket)
+    document.create(Ticket())
+    again = create_model("Ticket", status=(str, "new"))
+    for call in (lambda: document.set(again()), lambda: document.update(lambda _: again())):
+        assert "another class with this name; if it was defined again" in failing(call)
+
+
+def test_what_is_no_instance_of_the_model_is_told_by_its_class(memory: Any) -> None:
+    document = memory.entity("user", "1").document(Profile)
+    document.create(Profile(name="Ada"))
+    assert failing(lambda: document.set(None)) == "'user/1/profile': expected a Profile, not a NoneType"
+    assert failing(lambda: document.update(lambda _: Ticket())) == (
+        "'user/1/profile': the function returned a Ticket; it is to return a Profile, "
+        "or None after changing its argument"
+    )
+
+
+def test_a_wrong_change_of_fields_names_the_key(memory: Any) -> None:
+    document = memory.entity("user", "1").document(Profile)
+    document.create(Profile(name="Ada"))
+    assert failing(lambda: document.update(goals="run")) == (
+        "'user/1/profile': the change is not a valid Profile: goals: list_type"
+    )
+
+
 def test_an_error_of_a_key_names_it(memory: Any) -> None:
     state = memory.app_state
     state.set("number", 1)
@@ -298,8 +324,10 @@ def test_a_field_named_like_an_option_of_update_is_not_taken_for_it(memory: Any)
         lambda document: document.set(Profile(name="Ada"), ttl="5"),
         lambda document: document.replace(Profile(name="Ada"), expected=Profile(name="Ada")),
         lambda document: document.update(Profile(name="Ada")),
+        lambda document: document.set(Profile(name="Ada"), reason=1),
+        lambda document: document.delete(reason=1),
     ],
-    ids=["ttl", "expected", "update"],
+    ids=["ttl", "expected", "update", "reason", "reason of a deletion"],
 )
 def test_an_argument_of_a_wrong_type_is_refused_by_name(memory: Any, call: Callable[[Any], object]) -> None:
     with pytest.raises(InvalidRequestError):

@@ -7,8 +7,9 @@ import datetime
 import enum
 import json
 import math
+import re
 from collections import OrderedDict, deque
-from typing import Any, ClassVar, Literal, NamedTuple, NotRequired
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, NotRequired
 
 import pytest
 from hypothesis import given
@@ -440,6 +441,33 @@ def test_a_model_that_names_what_is_defined_nowhere_is_refused() -> None:
     waiting = create_model("Waiting", other=("Nowhere", ...))
     with pytest.raises(SerializationError, match="Waiting is not a type that Pydantic can store"):
         typed_codec(waiting)
+
+
+def test_pydantic_may_say_what_is_wrong_with_a_type() -> None:
+    tagged: Any = Annotated[Profile | UserProfile, Field(discriminator="tag")]
+    with pytest.raises(SerializationError, match="needs a discriminator field for key 'tag'"):
+        typed_codec(tagged)
+
+
+@pytest.mark.parametrize("value", [Profile(name="a secret"), ["a secret"]])
+def test_a_value_in_place_of_a_type_is_told_by_its_class(value: Any) -> None:
+    with pytest.raises(SerializationError, match=f"an instance of {type(value).__name__} is not a type") as caught:
+        typed_codec(value)
+    context = caught.value.__context__
+    assert "a secret" not in f"{caught.value} {context}"
+
+
+@pytest.mark.parametrize(
+    ("value_type", "value", "place"),
+    [
+        (list[Profile], [Profile.model_construct(name="a secret", goals="run")], "0.goals: list_type"),
+        (list[int], [1, "2"], "1: int_type"),
+        (dict[str, list[float]], {"a": ["2"]}, "a.0: float_type"),
+    ],
+)
+def test_what_pydantic_would_only_warn_of_is_told_with_its_place(value_type: Any, value: Any, place: str) -> None:
+    with pytest.raises(SerializationError, match=re.escape(place)):
+        typed_codec(value_type).encode(value)
 
 
 def test_any_model_can_stand_in_a_field() -> None:
