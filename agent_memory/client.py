@@ -25,8 +25,18 @@ from .turns import Turns
 
 T = TypeVar("T")
 
-ambient_provenance: ContextVar[Mapping[str, str] | None] = ContextVar("agent_memory_provenance", default=None)
-"""What every write carries in this context: set while a request is open."""
+
+class OpenRequest:
+    """A request that is being served: what every write in it carries, and the request that it was opened in."""
+
+    def __init__(self, client: Client, request_id: str, bound: Mapping[str, str], outer: OpenRequest | None) -> None:
+        self.client = client
+        self.request_id = request_id
+        self.bound = bound
+        self.outer = outer
+
+
+current_request: ContextVar[OpenRequest | None] = ContextVar("agent_memory_request", default=None)
 
 _abandoned: Final[list[Transport]] = []
 """Connections that a forked child inherited. They are the parent's: closing or collecting them here would harm it."""
@@ -133,7 +143,11 @@ class Client:
 def provenance(bound: Mapping[str, str] | None, reason: str | None) -> Mapping[str, str] | None:
     """Return who writes and why: what the open request says, what the context is bound to, and the given reason."""
     check_type(reason, (str, NoneType), "reason is a str")
-    ambient = ambient_provenance.get()
-    if ambient is None and bound is None and reason is None:
+    request = current_request.get()
+    if request is None and bound is None and reason is None:
         return None
-    return {**(ambient or {}), **(bound or {}), **({} if reason is None else {"reason": reason})}
+    return {
+        **({} if request is None else request.bound),
+        **(bound or {}),
+        **({} if reason is None else {"reason": reason}),
+    }

@@ -7,12 +7,11 @@ over, or run them in ``contextvars.copy_context()``. It can be pickled and reope
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from .checks import check_type
-from .client import Client, ambient_provenance
+from .client import Client, OpenRequest, current_request
 from .errors import NoRequestContextError
 from .keys import check_request_id
 from .messages import Scope
@@ -110,14 +109,11 @@ class AsyncRequestContext(_Context):
         return RequestContext(self._client, self.request_id, self._bound)
 
 
-_open: ContextVar[tuple[Client, str, Mapping[str, str]] | None] = ContextVar("agent_memory_request", default=None)
-
-
 def _current() -> tuple[Client, str, Mapping[str, str]]:
-    current = _open.get()
+    current = current_request.get()
     if current is None:
         raise NoRequestContextError("no request is open here; enter memory.request(request_id) first")
-    return current
+    return current.client, current.request_id, current.bound
 
 
 @contextmanager
@@ -125,14 +121,27 @@ def open_request(client: Client, request_id: str, labels: Mapping[str, str]) -> 
     """Make a request the current one of this thread or task."""
     for name, label in labels.items():
         check_type(label, str, f"{name} is a str")
+    outer = current_request.get()
     # A request within a request keeps what it does not say anew, such as the agent.
-    bound = {**(ambient_provenance.get() or {}), "request_id": check_request_id(request_id), **labels}
-    request = _open.set((client, request_id, bound))
-    provenance = ambient_provenance.set(bound)
+    bound = {**({} if outer is None else outer.bound), "request_id": check_request_id(request_id), **labels}
+    request = OpenRequest(client, request_id, bound, outer)
+    current_request.set(request)
     try:
         yield
     finally:
-        # A generator that streams an answer may be closed in another context, and nothing is open there.
-        with suppress(ValueError):
-            ambient_provenance.reset(provenance)
-            _open.reset(request)
+        _end(request)
+
+
+def _end(request: OpenRequest) -> None:
+    """Take a request out of those that are open here, whichever of them is the current one.
+
+    Generators that stream answers end in any order, and may be closed in a context where their request is not open.
+    """
+    inner = current_request.get()
+    if inner is request:
+        current_request.set(request.outer)
+        return
+    while inner is not None and inner.outer is not request:
+        inner = inner.outer
+    if inner is not None:
+        inner.outer = request.outer

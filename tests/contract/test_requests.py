@@ -255,6 +255,36 @@ def test_a_generator_with_a_request_is_closed_in_any_context(memory: Any, store:
         store.context()
 
 
+def test_requests_of_generators_end_in_any_order(memory: Any, store: Any) -> None:
+    def streaming(request_id: str) -> Iterator[None]:
+        with memory.request(request_id):
+            yield
+
+    with memory.request("around"):
+        first, second, third = (streaming(name) for name in ("first", "second", "third"))
+        for generator in (first, second, third):
+            next(generator)
+        second.close()
+        assert store.context().request_id == "third"
+        third.close()
+        assert store.context().request_id == "first"
+        first.close()
+        assert memory.app_state.set("key", 1).provenance == {"request_id": "around"}
+    assert memory.app_state.set("key", 2).provenance is None
+
+
+def test_what_a_request_started_keeps_it_after_the_end(memory: Any, store: Any) -> None:
+    with memory.request("req-1"):
+        background = contextvars.copy_context()
+
+    def work() -> list[str]:
+        with memory.request("step"):
+            inside = store.context().request_id
+        return [inside, store.context().request_id]
+
+    assert background.run(work) == ["step", "req-1"]
+
+
 def test_a_thread_does_not_inherit_the_request(memory: Any, store: Any) -> None:
     caught: list[BaseException] = []
 
