@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .client import Client
 from .codec import schema_name
@@ -15,6 +15,9 @@ from .flows import call
 from .keys import segment, unescape
 from .messages import PAGE_LIMIT, ListSegments, SegmentPage
 from .values import Values
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeForm
 
 T = TypeVar("T")
 
@@ -44,11 +47,11 @@ class _EntityKeys:
 class Entity(_EntityKeys):
     """What is remembered about one thing. Nothing reached from here belongs to another."""
 
-    def document(self, model: type[T], *, name: str | None = None) -> Document[T]:
+    def document(self, model: TypeForm[T], *, name: str | None = None) -> Document[T]:
         """Return the document of this model; ``name`` overrides the model's own."""
         return Document(self._values(model, name))
 
-    def collection(self, model: type[T], *, name: str | None = None) -> Collection[T]:
+    def collection(self, model: TypeForm[T], *, name: str | None = None) -> Collection[T]:
         """Return the collection of this model; ``name`` overrides the model's own."""
         return Collection(self._client, f"{self.prefix}{self._segment(model, name)}/", model, self._bound)
 
@@ -56,11 +59,11 @@ class Entity(_EntityKeys):
 class AsyncEntity(_EntityKeys):
     """The async face of ``Entity``."""
 
-    def document(self, model: type[T], *, name: str | None = None) -> AsyncDocument[T]:
+    def document(self, model: TypeForm[T], *, name: str | None = None) -> AsyncDocument[T]:
         """See ``Entity.document``."""
         return AsyncDocument(self._values(model, name))
 
-    def collection(self, model: type[T], *, name: str | None = None) -> AsyncCollection[T]:
+    def collection(self, model: TypeForm[T], *, name: str | None = None) -> AsyncCollection[T]:
         """See ``Entity.collection``."""
         return AsyncCollection(self._client, f"{self.prefix}{self._segment(model, name)}/", model, self._bound)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, overload
 
 from . import messages
 from .checks import check_type
@@ -19,6 +19,9 @@ from .messages import INLINE_LIMIT, PAGE_LIMIT, Entry, Found, List, Page, Prepar
 from .operations import Delete, Get, Hit, Parents, Pattern, Search, Set
 from .values import MISSING, Missing, Snapshot, Untyped, Values
 from .vectors import pack_vector
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeForm
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -143,9 +146,9 @@ class State(_StateFlows):
     @overload
     def get(self, key: str) -> Any: ...
     @overload
-    def get(self, key: str, *, as_type: type[T]) -> T | None: ...
+    def get(self, key: str, *, as_type: TypeForm[T]) -> T | None: ...
     @overload
-    def get(self, key: str, *, as_type: type[T], default: D) -> T | D: ...
+    def get(self, key: str, *, as_type: TypeForm[T], default: D) -> T | D: ...
     def get(self, key: str, *, as_type: Any = None, default: Any = None) -> Any:
         """Return the value of a key, ``default`` if there is none.
 
@@ -154,6 +157,10 @@ class State(_StateFlows):
         """
         return self._client.run(self._values(key, as_type).get(default))
 
+    @overload
+    def get_many(self, keys: Sequence[str]) -> dict[str, Any]: ...
+    @overload
+    def get_many(self, keys: Sequence[str], *, as_type: TypeForm[T]) -> dict[str, T]: ...
     def get_many(self, keys: Sequence[str], *, as_type: Any = None) -> dict[str, Any]:
         """Return the values of those keys that are there, from one moment, in one round trip; at most 1,000 keys."""
         return self._client.run(self._get_many(keys, as_type))
@@ -173,6 +180,10 @@ class State(_StateFlows):
         """Find JSON objects by their fields or by similarity; see ``operations.Search``."""
         return self._client.run(self._search(Search(prefix, filter, limit, offset, vector)))
 
+    @overload
+    def snapshot(self, key: str) -> Snapshot[Any] | None: ...
+    @overload
+    def snapshot(self, key: str, *, as_type: TypeForm[T]) -> Snapshot[T] | None: ...
     def snapshot(self, key: str, *, as_type: Any = None) -> Snapshot[Any] | None:
         """Return the value of a key with its entry, None if there is none."""
         return self._client.run(self._values(key, as_type).snapshot())
@@ -205,7 +216,7 @@ class State(_StateFlows):
         """Iterate over the keys that start with ``prefix``, in byte order, page by page."""
         return self._client.iterate(lambda cursor: self._page(prefix, cursor))
 
-    def key(self, key: str, value_type: type[T]) -> Document[T]:
+    def key(self, key: str, value_type: TypeForm[T]) -> Document[T]:
         """Return a typed key: its values are always of this type."""
         return Document(Values(self._client, self._scope, key, value_type, self._bound))
 
@@ -218,13 +229,17 @@ class AsyncState(_StateFlows):
     @overload
     async def get(self, key: str) -> Any: ...
     @overload
-    async def get(self, key: str, *, as_type: type[T]) -> T | None: ...
+    async def get(self, key: str, *, as_type: TypeForm[T]) -> T | None: ...
     @overload
-    async def get(self, key: str, *, as_type: type[T], default: D) -> T | D: ...
+    async def get(self, key: str, *, as_type: TypeForm[T], default: D) -> T | D: ...
     async def get(self, key: str, *, as_type: Any = None, default: Any = None) -> Any:
         """See ``State.get``."""
         return await self._client.arun(self._values(key, as_type).get(default))
 
+    @overload
+    async def get_many(self, keys: Sequence[str]) -> dict[str, Any]: ...
+    @overload
+    async def get_many(self, keys: Sequence[str], *, as_type: TypeForm[T]) -> dict[str, T]: ...
     async def get_many(self, keys: Sequence[str], *, as_type: Any = None) -> dict[str, Any]:
         """See ``State.get_many``."""
         return await self._client.arun(self._get_many(keys, as_type))
@@ -240,6 +255,10 @@ class AsyncState(_StateFlows):
         """See ``State.search``."""
         return await self._client.arun(self._search(Search(prefix, filter, limit, offset, vector)))
 
+    @overload
+    async def snapshot(self, key: str) -> Snapshot[Any] | None: ...
+    @overload
+    async def snapshot(self, key: str, *, as_type: TypeForm[T]) -> Snapshot[T] | None: ...
     async def snapshot(self, key: str, *, as_type: Any = None) -> Snapshot[Any] | None:
         """See ``State.snapshot``."""
         return await self._client.arun(self._values(key, as_type).snapshot())
@@ -264,7 +283,7 @@ class AsyncState(_StateFlows):
         """See ``State.keys``."""
         return self._client.aiterate(lambda cursor: self._page(prefix, cursor))
 
-    def key(self, key: str, value_type: type[T]) -> AsyncDocument[T]:
+    def key(self, key: str, value_type: TypeForm[T]) -> AsyncDocument[T]:
         """See ``State.key``."""
         return AsyncDocument(Values(self._client, self._scope, key, value_type, self._bound))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, assert_type
+from typing import Annotated, Any, assert_type
 
 from pydantic import BaseModel
 
@@ -28,6 +28,10 @@ class Profile(BaseModel):
     goals: list[str] = []
 
 
+class Draft(BaseModel):
+    text: str = ""
+
+
 def app_state(memory: AgentMemory) -> None:
     state = memory.app_state
     assert_type(state.set("key", {"any": "thing"}, ttl=60, reason="why"), Entry)
@@ -40,6 +44,14 @@ def app_state(memory: AgentMemory) -> None:
     assert_type(state.get_many(["a", "b"]), dict[str, Any])
     assert_type(state.key("key", Profile), Document[Profile])
     assert_type(state.key("key", list[int]), Document[list[int]])
+    assert_type(state.key("key", list[int]).get(default=[]), list[int])
+    assert_type(state.key("key", int | None), Document[int | None])
+    assert_type(state.get("key", as_type=Profile | None), Profile | None)
+    assert_type(state.get("key", as_type=Annotated[int | str, "a mark"], default=0), int | str)
+    assert_type(state.snapshot("key"), Snapshot[Any] | None)
+    assert_type(state.snapshot("key", as_type=Profile), Snapshot[Profile] | None)
+    assert_type(state.get_many(["a", "b"], as_type=Profile), dict[str, Profile])
+    state.key("key", 5)  # pyright: ignore[reportArgumentType]
 
 
 def documents(memory: AgentMemory) -> None:
@@ -68,6 +80,10 @@ def documents(memory: AgentMemory) -> None:
 
     with profile.edit() as draft:
         assert_type(draft, Profile)
+
+    either = memory.entity("user", "123").document(Profile | Draft, name="either")
+    assert_type(either, Document[Profile | Draft])
+    assert_type(memory.entity("user", "123").collection(Profile | Draft, name="either"), Collection[Profile | Draft])
 
     profile.set("not a profile")  # pyright: ignore[reportArgumentType]
     profile.update(lambda _: "not a profile")  # pyright: ignore[reportArgumentType, reportCallIssue]
@@ -122,6 +138,10 @@ async def the_async_face(memory: AsyncAgentMemory) -> None:
 
     assert_type(memory.app_state.keys(), AsyncIterator[str])
     assert_type(await memory.app_state.get("key", as_type=Profile), Profile | None)
+    assert_type(await memory.app_state.get("key", as_type=Profile | Draft), Profile | Draft | None)
+    assert_type(await memory.app_state.snapshot("key", as_type=Profile), Snapshot[Profile] | None)
+    assert_type(await memory.app_state.get_many(["a"], as_type=Profile), dict[str, Profile])
+    assert_type(await memory.app_state.key("key", list[int]).get(default=[]), list[int])
     with memory.request("req-1") as context:
         assert_type(context, AsyncRequestContext)
         assert_type(context.state, AsyncRequestState)
