@@ -38,6 +38,8 @@ class AsyncPool:
         self.places = asyncio.Semaphore(CONNECTIONS)
         self.thread = threading.current_thread()
         self._ending: AsyncGenerator[None] | None = None
+        self._calls = 0
+        self._closed = False
 
     async def close_with_the_loop(self, forget: Callable[[], object]) -> None:
         """Close the connections, and forget the pool, when the event loop ends.
@@ -57,14 +59,28 @@ class AsyncPool:
         await anext(self._ending)
 
     async def aclose(self) -> None:
-        """Close the connections; on their own event loop."""
-        await self.transport.aclose()
-        if self._ending is not None:
-            await self._ending.aclose()
+        """Close the connections, once the calls that are on their way have ended; on their own event loop."""
+        self._closed = True
+        await self._close_unused()
 
     async def exchange(self, request: httpx.Request, exchange: Exchange, deadline: float) -> None:
         """Send a request and feed its answer to the exchange; raise TimeoutError if that takes longer."""
-        await _Call(self, request, exchange).end(deadline)
+        self._calls += 1
+        try:
+            await _Call(self, request, exchange).end(deadline)
+        finally:
+            self._calls -= 1
+            if self._closed:
+                await self._close_unused()
+
+    async def _close_unused(self) -> None:
+        # Closed under its calls, httpcore's pool would forget the connections that they go on to use or open.
+        if self._calls:
+            return
+        await self.transport.aclose()
+        ending, self._ending = self._ending, None
+        if ending is not None:
+            await ending.aclose()
 
 
 class _Call:

@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
@@ -841,6 +842,26 @@ def test_closing_from_outside_closes_the_connections_of_another_event_loop(
         loop.call_soon_threadsafe(loop.stop)
         thread.join(5)
         loop.close()
+
+
+def test_closing_beside_calls_lets_them_end_and_leaves_no_connection_open(server: Any) -> None:
+    async def close_beside_calls() -> list[Any]:
+        memory = AsyncAgentMemory(server.url, application="closing")
+        await memory.app_state.set("key", 1)
+        [pool] = memory._client.transport()._async_pools.values()  # type: ignore[attr-defined]
+        calls = [asyncio.create_task(memory.app_state.get("key")) for _ in range(10)]
+        async with asyncio.timeout(10):
+            while pool._calls < 10:
+                await asyncio.sleep(0)
+        await memory.close()
+        return await asyncio.gather(*calls)
+
+    gc.collect()
+    with warnings.catch_warnings(record=True) as unclosed:
+        warnings.simplefilter("always")
+        assert asyncio.run(close_beside_calls()) == [1] * 10
+        gc.collect()
+    assert not unclosed
 
 
 def test_closing_beside_an_event_loop_that_ends_is_no_error(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
