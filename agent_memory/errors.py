@@ -84,7 +84,8 @@ class ConflictError(AgentMemoryError):
     """A condition failed: the key is not at the version that the writer expected.
 
     ``current`` is the snapshot that stands there now, None when there is none. Reading it raises ``SchemaError`` or
-    ``DeserializationError`` if what stands there is not the type that the writer works with.
+    ``DeserializationError`` if what stands there is not the type that the writer works with, and ``AgentMemoryError``
+    where the error came from another process.
     """
 
     code = "condition_failed"
@@ -105,12 +106,17 @@ class ConflictError(AgentMemoryError):
         return None if self._load is None else self._load()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The loader is bound to a live store; what crosses a process is the message and the code.
+        # The loader is bound to an open store; what reaches another process is the message and the code.
         return (_conflict, (str(self), self.code))
 
 
 def _conflict(message: str, code: str) -> ConflictError:
-    return ConflictError(message, code=code)
+    return ConflictError(message, code=code).with_loader(_left_behind)
+
+
+def _left_behind() -> Any:
+    # None would say that the key is absent.
+    raise AgentMemoryError("another process met this conflict, and what stood there was left behind: read the key")
 
 
 class NotFoundError(AgentMemoryError, LookupError):

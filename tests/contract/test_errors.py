@@ -191,6 +191,8 @@ def test_a_conflict_survives_pickling_without_the_value(memory: Any) -> None:
     data = pickle.dumps(caught.value)
     assert MARK.encode() not in data
     assert pickle.loads(data).code == "condition_failed"
+    with pytest.raises(AgentMemoryError, match="left behind"):
+        _ = pickle.loads(pickle.dumps(pickle.loads(data))).current
 
 
 def test_no_error_repeats_a_token(store: Any) -> None:
