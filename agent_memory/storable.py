@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, NamedTuple, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, NamedTuple, cast, get_args, get_origin, get_type_hints
 
 from pydantic import AliasChoices, AliasPath, BaseModel, Secret, SecretBytes, SecretStr
 from pydantic.fields import FieldInfo
@@ -120,6 +120,9 @@ def with_article(name: str) -> str:
 
 def type_name(value_type: Any) -> str:
     """Return what a type is called in messages; of a value that was given in its place nothing but its class."""
+    if get_origin(value_type) is Annotated:
+        # What it is annotated with says nothing to a reader, and may hold defaults.
+        return type_name(get_args(value_type)[0])
     if get_origin(value_type) is not None:
         return str(value_type)
     name = getattr(value_type, "__name__", None)

@@ -470,6 +470,12 @@ def test_what_pydantic_would_only_warn_of_is_told_with_its_place(value_type: Any
         typed_codec(value_type).encode(value)
 
 
+def test_a_type_is_told_without_what_it_is_annotated_with() -> None:
+    above_zero: Any = Annotated[int, Field(gt=0)]
+    with pytest.raises(SerializationError, match="could not be read back as an int: "):
+        typed_codec(above_zero).encode(-1)
+
+
 def test_any_model_can_stand_in_a_field() -> None:
     class Holder(BaseModel):
         held: BaseModel | None = None
