@@ -112,8 +112,8 @@ class Connections:
         self._clock = clock
         self._readers: deque[apsw.Connection] = deque()
         self._opening_reader = threading.Lock()
-        self._counting = threading.Lock()
-        self._reader_count = 0
+        # Weakly, because a read that is interrupted may give none back.
+        self._all_readers: weakref.WeakSet[apsw.Connection] = weakref.WeakSet()
         self._closed = False
         self._make_file()
         try:
@@ -201,18 +201,14 @@ class Connections:
                 all_rows(connection, "PRAGMA query_only = ON")
                 # A reader is hardly ever kept waiting in WAL mode; if it is, the flow waits, not the event loop.
                 connection.set_busy_timeout(0)
-            with self._counting:
-                self._reader_count += 1
+            self._all_readers.add(connection)
             return connection
 
-    def _close_reader(self, connection: apsw.Connection) -> None:
-        connection.close()
-        with self._counting:
-            self._reader_count -= 1
-
     def release(self, connection: apsw.Connection) -> None:
-        if self._closed or len(self._readers) >= _IDLE_READERS:
-            self._close_reader(connection)
+        """Take a connection back, or close it: one whose transaction was interrupted would read old values for ever."""
+        if self._closed or len(self._readers) >= _IDLE_READERS or connection.in_transaction:
+            connection.close()
+            self._all_readers.discard(connection)
         else:
             self._readers.append(connection)
 
@@ -237,7 +233,7 @@ class Connections:
         locks = (self.writing.lock, self._opening_reader)
         self._held = [lock for lock in locks if lock.acquire(timeout=max(0.0, deadline - time.monotonic()))]
         self._idle = list[apsw.Connection]()
-        while len(self._idle) < self._reader_count and time.monotonic() < deadline:
+        while len(self._idle) < len(self._all_readers) and time.monotonic() < deadline:
             try:
                 self._idle.append(self._readers.pop())
             except IndexError:
@@ -249,11 +245,10 @@ class Connections:
         SQLite remembers in memory which locks the process has on the file; the child has none of them, and would
         believe that it has. Closing forgets them and touches nothing of the parent's: locks belong to a process.
         """
-        quiet = len(self._held) == 2 and len(self._idle) == self._reader_count
+        quiet = len(self._held) == 2 and len(self._idle) == len(self._all_readers)
         if child and quiet:
             for connection in (*self._idle, self.writing.connection):
                 connection.close()
-            self._reader_count = 0
             self._closed = self.writing.closed = True
         else:
             self._readers.extend(self._idle)
@@ -265,7 +260,7 @@ class Connections:
         self._closed = True
         self.writing.close()
         while self._readers:
-            self._close_reader(self._readers.pop())
+            self._readers.pop().close()
 
 
 _open_files: Final[weakref.WeakSet[Connections]] = weakref.WeakSet()

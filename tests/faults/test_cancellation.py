@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import random
 import signal
 import statistics
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from agent_memory import AgentMemory, AsyncAgentMemory
+from agent_memory.operations import Get
 from tests.faults.processes import counter_of, value
 
 
@@ -292,4 +294,32 @@ def test_a_write_that_is_interrupted_counts_once_or_not_at_all_and_the_next_one_
     count.set(2)
     assert memory.check().ok
     memory.close()
+    assert interrupted > 100
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_reads_that_are_interrupted_leave_later_ones_no_old_value_and_a_fork_no_one_to_wait_for(
+    interrupt: Callable[[float], None], soak: bool
+) -> None:
+    dice, interrupted = random.Random(32), 0
+    with AgentMemory("memory://", application="faults", timeout=2) as memory:
+        for counter in range(10_000 if soak else 2_000):
+            memory.app_state.set("count", counter)
+            try:
+                interrupt(dice.uniform(0.00001, 0.0002))
+                try:
+                    # Several keys are read in a transaction.
+                    memory.app_state.batch([Get("count"), Get("other")])
+                    list(memory.app_state.keys())
+                finally:
+                    interrupt(0)
+            except KeyboardInterrupt:
+                interrupted += 1
+            assert memory.app_state.get("count") == counter
+        began = time.monotonic()
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert time.monotonic() - began < 5
     assert interrupted > 100
