@@ -271,7 +271,9 @@ class SqliteCatalog:
         if first:
             self._carry_out(touches)
         elif not touches.over.wait(2 * self._writing.busy_seconds) or not touches.done:
-            # The first waits so long for this process's writes, and as long for another's.
+            # The first waits so long for this process's writes, and as long for another's. If it was interrupted before
+            # that, nobody carries these out: the next one begins anew.
+            self._end_joining(touches)
             raise UnavailableError("the database is busy with other writes of this process")
 
     def _carry_out(self, touches: _Touches) -> None:

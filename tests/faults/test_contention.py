@@ -419,6 +419,24 @@ def test_readers_that_restart_times_to_live_wait_no_longer_than_a_writer_would(d
         catalog.touch(scope, ["k"])
 
 
+def test_times_to_live_are_restarted_again_after_one_that_a_signal_kept_from_it(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    scope = Scope("default", "faults")
+    with closing(SqliteCatalog(database, busy_seconds=0.1)) as catalog:
+        catalog.write(CommitWrite(scope, "k", uuid7(), b"{}", None, sha256="0" * 64, ttl_seconds=100))
+        with monkeypatch.context() as patch:
+            patch.setattr(catalog, "_carry_out", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                catalog.touch(scope, ["k"])
+        with pytest.raises(UnavailableError):
+            catalog.touch(scope, ["k"])
+        catalog.touch(scope, ["k"])
+
+
 # -- the write-ahead log ---------------------------------------------------------------------------------------------
 
 
