@@ -36,9 +36,10 @@ def http_url(text: str) -> httpx.URL | None:
     """Return an http or https URL that names a host and holds no password; None for anything else."""
     try:
         url = httpx.URL(text)
+        # Asking for the host decodes it, which may fail.
+        return url if url.scheme in _PORTS and url.host and not url.userinfo else None
     except (httpx.InvalidURL, ValueError, TypeError):
         return None
-    return url if url.scheme in _PORTS and url.host and not url.userinfo else None
 
 
 def origin_of(url: httpx.URL) -> Origin:

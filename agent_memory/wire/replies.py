@@ -12,6 +12,7 @@ from pydantic_core import to_json
 from ..errors import InvalidRequestError, ProtocolError
 from ..messages import (
     Batch,
+    Blob,
     CommitWrite,
     Delete,
     Entry,
@@ -197,8 +198,11 @@ def _check_key(key: str, entry: Entry) -> None:
         raise ProtocolError("the server answered for another key")
 
 
-def _decode_place(_: Message, body: Any) -> Any:
-    return blob_of(body["blob"])
+def _decode_place(message: PrepareWrite, body: Any) -> Blob:
+    place = blob_of(body["blob"])
+    if place.size != message.size:
+        raise ProtocolError("the server offered chunks that do not add up to the value's size")
+    return place
 
 
 def _decode_entry(message: CommitWrite | Delete, body: Any) -> Entry | None:

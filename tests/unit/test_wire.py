@@ -163,7 +163,8 @@ def exchanges(draw: st.DrawFn) -> tuple[Message, Any]:
         (ListParents(SCOPE, ""), names),
         (Search(SCOPE, ""), [Hit(each, draw(st.none() | st.floats(-1, 1))) for each in many]),
     ]
-    single = [(PrepareWrite(SCOPE, "k", 1), draw(blobs)), (ListSegments(SCOPE, ""), names)]
+    place = draw(blobs)
+    single = [(PrepareWrite(SCOPE, "k", place.size), place), (ListSegments(SCOPE, ""), names)]
     batch = draw(st.lists(st.sampled_from(choices), max_size=4))
     together = (Batch(SCOPE, tuple(part for part, _ in batch)), [reply for _, reply in batch])
     return draw(st.sampled_from([*choices, *single, together]))
