@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing, contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from io import TextIOWrapper
-from os.path import samefile
+from os.path import isfile, samefile
 from pathlib import Path
 from typing import cast
 
@@ -22,7 +22,7 @@ from .keys import check_scope_name
 from .maintenance import blob_folder, lie_here, remove_database
 from .memory import AgentMemory
 from .messages import Backup, Check
-from .opening import POSTGRES_SCHEMES, open_service, scheme_of
+from .opening import HTTP_SCHEMES, POSTGRES_SCHEMES, open_service, scheme_of
 from .service import StateService
 
 _NEEDS_SERVER = "the server needs packages that are not installed: pip install 'agent-memory[server]'"
@@ -324,10 +324,10 @@ def _import_langgraph(options: argparse.Namespace) -> int:
         return 2
     # Before the target is opened, which makes a new file.
     _refuse_missing(options.source)
-    if all(Path(one).is_file() for one in (options.source, options.to)) and samefile(options.source, options.to):
+    if all(map(isfile, (options.source, options.to))) and samefile(options.source, options.to):
         raise InvalidRequestError("the items go into another file than their own, which stays as it is")
     # A token on the command line would stand in the process list.
-    token = os.environ.get("AGENT_MEMORY_TOKEN") if options.to.startswith("http") else None
+    token = os.environ.get("AGENT_MEMORY_TOKEN") if scheme_of(options.to) in HTTP_SCHEMES else None
     with (
         AgentMemory(
             options.to, application=options.application, namespace=options.namespace, blobs=options.blobs, token=token
@@ -356,7 +356,7 @@ def _store(options: argparse.Namespace) -> str:
 
 
 def _refuse_missing(address: str) -> None:
-    if "://" not in address and not Path(address).is_file():
+    if "://" not in address and not isfile(address):
         # Opening would make a new, empty store, and all would seem well.
         raise AgentMemoryError(f"there is no database {address!r}")
 

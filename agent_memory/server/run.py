@@ -216,7 +216,10 @@ def _gate(options: Options) -> Gate:
 def _public_url(text: str | None) -> str | None:
     if text is None:
         return None
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
         raise InvalidRequestError("--public-url is http:// or https:// with a host, and without a query or a password")
     return text.rstrip("/")
@@ -240,4 +243,6 @@ def _listen(host: str, port: int) -> socket.socket:
             return listener
     except OSError as error:
         reason = error.strerror
+    except UnicodeError:
+        reason = "that is no name of a host"
     raise UnavailableError(f"cannot listen on {host} port {port}: {reason}")

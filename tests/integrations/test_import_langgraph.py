@@ -136,6 +136,16 @@ def test_the_command_imports_and_counts(source: Path, tmp_path: Path) -> None:
         assert done.stdout.startswith(expected)
 
 
+def test_the_command_gives_a_token_to_a_server_alone(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AGENT_MEMORY_TOKEN", "a token that no header can carry")
+    monkeypatch.chdir(tmp_path)
+    assert main(["import-langgraph", str(source), "--application", "app", "--to", "http.db"]) == 0
+    assert main(["import-langgraph", str(source), "--application", "app", "--to", "HTTP://127.0.0.1:9"]) == 2
+    assert "a token is printable ASCII" in capsys.readouterr().err
+
+
 def test_the_command_makes_no_memory_of_the_source(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

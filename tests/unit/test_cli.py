@@ -143,7 +143,14 @@ def test_an_import_without_a_source_makes_no_target(tmp_path: Path, capsys: pyte
 
 @pytest.mark.parametrize(
     "options",
-    [["--port", "99999"], ["--host", "no.such.host.invalid"], ["--public-url", "ftp://x"], ["--token-file", "absent"]],
+    [
+        ["--port", "99999"],
+        ["--host", "no.such.host.invalid"],
+        ["--host", "no..host"],
+        ["--public-url", "ftp://x"],
+        ["--public-url", "http://["],
+        ["--token-file", "absent"],
+    ],
     ids=" ".join,
 )
 def test_what_cannot_be_served_is_refused_in_one_line(tmp_path: Path, options: list[str]) -> None:
@@ -310,5 +317,6 @@ def test_a_check_that_finds_none_of_the_large_values_asks_for_their_place(
 
 @pytest.mark.parametrize("command", ["sweep", "check"])
 def test_a_store_that_is_not_there_is_not_made(tmp_path: Path, command: str) -> None:
-    assert main([command, "--data", str(tmp_path / "absent.db")]) == 2
+    for name in ("absent.db", "a" * 300):
+        assert main([command, "--data", str(tmp_path / name)]) == 2
     assert list(tmp_path.iterdir()) == []
