@@ -114,7 +114,7 @@ async def refuse(scope: Scope, send: Send, error: AgentMemoryError, *, status: i
     if isinstance(error, MethodNotAllowedError):
         headers.append((b"allow", error.allowed.encode()))
     # A client's own pauses begin short and grow: only where there is too much to do does the server know better.
-    pause = getattr(error, "retry_after", None) or (1 if status == 429 or error.code == "overloaded" else None)
+    pause = getattr(error, "retry_after", None) or (1 if error.code == "overloaded" else None)
     if pause is not None:
         headers.append((b"retry-after", str(math.ceil(pause)).encode()))
     if status == 408 or (declared_size(scope["headers"]) or 0) > _DISCARDED:

@@ -245,16 +245,13 @@ class Upload:
         self._temporary = path.parent / f"{path.name}.{secrets.token_hex(8)}.part"
         self._hash = hashlib.sha256()
         self._file = open(self._temporary, "xb", buffering=0, opener=private)  # noqa: SIM115  (closed in __exit__)
-        self.size = 0
 
     def write(self, data: memoryview | bytes) -> None:
         view = memoryview(data)
         self._hash.update(view)
         try:
             while view:
-                count = self._file.write(view)
-                self.size += count
-                view = view[count:]
+                view = view[self._file.write(view) :]
         except OSError as error:
             raise _translate(error) from None
 

@@ -93,13 +93,12 @@ def drop_receipts(session: Session, *, before: int, limit: int) -> int:
 def drop_requests(session: Session, *, before: int, limit: int, now: int | None, vectors: bool) -> int:
     """See ``Catalog.drop_requests``."""
     handled = 0
-    skipped: list[str] = []
     while handled < limit:
         with session.connection.transaction():
             scopes = session.rows(
                 "SELECT scope FROM agent_memory.scope WHERE last_write_us IS NOT NULL AND last_write_us < %(before)s "
-                "AND scope <> ALL(%(skipped)s::text[]) LIMIT 1 FOR UPDATE SKIP LOCKED",
-                {"before": before, "skipped": skipped},
+                "LIMIT 1 FOR UPDATE SKIP LOCKED",
+                {"before": before},
             )
             if not scopes:
                 break

@@ -7,7 +7,6 @@ from the environment. No httpx exception gets out, not even as the context of an
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, cast
@@ -53,8 +52,9 @@ class HttpTransport:
         token: sent to the API's own routes and nowhere else.
         blob_hosts: ``host`` or ``host:port`` of object stores that chunks may be fetched from and sent to, over https;
             a loopback host may be reached over http.
-        ssl_context: what certificates are checked with; by default the authorities that ``SSL_CERT_FILE`` or
-            ``SSL_CERT_DIR`` name, else those that come with ``certifi``.
+
+    Certificates are checked with the authorities that ``SSL_CERT_FILE`` or ``SSL_CERT_DIR`` name, else with those that
+    come with ``certifi``.
     """
 
     loses_replies: bool = True
@@ -66,8 +66,6 @@ class HttpTransport:
         application: str,
         token: str | None = None,
         blob_hosts: Sequence[str] = (),
-        *,
-        ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         base = http_url(base_url)
         if base is None or base.query or base.fragment:
@@ -88,7 +86,7 @@ class HttpTransport:
         if token is not None:
             self._headers.append((b"Authorization", f"Bearer {token}".encode()))
         self._blob_hosts = BlobHosts(blob_hosts)
-        self._ssl = ssl_context or ssl_context_for(https=base.scheme == "https" or bool(blob_hosts))
+        self._ssl = ssl_context_for(https=base.scheme == "https" or bool(blob_hosts))
         limits = httpx.Limits(
             max_connections=CONNECTIONS, max_keepalive_connections=KEPT, keepalive_expiry=KEPT_SECONDS
         )
