@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from .disk import sync_file, sync_folder
+from .disk import private, sync_file, sync_folder
 from .errors import DeserializationError, IntegrityError, InvalidRequestError, SerializationError, UnavailableError
 from .messages import Entry, Scope
 
@@ -125,12 +125,10 @@ def _keep_key_file(path: Path, *, make: bool) -> None:
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     try:
         if make:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                os.write(descriptor, secrets.token_hex(32).encode())
-                sync_file(descriptor)
-            finally:
-                os.close(descriptor)
+            with open(temporary, "xb", opener=private) as file:
+                file.write(secrets.token_hex(32).encode())
+                file.flush()
+                sync_file(file.fileno())
             with contextlib.suppress(FileExistsError):
                 os.link(temporary, path)
         sync_folder(path.parent)

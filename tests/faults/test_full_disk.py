@@ -58,6 +58,22 @@ def write_until_a_file_is_too_large(report: Report, database: Path, size: int, l
         report(error.code, known)
 
 
+def sign_where_a_part_of_a_key_fits(report: Report, database: Path) -> None:
+    with AgentMemory(database, application="faults") as memory:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, resource.RLIM_INFINITY))
+        with pytest.raises(UnavailableError):
+            memory.app_state.set("pickle", {1, 2})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        memory.app_state.set("pickle", {1, 2})
+    report("done")
+
+
+def test_a_part_of_a_signing_key_is_none(database: Path, start: Start) -> None:
+    assert start(sign_where_a_part_of_a_key_fits, database).report() == ("done",)
+    with AgentMemory(database, application="faults") as memory:
+        assert memory.app_state.get("pickle") == {1, 2}
+
+
 @pytest.mark.parametrize(("size", "limit"), [(SMALL, 400_000), (LARGE, 250_000)], ids=["small", "large"])
 def test_a_write_that_the_disk_refuses_leaves_the_old_value_and_the_next_one_works(
     database: Path, start: Start, size: int, limit: int
