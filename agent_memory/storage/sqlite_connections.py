@@ -265,9 +265,12 @@ class Connections:
 
 _open_files: Final[weakref.WeakSet[Connections]] = weakref.WeakSet()
 _forking: Final[list[Connections]] = []
+_one_fork: Final = threading.Lock()
+"""Held while a thread forks: another's would undo what this one has prepared."""
 
 
 def _before_fork() -> None:
+    _one_fork.acquire()
     for connections in list(_open_files):
         connections.before_fork()
         _forking.append(connections)
@@ -276,6 +279,7 @@ def _before_fork() -> None:
 def _after_fork(*, child: bool) -> None:
     while _forking:
         _forking.pop().after_fork(child=child)
+    _one_fork.release()
 
 
 if hasattr(os, "register_at_fork"):

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from agent_memory import AgentMemory
+from agent_memory.storage import sqlite_connections
+from agent_memory.storage.sqlite import SqliteCatalog
 from tests.faults.processes import Child, Report, counter_of, value
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -210,3 +212,21 @@ def test_a_fork_is_not_slow_while_the_store_is_idle(memory: AgentMemory, start: 
     began = time.monotonic()
     start(lambda report: report("here")).join()
     assert time.monotonic() - began < 1
+
+
+def test_threads_that_fork_at_once_leave_no_lock_behind(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fork() -> None:
+        sqlite_connections._before_fork()
+        sqlite_connections._after_fork(child=False)
+
+    monkeypatch.setattr(sqlite_connections, "_FORK_SECONDS", 0.05)
+    catalog = SqliteCatalog(database)
+    sqlite_connections._before_fork()
+    other = threading.Thread(target=fork)
+    other.start()
+    other.join(0.2)
+    sqlite_connections._after_fork(child=False)
+    other.join(5)
+    assert catalog._writing.lock.acquire(timeout=1)
+    catalog._writing.lock.release()
+    catalog.close()
