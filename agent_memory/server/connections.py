@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -13,17 +13,18 @@ from ..wire.problems import PROBLEM_TYPE
 
 _HEAD_BYTES: Final = 64 * 1024
 _HEAD_SECONDS: Final = 20.0
+_SAY_THAT_A_BODY_FOLLOWS: Final = (b"content-length", b"transfer-encoding")
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Ends a connection whose request line and headers go on and on, or do not come to their end in time.
+    """Ends a connection whose request line, headers or trailers go on and on, or do not come to their end in time.
 
     The parser itself would keep them all, and uvicorn's own limit is one between requests. What is no HTTP at all is
     refused like everything else.
     """
 
     _in_head = False
-    _head_size = 0
+    _kept_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
@@ -35,22 +36,34 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
-        self._in_head, self._head_size = True, 0
+        self._in_head = True
         super().on_message_begin()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # What stands behind a body is none of the headers by which a request is judged.
+        if self._in_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        self._in_head, self._kept_bytes = False, 0
         self._end_limit()
+        parser: Any = self.parser
+        if parser.should_upgrade() and any(name in _SAY_THAT_A_BODY_FOLLOWS for name, _ in self.headers):
+            # The parser takes a body for the other protocol, and what comes of it later for a request of its own.
+            raise ProtocolError("a request with a body asks for another protocol")
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._kept_bytes = 0
+        super().on_body(body)
 
     def data_received(self, data: bytes) -> None:
         if self._head_timer is None and self.cycle.response_complete:
             self._limit_head()
+        self._kept_bytes += len(data)
         super().data_received(data)
-        if self._in_head:
-            self._head_size += len(data)
-            if self._head_size > _HEAD_BYTES:
-                self.transport.abort()
+        if self._kept_bytes > _HEAD_BYTES:
+            self.transport.abort()
 
     def _limit_head(self) -> None:
         self._head_timer = self.loop.call_later(_HEAD_SECONDS, self.transport.abort)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import http.client as http_client
 import io
 import json
@@ -626,6 +627,49 @@ def test_headers_without_an_end_close_the_connection(server: ServerProcess) -> N
 
         with pytest.raises(OSError, match=r"reset|Broken"):
             connection.sendall(b"x" * 64 * 1024 * 1024)
+
+
+@pytest.mark.parametrize("start", [b"", b"X: "], ids=["many", "one"])
+def test_trailers_without_an_end_close_the_connection(server: ServerProcess, start: bytes) -> None:
+    parts = urlsplit(server.url)
+    with socket.create_connection((parts.hostname, parts.port), 5) as connection:
+        connection.sendall(
+            b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + start
+        )
+
+        with pytest.raises(OSError, match=r"reset|Broken"):
+            connection.sendall((b"x" if start else b"a: b\r\n") * 4 * 1024 * 1024)
+
+
+def test_a_trailer_is_none_of_the_headers(guarded: ServerProcess) -> None:
+    path = "/v1/namespaces/acme/applications/any/app_state/list"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    trailer = f"Authorization: Bearer {TOKEN}\r\n"
+    request = f'{head}Transfer-Encoding: chunked\r\n\r\ne\r\n{{"prefix": ""}}\r\n0\r\n{trailer}\r\n'
+
+    assert _statuses(guarded, request.encode()) == [401]
+
+
+def test_the_body_of_a_request_that_asks_for_another_protocol_is_no_second_request(server: ServerProcess) -> None:
+    body = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    head = b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: h2c\r\n"
+
+    assert _statuses(server, head + b"Content-Length: %d\r\n\r\n" % len(body), body) == [400]
+
+
+def _statuses(server: ServerProcess, *pieces: bytes) -> list[int]:
+    """Return the statuses of all that is answered to these bytes; each piece is sent after an answer to the last."""
+    parts = urlsplit(server.url)
+    answers = b""
+    # The server may close the connection at any time.
+    with socket.create_connection((parts.hostname, parts.port), 5) as connection, contextlib.suppress(OSError):
+        for piece in pieces:
+            connection.sendall(piece)
+            answers += connection.recv(65536)
+        connection.shutdown(socket.SHUT_WR)
+        while part := connection.recv(65536):
+            answers += part
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 ([0-9]{3})", answers)]
 
 
 @pytest.mark.parametrize(
