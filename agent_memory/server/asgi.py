@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
-from typing import Final
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeVar, cast
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from ..errors import AgentMemoryError, AuthenticationError, LimitExceededError, ProtocolError, UnavailableError
 from ..wire import encode_error
@@ -15,8 +16,13 @@ from ..wire.problems import PROBLEM_TYPE
 from .auth import Headers
 from .log import Record
 
+T = TypeVar("T")
+
 BODY_SECONDS: Final = 20.0
-"""How long a small body may take to arrive, and each piece of a large one."""
+"""How long a small body may take to arrive, and how long a transfer may stand still."""
+
+# Bytes a second that a transfer has to reach: a link of half a megabit is enough.
+_SLOWEST: Final = 50_000
 
 _DISCARDED: Final = 64 * 1024 * 1024
 _RECORD: Final = "agent_memory.record"
@@ -70,6 +76,36 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     except TimeoutError:
         pass
     raise UnavailableError("the request's body did not arrive in time", code="request_timeout")
+
+
+class Pace:
+    """What a transfer may take: so long without moving, and over time as many bytes a second as a slow link has.
+
+    Only the other side is hurried. Steps on a thread are waited for: a file that they open would stay open.
+    """
+
+    def __init__(self) -> None:
+        self._credit = BODY_SECONDS
+
+    def of(self, step: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
+        """Return ``receive`` or ``send``, which raises UnavailableError when it takes too long."""
+
+        async def hurried(*arguments: Any) -> T:
+            begun = time.monotonic()
+            try:
+                async with asyncio.timeout(self._credit):
+                    result = await step(*arguments)
+            except TimeoutError:
+                pass
+            else:
+                message = cast(Message, arguments[0] if arguments else result)
+                earned = len(message.get("body", b"")) / _SLOWEST - (time.monotonic() - begun)
+                # What moved fast is no reserve to stand still on.
+                self._credit = min(BODY_SECONDS, self._credit + earned)
+                return result
+            raise UnavailableError("the bytes did not travel in time", code="request_timeout")
+
+        return hurried
 
 
 class MethodNotAllowedError(ProtocolError):

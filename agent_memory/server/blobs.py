@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import time
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeVar
+from collections.abc import Callable
+from typing import Final, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -17,9 +16,9 @@ from ..errors import ConflictError, IntegrityError, InvalidRequestError, Unavail
 from ..service import StateService
 from ..storage.blobs import FileBlobs, Upload
 from .asgi import (
-    BODY_SECONDS,
     Disconnected,
     MethodNotAllowedError,
+    Pace,
     answer,
     declared_size,
     header,
@@ -34,8 +33,6 @@ T = TypeVar("T")
 _BLOCK: Final = 1024 * 1024
 _TRANSFERS: Final = 64
 _THREADS: Final = 8
-# Bytes a second that a transfer has to reach in the end: a link of half a megabit is enough.
-_SLOWEST: Final = 50_000
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
@@ -59,7 +56,7 @@ class BlobEndpoint:
         if self._active >= _TRANSFERS:
             raise UnavailableError("too many transfers at once", code="overloaded", retry_after=1)
         self._active += 1
-        pace = _Pace(place.size)
+        pace = Pace()
         try:
             if method == "PUT":
                 await self._put(place, scope, pace.of(receive), send)
@@ -153,29 +150,6 @@ class BlobEndpoint:
             os.close(file)
             raise IntegrityError("a stored chunk has another size than the catalog says")
         return file
-
-
-class _Pace:
-    """What a transfer may take: so long for each piece, and in the end as many bytes a second as a slow link has.
-
-    Only the other side is hurried. Steps on a thread are waited for: a file that they open would stay open.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._deadline = time.monotonic() + BODY_SECONDS + size / _SLOWEST
-
-    def of(self, step: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
-        """Return ``receive`` or ``send``, which raises UnavailableError when it takes too long."""
-
-        async def hurried(*arguments: Any) -> T:
-            try:
-                async with asyncio.timeout(min(BODY_SECONDS, self._deadline - time.monotonic())):
-                    return await step(*arguments)
-            except TimeoutError:
-                pass
-            raise UnavailableError("the chunk's bytes did not travel in time", code="request_timeout")
-
-        return hurried
 
 
 async def _wait_until_gone(receive: Receive) -> None:

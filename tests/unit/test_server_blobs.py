@@ -19,11 +19,12 @@ import pytest
 
 from agent_memory.messages import Chunk, PrepareWrite, Scope
 from agent_memory.opening import open_service
-from agent_memory.server import blobs
+from agent_memory.server import asgi
 from agent_memory.server.app import BrokenAnswerError, Settings, create_app
 from agent_memory.server.auth import LoopbackGate
 from agent_memory.server.blob_urls import BlobUrls
 from agent_memory.server.log import RequestLog
+from agent_memory.service import MAX_VALUE_BYTES
 from agent_memory.storage.sqlite import SqliteCatalog
 from tests.support.api import Api, part_files, problem, wait_for
 from tests.support.server import ServerProcess
@@ -221,16 +222,18 @@ def test_a_renewed_upload_keeps_its_blob(api: Api) -> None:
 # -- the other side stops --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["takes nothing", "leaves", "sends nothing", "sends little"])
+@pytest.mark.parametrize("way", ["takes nothing", "leaves", "sends nothing", "sends little", "sends little of much"])
 def test_a_transfer_ends_when_the_other_side_does_nothing_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """Without sockets, whose buffers would have to be filled first."""
-    monkeypatch.setattr(blobs, "BODY_SECONDS", 0.3)
-    monkeypatch.setattr(blobs, "_SLOWEST", 100 * SIZE)
+    monkeypatch.setattr(asgi, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(asgi, "_SLOWEST", SIZE)
     service = open_service(str(tmp_path / "store.db"), None)
-    place = service.prepare_write(PrepareWrite(Scope("acme", "shop"), "large", SIZE))
-    service.blobs.put(place.id, 0, memoryview(bytes(SIZE)))
+    size = SIZE if way != "sends little of much" else MAX_VALUE_BYTES
+    place = service.prepare_write(PrepareWrite(Scope("acme", "shop"), "large", size))
+    if size == SIZE:
+        service.blobs.put(place.id, 0, memoryview(bytes(SIZE)))
     log = io.StringIO()
     app = create_app(service, Settings(LoopbackGate(()), RequestLog(log), None))
     method = "PUT" if way.startswith("sends") else "GET"
@@ -240,7 +243,7 @@ def test_a_transfer_ends_when_the_other_side_does_nothing_more(
     async def receive() -> Any:
         while way != "leaves" or len(sent) < 2:
             await asyncio.sleep(0.01)
-            if way == "sends little":
+            if way.startswith("sends little"):
                 return {"type": "http.request", "body": b"x", "more_body": True}
         return {"type": "http.disconnect"}
 
