@@ -15,24 +15,29 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import AgentMemoryError, ProtocolError, UnavailableError
 from ..keys import check_scope_name
-from ..messages import Batch, Blob, Chunk, Found, Hit, List, Page, PrepareWrite, Search
+from ..messages import Batch, Blob, Chunk, Found, Hit, List, ListParents, Page, PrepareWrite, Search
 from ..messages import Message as StateMessage
 from ..service import StateService
 from ..storage.blobs import URL_SECONDS, FileBlobs, chunk_name
 from ..storage.object_blobs import ObjectBlobs
 from ..transports.local import LocalTransport
 from ..wire import BODY_LIMIT, VERBS, decode_request, encode_reply
-from .asgi import Disconnected, MethodNotAllowedError, answer, header, read_body, record_of, refuse
+from .asgi import Disconnected, MethodNotAllowedError, Pace, answer, header, read_body, record_of, refuse
 from .auth import Gate, LoopbackGate, host_of
 from .blob_urls import BlobUrls
 from .blobs import BlobEndpoint
 from .log import RequestLog
 from .openapi import document
+from .shares import Shares
 
 if TYPE_CHECKING:
     from .metrics import Metrics
 
 _REQUESTS: Final = 128
+# Searches. In a file they compute, much of it in Python: more of them at once only hold up each other and all else.
+_LONG_IN_A_FILE: Final = 4
+# PostgreSQL computes, and has connections left for others.
+_LONG_ELSEWHERE: Final = 12
 _CALL_SECONDS: Final = 10.0
 _SWEEP_SECONDS: Final = 60.0
 _PING_SECONDS: Final = 2.0
@@ -150,7 +155,8 @@ class VerbEndpoint:
         self._public_url = settings.public_url
         self._urls = urls
         self._state = state
-        self._active = 0
+        self._requests = Shares(_REQUESTS)
+        self._long = Shares(_LONG_IN_A_FILE if transport.service.catalog.is_file else _LONG_ELSEWHERE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = record_of(scope)
@@ -166,22 +172,25 @@ class VerbEndpoint:
         check_scope_name(namespace, "a namespace")
         check_scope_name(application, "an application")
         _check_json(scope)
-        if self._active >= _REQUESTS:
-            raise UnavailableError("too many requests at once", code="overloaded", retry_after=1)
-        self._active += 1
-        try:
+        with self._requests.place(namespace, "requests"):
             raw = await read_body(scope, receive, BODY_LIMIT)
             message: StateMessage = await _heavy(
                 len(raw) > _LARGE, lambda: decode_request(verb, namespace, application, self._state, raw)
             )
-            reply = await self._transport.asend(message, time.monotonic() + _CALL_SECONDS)
+            reply = await self._reply(namespace, message)
             body = await _heavy(
                 _is_large(message, reply) or (self._remote and _names_chunks(reply)),
                 lambda: encode_reply(message, reply, self._address(scope, message)),
             )
-        finally:
-            self._active -= 1
-        await answer(send, 200, body, _JSON)
+            # With its place still taken: who is slow to fetch it keeps it in memory.
+            await answer(Pace().of(send), 200, body, _JSON)
+
+    async def _reply(self, namespace: str, message: StateMessage) -> Any:
+        deadline = time.monotonic() + _CALL_SECONDS
+        if not _may_take_long(message):
+            return await self._transport.asend(message, deadline)
+        async with self._long.turn(namespace, "searches", _CALL_SECONDS):
+            return await self._transport.asend(message, deadline)
 
     def _address(self, scope: Scope, message: StateMessage) -> Callable[[Chunk], str]:
         method = "PUT" if isinstance(message, PrepareWrite) else "GET"
@@ -240,6 +249,13 @@ class Fixed:
 
 async def _heavy(large: bool, work: Callable[[], Any]) -> Any:
     return await anyio.to_thread.run_sync(work) if large else work()
+
+
+def _may_take_long(message: StateMessage) -> bool:
+    """Say whether a message may look at all that a tenant has."""
+    if isinstance(message, Batch):
+        return any(map(_may_take_long, message.operations))
+    return isinstance(message, Search | ListParents)
 
 
 def _is_large(message: Any, reply: Any) -> bool:

@@ -21,6 +21,9 @@ T = TypeVar("T")
 BODY_SECONDS: Final = 20.0
 """How long a small body may take to arrive, and how long a transfer may stand still."""
 
+BLOCK: Final = 1024 * 1024
+"""How much of a transfer is in memory at most."""
+
 # Bytes a second that a transfer has to reach: a link of half a megabit is enough.
 _SLOWEST: Final = 50_000
 
@@ -137,7 +140,12 @@ async def answer(
         *headers,
     ]
     await send({"type": "http.response.start", "status": status, "headers": fields})
-    await send({"type": "http.response.body", "body": body})
+    # In pieces, each of which waits until the one before is nearly gone.
+    start = 0
+    while start + BLOCK < len(body):
+        await send({"type": "http.response.body", "body": body[start : start + BLOCK], "more_body": True})
+        start += BLOCK
+    await send({"type": "http.response.body", "body": body[start:]})
 
 
 async def refuse(scope: Scope, send: Send, error: AgentMemoryError, *, status: int | None = None) -> None:

@@ -16,6 +16,7 @@ from ..errors import ConflictError, IntegrityError, InvalidRequestError, Unavail
 from ..service import StateService
 from ..storage.blobs import FileBlobs, Upload
 from .asgi import (
+    BLOCK,
     Disconnected,
     MethodNotAllowedError,
     Pace,
@@ -27,10 +28,10 @@ from .asgi import (
     refuse,
 )
 from .blob_urls import BlobUrls, Place
+from .shares import Shares
 
 T = TypeVar("T")
 
-_BLOCK: Final = 1024 * 1024
 _TRANSFERS: Final = 64
 _THREADS: Final = 8
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
@@ -43,7 +44,7 @@ class BlobEndpoint:
         self._service = service
         self._blobs = blobs
         self._urls = urls
-        self._active = 0
+        self._transfers = Shares(_TRANSFERS)
         # Threads of their own: transfers that wait for a disk must not keep small requests waiting.
         self._threads = anyio.CapacityLimiter(_THREADS)
 
@@ -53,17 +54,14 @@ class BlobEndpoint:
         if method not in ("GET", "HEAD", "PUT"):
             raise MethodNotAllowedError("a blob takes GET, HEAD and PUT", "GET", "HEAD", "PUT")
         place = self._urls.check(method, scope["path"], scope["query_string"])
-        if self._active >= _TRANSFERS:
-            raise UnavailableError("too many transfers at once", code="overloaded", retry_after=1)
-        self._active += 1
+        known = await self._thread(self._service.catalog.blob, place.blob_id)
+        tenant = known.scope.partition("/")[0] if known is not None else ""
         pace = Pace()
-        try:
+        with self._transfers.place(tenant, "transfers"):
             if method == "PUT":
                 await self._put(place, scope, pace.of(receive), send)
             else:
                 await self._get(place, scope, receive, pace.of(send))
-        finally:
-            self._active -= 1
 
     async def _thread(self, function: Callable[..., T], *args: object) -> T:
         return await anyio.to_thread.run_sync(lambda: function(*args), limiter=self._threads)
@@ -97,7 +95,7 @@ class BlobEndpoint:
             if record.bytes_in > place.size:
                 raise _wrong_size(place)
             block += part
-            if len(block) >= _BLOCK or not more:
+            if len(block) >= BLOCK or not more:
                 await self._thread(upload.write, bytes(block))
                 block.clear()
         if record.bytes_in != place.size:
@@ -123,7 +121,7 @@ class BlobEndpoint:
                 headers.append((b"content-range", f"bytes {start}-{end - 1}/{place.size}".encode()))
             await send({"type": "http.response.start", "status": 206 if partial else 200, "headers": headers})
             while start < end and scope["method"] == "GET":
-                block = await self._thread(os.pread, file, min(_BLOCK, end - start), start)
+                block = await self._thread(os.pread, file, min(BLOCK, end - start), start)
                 if not block:
                     # Too late for another status: the connection ends before the announced length.
                     raise IntegrityError("a stored chunk is shorter than the catalog says")

@@ -289,5 +289,7 @@ def test_more_transfers_than_fit_are_told_to_come_back(tmp_path: Path, http: htt
         assert problem(refused) == (503, "overloaded")
         assert refused.headers["retry-after"] == "1"
         assert api.post("list", {"prefix": ""}).status_code == 200, "small requests go on"
+        theirs = Api(http, server.url, "another", "shop").place("k", len(data))["chunks"][0]["uri"]
+        assert http.put(theirs, content=data).status_code == 200, "other tenants' transfers too"
         stack.close()
         wait_for(lambda: http.put(own, content=data).status_code == 200)

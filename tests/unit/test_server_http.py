@@ -26,9 +26,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
-from agent_memory import UnavailableError
+from agent_memory import AgentMemory, UnavailableError
 from agent_memory.messages import Batch, Entry, Found, Hit, List, Page, Scope, Search
 from agent_memory.opening import open_service
+from agent_memory.operations import Set
 from agent_memory.server import app, connections
 from agent_memory.server.app import _is_large
 from agent_memory.server.asgi import refuse
@@ -836,6 +837,88 @@ def test_more_requests_than_fit_are_told_to_come_back(tmp_path: Path, http: http
             for connection in waiting:
                 connection.close()
         wait_for(lambda: api.post("list", {"prefix": ""}).status_code == 200)
+
+
+def test_a_tenant_with_as_many_requests_as_it_may_have_leaves_room_for_others(
+    server: ServerProcess, http: httpx.Client
+) -> None:
+    parts = urlsplit(server.url)
+    hog, other = Api(http, server.url, "hog", "any"), Api(http, server.url, "other", "any")
+    head = f"POST {hog.path}/app_state/list HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with contextlib.ExitStack() as stack:
+        for _ in range(128):
+            connection = stack.enter_context(socket.create_connection((parts.hostname, parts.port), 5))
+            connection.sendall(f"{head}Content-Length: 13\r\n\r\n".encode())
+        wait_for(lambda: hog.post("list", {"prefix": ""}).status_code == 503)
+
+        assert other.post("list", {"prefix": ""}).status_code == 200
+
+
+def test_searches_of_one_tenant_leave_threads_for_those_of_another(tmp_path: Path) -> None:
+    service = open_service(str(tmp_path / "store.db"), None)
+    searching: list[str] = []
+    over = threading.Event()
+
+    def search(request: Search) -> list[Hit]:
+        searching.append(request.scope.namespace)
+        over.wait(10)
+        return []
+
+    service._methods = {**service._methods, Search: search}  # type: ignore[misc]
+    served = app.create_app(service, app.Settings(LoopbackGate(), RequestLog(io.StringIO())))
+
+    async def go() -> None:
+        transport = httpx.ASGITransport(served)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            asked = [
+                asyncio.create_task(
+                    http.post(f"/v1/namespaces/{tenant}/applications/any/app_state/search", json={"prefix": ""})
+                )
+                for tenant in ["hog"] * 50 + ["other"]
+            ]
+            while "other" not in searching:
+                await asyncio.sleep(0.01)
+            before = len(searching)
+            over.set()
+            assert [answer.status_code for answer in await asyncio.gather(*asked)] == [200] * 51
+            assert before == 4
+
+    try:
+        asyncio.run(asyncio.wait_for(go(), 9))
+    finally:
+        over.set()
+        service.close()
+
+
+def test_an_answer_that_nobody_fetches_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent_memory.server.asgi.BODY_SECONDS", 0.3)
+    with AgentMemory(str(tmp_path / "store.db"), application="any") as memory:
+        memory.app_state.batch([Set(f"k{number}", "x" * 60_000) for number in range(100)])
+    service = open_service(str(tmp_path / "store.db"), None)
+    log = io.StringIO()
+    served = app.create_app(service, app.Settings(LoopbackGate(), RequestLog(log)))
+    body = b'{"prefix": "", "max_inline_size": 65536}'
+    path = "/v1/namespaces/default/applications/any/app_state/list"
+    scope = {
+        "type": "http", "scheme": "http", "method": "POST", "path": path, "raw_path": path.encode(),
+        "query_string": b"", "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")],
+    }  # fmt: skip
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            assert len(message["body"]) <= 1024 * 1024
+            await asyncio.sleep(60)
+
+    async def go() -> None:
+        with contextlib.suppress(app.BrokenAnswerError):
+            await served(scope, receive, send)
+
+    asyncio.run(asyncio.wait_for(go(), 5))
+    service.close()
+    assert json.loads(log.getvalue())["code"] == "request_timeout"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,92 @@
+"""What tenants share: nobody takes all of it, whoever else is there."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import ExitStack, suppress
+
+import pytest
+
+from agent_memory import UnavailableError
+from agent_memory.server.shares import Shares
+
+
+def _takes(shares: Shares, stack: ExitStack, tenant: str) -> int:
+    """Return how many places a tenant gets that wants as many as it can get."""
+    taken = 0
+    with suppress(UnavailableError):
+        while True:
+            stack.enter_context(shares.place(tenant, "requests"))
+            taken += 1
+    return taken
+
+
+@pytest.mark.parametrize(("places", "most"), [(4, 3), (12, 8), (64, 43), (128, 86)])
+def test_one_tenant_gets_two_thirds_of_all_places(places: int, most: int) -> None:
+    with ExitStack() as stack:
+        assert _takes(Shares(places), stack, "acme") == most
+
+
+def test_beside_tenants_that_take_all_they_can_get_there_is_room_for_another() -> None:
+    shares = Shares(128)
+    with ExitStack() as stack:
+        assert [_takes(shares, stack, f"t{number}") > 0 for number in range(4)] == [True] * 4
+
+
+def test_places_that_are_given_back_can_be_taken_again() -> None:
+    shares = Shares(4)
+    for _ in range(3):
+        with ExitStack() as stack:
+            assert _takes(shares, stack, "acme") == 3
+
+
+def test_a_turn_goes_to_whoever_waits_and_has_room_for_it() -> None:
+    async def go() -> list[str]:
+        shares, order, over = Shares(4), list[str](), asyncio.Event()
+
+        async def work(tenant: str) -> None:
+            async with shares.turn(tenant, "searches", 5):
+                order.append(tenant)
+                await over.wait()
+
+        tasks = [asyncio.create_task(work(tenant)) for tenant in ("acme",) * 6 + ("other",)]
+        await asyncio.sleep(0)
+        before = list(order)
+        over.set()
+        await asyncio.gather(*tasks)
+        assert len(order) == 7
+        return before
+
+    assert asyncio.run(go()) == ["acme", "acme", "acme", "other"]
+
+
+def test_a_turn_that_does_not_come_in_time_is_too_much() -> None:
+    async def go() -> None:
+        shares = Shares(1)
+        with shares.place("acme", "searches"), pytest.raises(UnavailableError, match="too many searches at once"):
+            async with shares.turn("acme", "searches", 0.01):
+                pass
+        async with shares.turn("acme", "searches", 0.01):
+            pass
+
+    asyncio.run(go())
+
+
+def test_a_turn_that_is_given_up_the_moment_it_comes_is_free_again() -> None:
+    async def go() -> None:
+        shares = Shares(1)
+
+        async def work() -> None:
+            async with shares.turn("acme", "searches", 5):
+                pass
+
+        with shares.place("acme", "searches"):
+            waiting = asyncio.create_task(work())
+            await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        with shares.place("acme", "searches"):
+            pass
+
+    asyncio.run(go())
