@@ -47,11 +47,13 @@ from .catalog import (
     has_writes,
 )
 from .sqlite_connections import BUSY_SECONDS, Connections, translate
-from .sqlite_rows import IS_LIVE, all_rows, key_range, live_row, to_row
+from .sqlite_rows import IS_LIVE, TimeLimit, all_rows, key_range, live_row, to_row
 from .sqlite_search import list_parents, search
 from .sqlite_writes import carry_out
 
 _PAGE: Final = 500
+_SEARCH_SECONDS: Final = 10.0
+"""How long searches of one call may take, as PostgreSQL's statements may."""
 
 _SELECT: Final = f"SELECT {COLUMNS} FROM entry WHERE scope = ? AND key = ?"
 _SELECT_MANY: Final = (
@@ -235,13 +237,14 @@ class SqliteCatalog:
         """Carry out operations in order, at one time; ``read`` holds the rows of the reads if nothing is written."""
         results: list[Any] = []
         carried = 0
+        limit = TimeLimit(BUSY_SECONDS if has_writes(operations) else _SEARCH_SECONDS)
         for operation in operations:
             kind = type(operation)
             result: Any
             if kind is PrepareRead and read is not None:
                 result = read.get(cast(PrepareRead, operation).key)
             else:
-                result = self._one(connection, operation, load, now)
+                result = self._one(connection, operation, load, now, limit)
             if kind is List:
                 carried = add_up(carried, result)
             elif kind is Search:
@@ -249,16 +252,20 @@ class SqliteCatalog:
             results.append(result)
         return results
 
-    def _one(self, connection: apsw.Connection, operation: Operation, load: LoadBlob, now: int) -> Any:
+    def _one(
+        self, connection: apsw.Connection, operation: Operation, load: LoadBlob, now: int, limit: TimeLimit
+    ) -> Any:
         match operation:
             case CommitWrite() | Delete():
                 return carry_out(connection, self._writing.run, operation, now)
             case List():
                 return self._list(connection, operation, now)
             case Search():
-                return search(connection, operation, now, load)
+                with limit.of(connection):
+                    return search(connection, operation, now, load, limit)
             case ListParents():
-                return list_parents(connection, operation, now)
+                with limit.of(connection):
+                    return list_parents(connection, operation, now)
             case PrepareRead():
                 rows = all_rows(connection, _SELECT, (operation.scope.path, operation.key))
                 return live_row(rows[0], now) if rows else None

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, cast
 
 import apsw
 
+from ..errors import TimedOutError
 from ..keys import successor
 from ..messages import Entry, Scope
 from .catalog import Row
+
+_STEPS: Final = 100_000
+"""Steps of SQLite between two looks at the clock: about a millisecond."""
 
 _new: Final = cast(Any, tuple).__new__
 """What the constructors of NamedTuples come down to: without their way there a row takes half the time."""
@@ -22,6 +28,31 @@ def all_rows(connection: apsw.Connection, statement: str, bindings: Sequence[Any
     """Run a statement to its end and return its rows."""
     # apsw types a row as a union of everything that SQLite can hold.
     return connection.execute(statement, bindings).fetchall()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
+
+class TimeLimit:
+    """How long what a transaction looks at may take to be found; one that writes keeps all other writers waiting."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    def check(self) -> None:
+        """Raise TimedOutError if the time is over."""
+        if time.monotonic() >= self._end:
+            raise TimedOutError("the search took too long: narrow its prefix, and do not search while you write")
+
+    @contextmanager
+    def of(self, connection: apsw.Connection) -> Generator[None]:
+        """End the statements of the block by a TimedOutError when the time is over."""
+        self.check()
+        connection.set_progress_handler(lambda: time.monotonic() >= self._end, _STEPS)
+        try:
+            yield
+        except apsw.InterruptError:
+            self.check()
+            raise
+        finally:
+            connection.set_progress_handler(None)
 
 
 def to_row(row: Any) -> Row:

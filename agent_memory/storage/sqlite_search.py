@@ -17,7 +17,7 @@ from ..errors import InvalidRequestError
 from ..filters import AllOf, AnyOf, Comparison, Condition, parse
 from ..messages import JSON, CommitWrite, ListParents, Search
 from .catalog import COLUMNS, LoadBlob, Row, ScoredRow, chosen_parents, holds
-from .sqlite_rows import IS_LIVE, all_rows, key_range, to_row
+from .sqlite_rows import IS_LIVE, TimeLimit, all_rows, key_range, to_row
 
 _SQL_OPERATORS: Final = {"$eq": "=", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 _MANY: Final = 1_000
@@ -29,7 +29,7 @@ _IS_JSON: Final = "content_type = 'application/json'"
 _IS_OBJECT: Final = f"{_IS_JSON} AND (value IS NULL OR substr(value, 1, 1) = x'7b')"
 
 
-def search(connection: apsw.Connection, request: Search, now: int, load: LoadBlob) -> list[ScoredRow]:
+def search(connection: apsw.Connection, request: Search, now: int, load: LoadBlob, limit: TimeLimit) -> list[ScoredRow]:
     """Return the hits of a search; see ``messages.Search``."""
     condition = parse(request.filter)
     if request.vector is None and not condition.terms:
@@ -37,9 +37,9 @@ def search(connection: apsw.Connection, request: Search, now: int, load: LoadBlo
         if page is not None:
             return [ScoredRow(row, None) for row in page]
     if request.vector is None:
-        hits = (ScoredRow(row, None) for row in _newest(connection, request, condition, now, load))
+        hits = (ScoredRow(row, None) for row in _newest(connection, request, condition, now, load, limit))
     else:
-        hits = _most_similar(connection, request, condition, now, load)
+        hits = _most_similar(connection, request, condition, now, load, limit)
     return list(islice(hits, request.offset, request.offset + request.limit))
 
 
@@ -79,10 +79,13 @@ def _newer_than_a_sample(connection: apsw.Connection, request: Search, now: int)
     return f" AND updated_us >= coalesce(({oldest}), updated_us)", [*bindings, now, request.offset + request.limit - 1]
 
 
-def _newest(connection: apsw.Connection, request: Search, condition: AllOf, now: int, load: LoadBlob) -> Iterator[Row]:
+def _newest(
+    connection: apsw.Connection, request: Search, condition: AllOf, now: int, load: LoadBlob, limit: TimeLimit
+) -> Iterator[Row]:
     """Iterate over the rows that fulfil the condition, the newest change first; they are fetched as they are wanted."""
     sql = f"SELECT rowid FROM entry WHERE {{}} {_NEWEST_FIRST}"
     for (rowid,) in _over_candidates(connection, sql, request, condition, now):
+        limit.check()
         row = _row_at(connection, rowid)
         if holds(condition, row, load):
             yield row
@@ -124,7 +127,7 @@ _VALID_VALUE: Final = f"CASE WHEN json_valid({_VALUE}) THEN {_VALUE} END"
 
 
 def _most_similar(
-    connection: apsw.Connection, request: Search, condition: AllOf, now: int, load: LoadBlob
+    connection: apsw.Connection, request: Search, condition: AllOf, now: int, load: LoadBlob, limit: TimeLimit
 ) -> Iterator[ScoredRow]:
     """Iterate over the hits, the most similar first, the newest of equals; then over those without a score.
 
@@ -135,6 +138,7 @@ def _most_similar(
     seen: set[str] = set()
     while True:
         best, complete = _best_scores(connection, request, condition, now, most)
+        limit.check()
         for score, group in groupby(best.items(), key=lambda one: one[1]):
             rows = [_live_object(connection, request, key, now) for key, _ in group if key not in seen]
             hits = [row for row in rows if row is not None and holds(condition, row, load)]
@@ -144,7 +148,7 @@ def _most_similar(
         if complete:
             break
         most *= 10
-    for row in _newest(connection, request, condition, now, load):
+    for row in _newest(connection, request, condition, now, load, limit):
         if row.entry.key not in best:
             yield ScoredRow(row, None)
 

@@ -1,0 +1,55 @@
+"""A search of a file ends in time: what writes besides keeps all other writers waiting."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agent_memory import AgentMemory, TimedOutError
+from agent_memory.operations import Delete, Search, Set
+from agent_memory.storage import sqlite, sqlite_rows
+
+STEP = 1_000
+NOBODY = {"text": {"$ne": "x"}, "number": {"$ne": 0}, "absent": 1}
+EVERYBODY = {"text": {"$ne": "y"}}
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[AgentMemory]:
+    """A store of 4,000 values: a search that looks at each of them takes some 50 ms."""
+    with AgentMemory(str(tmp_path / "store.db"), application="any", timeout=1) as memory:
+        for start in range(0, 4 * STEP, STEP):
+            memory.app_state.batch(
+                [Set(f"user/{n}/doc", {"text": "x" * 300, "number": n}) for n in range(start, start + STEP)]
+            )
+        yield memory
+
+
+def test_a_batch_that_writes_does_not_search_for_longer_than_others_wait(
+    memory: AgentMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.2)
+    searches = [Search("", filter=EVERYBODY, limit=1, offset=100 * STEP)] * 900
+    began = time.monotonic()
+
+    with pytest.raises(TimedOutError, match="search took too long"):
+        memory.app_state.batch([Delete("user/1/doc"), *searches])
+
+    assert time.monotonic() - began < 10
+    assert memory.app_state.get("user/1/doc") is not None, "nothing of it is done"
+
+
+@pytest.mark.parametrize("condition", [EVERYBODY, NOBODY], ids=["in Python", "in SQL"])
+def test_a_search_ends_when_its_time_is_over(
+    memory: AgentMemory, monkeypatch: pytest.MonkeyPatch, condition: dict[str, object]
+) -> None:
+    monkeypatch.setattr(sqlite, "_SEARCH_SECONDS", 0.001)
+    monkeypatch.setattr(sqlite_rows, "_STEPS", 1_000)
+    with pytest.raises(TimedOutError, match="search took too long"):
+        memory.app_state.search("", filter=condition, limit=1, offset=100 * STEP)
+
+    monkeypatch.undo()
+    assert len(memory.app_state.search("", filter=EVERYBODY, limit=5)) == 5
