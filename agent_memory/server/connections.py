@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -11,9 +12,28 @@ from ..errors import ProtocolError
 from ..wire import encode_error
 from ..wire.problems import PROBLEM_TYPE
 
+ACCEPTED_AT_ONCE: Final = 16
+"""Connections that are taken in one step of the event loop; it takes some steps until they are counted."""
+
+_MOST_FILES: Final = 65_536
+_OTHER_FILES: Final = 256
 _HEAD_BYTES: Final = 64 * 1024
 _HEAD_SECONDS: Final = 20.0
 _SAY_THAT_A_BODY_FOLLOWS: Final = (b"content-length", b"transfer-encoding")
+
+
+def raise_file_limit() -> None:
+    """Let this process have as many files and connections open as the system lets it take, within reason."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _most_connections() -> int:
+    # The database and large values need files too: with none left, connections that are served would fail as well.
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_FILES if files == resource.RLIM_INFINITY else files - min(_OTHER_FILES, files // 2)
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -29,7 +49,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
-        self._limit_head()
+        if len(self.connections) > _most_connections():
+            transport.abort()
+        else:
+            self._limit_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_limit()

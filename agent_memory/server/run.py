@@ -27,11 +27,12 @@ from ..service import StateService
 from ..transports.trust import is_loopback
 from .app import Settings, create_app
 from .auth import Gate, LoopbackGate, TokenFileError, TokenGate, is_exposed
-from .connections import BoundedProtocol
+from .connections import ACCEPTED_AT_ONCE, BoundedProtocol, raise_file_limit
 from .log import RequestLog, ServerEvents
 from .workers import Role, run_workers
 
 _SHARED_MEMORY: Final = Path("/dev/shm")
+_WAITING_CONNECTIONS: Final = 2_048
 _STOP_SECONDS: Final = 5
 _TOKEN_SECONDS: Final = 1.0
 _STALLED_MS: Final = 30_000
@@ -60,6 +61,7 @@ def serve(options: Options) -> None:
 
     Raises an AgentMemoryError that says why if the server does not start.
     """
+    raise_file_limit()
     gate = _gate(options)
     if options.token_file is not None and is_exposed(options.token_file):
         print("agent-memory: warning: others can read the token file; chmod 600 it", file=sys.stderr)
@@ -133,6 +135,7 @@ def _serve(options: Options, settings: Settings, listeners: list[socket.socket],
             access_log=False,
             proxy_headers=False,
             server_header=False,
+            backlog=ACCEPTED_AT_ONCE,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_STOP_SECONDS,
         )
@@ -188,6 +191,9 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        for one in sockets or []:
+            # How many may wait is another matter than how many are taken at once, which asyncio gives one number.
+            one.listen(_WAITING_CONNECTIONS)
         for one, shown in zip((sockets or []) if self._announce else [], _ANNOUNCED, strict=False):
             host, port = one.getsockname()[:2]
             print(shown.format(f"http://{f'[{host}]' if ':' in host else host}:{port}"), flush=True)

@@ -9,6 +9,7 @@ import http.client as http_client
 import io
 import json
 import re
+import resource
 import socket
 import threading
 import uuid
@@ -628,6 +629,18 @@ def test_headers_without_an_end_close_the_connection(server: ServerProcess) -> N
 
         with pytest.raises(OSError, match=r"reset|Broken"):
             connection.sendall(b"x" * 64 * 1024 * 1024)
+
+
+def test_connections_that_ask_nothing_leave_files_for_those_that_are_served(tmp_path: Path, http: httpx.Client) -> None:
+    with ServerProcess(tmp_path) as server, contextlib.ExitStack() as stack:
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (300, 300))
+        api = Api(http, server.url, "acme", "shop")
+        place = api.place("large", 300_000)["chunks"][0]["uri"]
+        parts = urlsplit(server.url)
+        for _ in range(400):
+            stack.enter_context(socket.create_connection((parts.hostname, parts.port), 5))
+
+        assert http.put(place, content=bytes(300_000)).status_code == 200
 
 
 @pytest.mark.parametrize("start", [b"", b"X: "], ids=["many", "one"])
