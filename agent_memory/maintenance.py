@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from .disk import sync_file, sync_folder
+from .disk import private, sync_file, sync_folder
 from .errors import IntegrityError, InvalidRequestError, UnavailableError
 from .messages import Scope
 from .storage.blobs import GRACE_SECONDS, BlobObject, BlobStore, FileBlobs, chunk_sizes
@@ -176,8 +176,8 @@ def backup(catalog: SqliteCatalog, blobs: FileBlobs, key_file: Path, target: Pat
                     "the store changed faster than it could be copied, or files are missing: run check"
                 )
         if key_file.exists():
-            shutil.copyfile(key_file, signing_key_file(target))
-            signing_key_file(target).chmod(0o600)
+            with open(signing_key_file(target), "xb", opener=private) as file:
+                file.write(key_file.read_bytes())
             _sync(signing_key_file(target))
         _sync(temporary)
         os.rename(temporary, target)

@@ -293,6 +293,23 @@ def test_a_backup_holds_everything_and_can_be_opened(memory: AgentMemory, tmp_pa
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+def test_no_file_of_a_backup_can_be_read_by_others_at_any_moment(
+    memory: AgentMemory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.app_state.set("pickled", Plain(1))
+    monkeypatch.setattr(Path, "chmod", lambda *_: None)  # a file that is closed to others later was open to them
+    monkeypatch.setattr(os, "chmod", lambda *_: None)
+    umask = os.umask(0)
+    try:
+        memory.backup(tmp_path / "copy.db")
+    finally:
+        os.umask(umask)
+
+    made = [path for path in tmp_path.rglob("*") if path.relative_to(tmp_path).parts[0].startswith("copy.db")]
+    assert {path.name for path in made} >= {"copy.db", "copy.db.key", "copy.db.blobs"}
+    assert [path.name for path in made if stat.S_IMODE(path.stat().st_mode) & 0o077] == []
+
+
 def test_a_version_in_a_backup_goes_on_where_it_was(memory: AgentMemory, tmp_path: Path) -> None:
     memory.app_state.set("small", 2)
     memory.backup(tmp_path / "copy.db")
