@@ -168,7 +168,7 @@ class VerbEndpoint:
         record.route = f"/v1/namespaces/{{namespace}}/applications/{{application}}/{self._state}/{verb}"
         if scope["method"] != "POST":
             raise MethodNotAllowedError("the verbs take POST", "POST")
-        self._gate.authorize(scope["headers"], namespace, application)
+        record.token = self._gate.authorize(scope["headers"], namespace, application)
         check_scope_name(namespace, "a namespace")
         check_scope_name(application, "an application")
         _check_json(scope)

@@ -39,7 +39,8 @@ def record_of(scope: Scope) -> Record:
     """Return what is known of the request that is being served."""
     record: Record | None = scope.get(_RECORD)
     if record is None:
-        record = scope[_RECORD] = Record(scope["method"])
+        client: tuple[str, int] | None = scope.get("client")
+        record = scope[_RECORD] = Record(scope["method"], client[0] if client else None)
     return record
 
 

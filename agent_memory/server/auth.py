@@ -16,6 +16,8 @@ Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
 
 _LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _HOST: Final = re.compile(r"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
+# Enough to find a token's line in the file by.
+_SHOWN_DIGITS: Final = 8
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -33,8 +35,11 @@ class Gate(Protocol):
         """Raise PermissionDeniedError if a request with these headers is not answered, whatever it asks for."""
         ...
 
-    def authorize(self, headers: Headers, namespace: str, application: str) -> None:
-        """Raise AuthenticationError or PermissionDeniedError if a request may not touch a scope."""
+    def authorize(self, headers: Headers, namespace: str, application: str) -> str | None:
+        """Return what a log calls the token that opens a scope; None where there are none.
+
+        Raises AuthenticationError or PermissionDeniedError if a request may not touch the scope.
+        """
         ...
 
 
@@ -55,7 +60,7 @@ class LoopbackGate:
         if any(name == b"origin" for name, _ in headers):
             raise PermissionDeniedError("requests of web pages are refused", code="origin_refused")
 
-    def authorize(self, headers: Headers, namespace: str, application: str) -> None:
+    def authorize(self, headers: Headers, namespace: str, application: str) -> str | None:
         """Whoever is let in may touch everything."""
 
 
@@ -94,15 +99,17 @@ class TokenGate:
     def admit(self, headers: Headers) -> None:
         host_of(headers)
 
-    def authorize(self, headers: Headers, namespace: str, application: str) -> None:
+    def authorize(self, headers: Headers, namespace: str, application: str) -> str | None:
         given = [value for name, value in headers if name == b"authorization"]
         scheme, _, token = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
         # Looking a digest up tells nothing through its timing: nobody can choose a token for a digest.
-        grants = self._grants.get(hashlib.sha256(token.strip()).digest()) if scheme.lower() == b"bearer" else None
+        digest = hashlib.sha256(token.strip()).digest()
+        grants = self._grants.get(digest) if scheme.lower() == b"bearer" else None
         if grants is None:
             raise AuthenticationError("a valid bearer token is needed")
         if not any(one.namespace == namespace and one.application in (None, application) for one in grants):
             raise PermissionDeniedError("the token is not for this namespace and application")
+        return digest.hex()[:_SHOWN_DIGITS]
 
 
 def host_of(headers: Headers) -> str:

@@ -20,6 +20,7 @@ class Record:
         "application",
         "bytes_in",
         "bytes_out",
+        "client",
         "code",
         "error",
         "method",
@@ -27,10 +28,13 @@ class Record:
         "route",
         "start",
         "status",
+        "token",
     )
 
-    def __init__(self, method: str) -> None:
+    def __init__(self, method: str, client: str | None = None) -> None:
         self.start = time.perf_counter()
+        self.client = client
+        self.token: str | None = None
         self.method = method
         self.route = ""
         self.status = 0
@@ -61,10 +65,10 @@ class RequestLog:
             value: str | None = getattr(record, name)
             if value is not None and _is_name(value):
                 line[name] = value
-        if record.code is not None:
-            line["code"] = record.code
-        if record.error is not None:
-            line["error"] = record.error
+        for name in ("client", "token", "code", "error"):
+            value = getattr(record, name)
+            if value is not None:
+                line[name] = value
         self.event(line)
 
     def event(self, line: dict[str, str | int | float]) -> None:

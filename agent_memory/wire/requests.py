@@ -11,7 +11,7 @@ from typing import Any, Final
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
-from ..errors import AgentMemoryError, InvalidRequestError
+from ..errors import AgentMemoryError, InvalidRequestError, LimitExceededError
 from ..ids import uuid7
 from ..keys import check_request_id
 from ..messages import (
@@ -31,6 +31,9 @@ from ..messages import (
 )
 from .blobs import as_is, blob_body, blob_of, from_base64, inline, inline_bytes, to_base64
 from .bodies import VERB_OF, VERBS
+
+# Parsed, each part takes up to 200 bytes. A batch of a thousand writes has about 20,000.
+_MOST_COMMAS: Final = 250_000
 
 
 def encode_request(message: Message) -> tuple[str, bytes]:
@@ -193,6 +196,8 @@ def decode_request(verb: str, namespace: str, application: str, state: str, raw:
 
 
 def _parse(raw: bytes) -> Any:
+    if raw.count(b",") > _MOST_COMMAS:
+        raise LimitExceededError("a request body has too many parts")
     try:
         value = json.loads(
             raw.decode(),

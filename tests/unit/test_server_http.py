@@ -353,6 +353,12 @@ def test_what_python_takes_for_a_number_and_json_does_not_is_malformed(api: Api,
     assert problem(api.send("search", b'{"prefix": "", "filter": {"n": %b}}' % number)) == (422, "malformed")
 
 
+def test_a_body_of_too_many_parts_is_refused_before_it_is_parsed(api: Api) -> None:
+    body = b'{"prefix": "", "filter": {"a": [%s]}}' % b",".join([b"{}"] * 300_000)
+
+    assert problem(api.send("search", body)) == (413, "limit_exceeded")
+
+
 def test_a_compressed_body_is_refused(api: Api) -> None:
     refused = api.post("list", {"prefix": ""}, **{"Content-Encoding": "gzip"})
 
@@ -784,6 +790,18 @@ def test_the_log_names_requests_and_repeats_nothing_of_them(tmp_path: Path, http
     assert (lines[0]["namespace"], lines[0]["application"]) == ("acme", "shop")
     for secret in ("the-secret", TOKEN, "signature=", base64.b64encode(b"the-secret-value").decode()[:12]):
         assert secret not in log
+
+
+def test_the_log_says_from_where_and_with_which_line_of_the_token_file_a_request_came(
+    guarded: ServerProcess, http: httpx.Client
+) -> None:
+    Api(http, guarded.url, "other", "audited", HASHED_TOKEN).post("list", {"prefix": ""})
+    wait_for(lambda: '"application": "audited"' in guarded.log)
+    line = json.loads(next(one for one in guarded.log.splitlines() if '"audited"' in one))
+
+    assert line["client"] == "127.0.0.1"
+    assert line["token"] in (guarded.data.parent / "tokens").read_text()
+    assert len(line["token"]) == 8
 
 
 def test_a_request_that_has_begun_is_finished_when_the_server_is_told_to_stop(
