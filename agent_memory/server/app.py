@@ -34,10 +34,8 @@ if TYPE_CHECKING:
     from .metrics import Metrics
 
 _REQUESTS: Final = 128
-# Searches. In a file they compute, much of it in Python: more of them at once only hold up each other and all else.
-_LONG_IN_A_FILE: Final = 4
-# PostgreSQL computes, and has connections left for others.
-_LONG_ELSEWHERE: Final = 12
+# They compute, much of it in Python: more of them at once only hold up each other and all else.
+_SEARCHES: Final = 4
 _CALL_SECONDS: Final = 10.0
 _SWEEP_SECONDS: Final = 60.0
 _PING_SECONDS: Final = 2.0
@@ -156,7 +154,7 @@ class VerbEndpoint:
         self._urls = urls
         self._state = state
         self._requests = Shares(_REQUESTS)
-        self._long = Shares(_LONG_IN_A_FILE if transport.service.catalog.is_file else _LONG_ELSEWHERE)
+        self._searches = Shares(_SEARCHES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = record_of(scope)
@@ -189,7 +187,7 @@ class VerbEndpoint:
         deadline = time.monotonic() + _CALL_SECONDS
         if not _may_take_long(message):
             return await self._transport.asend(message, deadline)
-        async with self._long.turn(namespace, "searches", _CALL_SECONDS):
+        async with self._searches.turn(namespace, "searches", _CALL_SECONDS):
             return await self._transport.asend(message, deadline)
 
     def _address(self, scope: Scope, message: StateMessage) -> Callable[[Chunk], str]:
