@@ -33,7 +33,8 @@ from .shares import Shares
 if TYPE_CHECKING:
     from .metrics import Metrics
 
-_REQUESTS: Final = 128
+# Of which one tenant, alone, gets 128: a client of ours opens up to 100 connections.
+_REQUESTS: Final = 192
 # They compute, much of it in Python: more of them at once only hold up each other and all else.
 _SEARCHES: Final = 4
 _CALL_SECONDS: Final = 10.0

@@ -854,7 +854,7 @@ def test_more_requests_than_fit_are_told_to_come_back(tmp_path: Path, http: http
     with ServerProcess(tmp_path) as server:
         api = Api(http, server.url, "acme", "shop")
         parts = urlsplit(server.url)
-        waiting = [socket.create_connection((parts.hostname, parts.port), 5) for _ in range(128)]
+        waiting = [socket.create_connection((parts.hostname, parts.port), 5) for _ in range(192)]
         try:
             head = f"POST {api.path}/app_state/list HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             for connection in waiting:
