@@ -317,9 +317,16 @@ def alone(operation: PrepareRead | CommitWrite | Delete | List | Search | ListPa
 def delete_all(scope: Scope, prefix: str, page_limit: int, write_id: Callable[[], str | None]) -> Flow[int]:
     """Delete every key under a prefix, a page at a time, each by a new ``write_id``; return how many there were."""
     count = 0
+    cursor: str | None = None
     while True:
-        page = yield from call(List(scope, prefix, limit=page_limit))
-        if not page.found:
+        page = yield from call(List(scope, prefix, cursor, page_limit))
+        if page.found:
+            yield from call(Batch(scope, tuple(Delete(scope, one.entry.key, write_id()) for one in page.found)))
+            count += len(page.found)
+            # Behind what is deleted: a listing looks at each of its tombstones.
+            cursor = page.found[-1].entry.key
+        elif cursor is not None:
+            # Once more from the start, for what was written there meanwhile.
+            cursor = None
+        else:
             return count
-        yield from call(Batch(scope, tuple(Delete(scope, one.entry.key, write_id()) for one in page.found)))
-        count += len(page.found)

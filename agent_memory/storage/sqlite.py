@@ -127,10 +127,8 @@ class SqliteCatalog:
             return self._list(connection, request, self._clock())
 
     def _list(self, connection: apsw.Connection, request: List, now: int) -> list[Row]:
-        where, bindings = key_range(request.scope, request.prefix)
-        if request.cursor is not None:
-            where += f" AND key {'<' if request.reverse else '>'} ?"
-            bindings.append(request.cursor)
+        edge = {"before" if request.reverse else "after": request.cursor}
+        where, bindings = key_range(request.scope, request.prefix, **edge)
         columns = COLUMNS if request.max_inline_size is not None else COLUMNS.replace("value", "NULL")
         order = "DESC" if request.reverse else "ASC"
         sql = f"SELECT {columns} FROM entry WHERE {where} AND {IS_LIVE} ORDER BY key {order} LIMIT ?"

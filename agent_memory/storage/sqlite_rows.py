@@ -71,9 +71,17 @@ def live_row(row: Any, now: int) -> Row | None:
     return to_row(row)
 
 
-def key_range(scope: Scope, prefix: str) -> tuple[str, list[Any]]:
-    """Return the condition that a key starts with ``prefix``, and its bindings."""
-    end = successor(prefix)
-    if end is None:
-        return "scope = ? AND key >= ?", [scope.path, prefix]
-    return "scope = ? AND key >= ? AND key < ?", [scope.path, prefix, end]
+def key_range(
+    scope: Scope, prefix: str, *, after: str | None = None, before: str | None = None
+) -> tuple[str, list[Any]]:
+    """Return the condition that a key starts with ``prefix``, and its bindings.
+
+    Keys that follow ``after`` or come ahead of ``before``, which start with it too. SQLite begins to read at one bound
+    and tests others on each row: beside the prefix's own, a page would cost all pages ahead of it.
+    """
+    bounds = [(">=", prefix) if after is None else (">", after)]
+    end = successor(prefix) if before is None else before
+    if end is not None:
+        bounds.append(("<", end))
+    where = "".join(f" AND key {comparison} ?" for comparison, _ in bounds)
+    return f"scope = ?{where}", [scope.path, *(bound for _, bound in bounds)]

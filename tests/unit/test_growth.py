@@ -1,0 +1,117 @@
+"""What a call costs in a file is what it finds, not how many keys stand before it: counted in SQLite's own steps."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import apsw
+import pytest
+
+from agent_memory import drivers, flows
+from agent_memory.ids import uuid7
+from agent_memory.messages import JSON, Batch, CommitWrite, List, Message, Scope
+from agent_memory.service import StateService
+from agent_memory.storage.blobs import FileBlobs
+from agent_memory.storage.sqlite import SqliteCatalog
+
+SCOPE = Scope("default", "app")
+_EVERY = 10
+
+
+class Steps:
+    """Counts what SQLite's virtual machine does on all connections that are opened while it is there."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def of(self, call: Callable[[], Any]) -> int:
+        """Return how many steps a call takes."""
+        before = self.count
+        call()
+        return self.count - before
+
+    def watch(self, connection: apsw.Connection) -> None:
+        def step() -> bool:
+            self.count += _EVERY
+            return False
+
+        connection.set_progress_handler(step, _EVERY)
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
+    steps = Steps()
+    monkeypatch.setattr(apsw, "connection_hooks", [steps.watch])
+    return steps
+
+
+@pytest.fixture
+def service(steps: Steps, tmp_path: Path) -> Iterator[StateService]:
+    service = StateService(
+        SqliteCatalog(tmp_path / "store.db", durable=False), FileBlobs(tmp_path / "b", durable=False)
+    )
+    yield service
+    service.close()
+
+
+def put(service: StateService, keys: list[str]) -> None:
+    for first in range(0, len(keys), 1_000):
+        writes = (CommitWrite(SCOPE, key, uuid7(), b'{"a": 1}', None, JSON) for key in keys[first : first + 1_000])
+        service.handle(Batch(SCOPE, tuple(writes)))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_last_page_of_a_listing_costs_what_the_first_does(
+    service: StateService, steps: Steps, reverse: bool
+) -> None:
+    keys = [f"user/{number:05}" for number in range(5_000)]
+    put(service, keys)
+    first = List(SCOPE, "user/", limit=10, reverse=reverse)
+    last = first._replace(cursor=keys[10] if reverse else keys[-11])
+    assert len(service.handle(last).found) == 10
+
+    assert steps.of(lambda: service.handle(last)) <= 1.1 * steps.of(lambda: service.handle(first))
+
+
+def clear(service: StateService, prefix: str, before: Callable[[Message], object] = lambda _: None) -> int:
+    """Delete all keys under a prefix, ten at a time; ``before`` is called with each message ahead of its answer."""
+
+    def send(message: Message, _: float) -> Any:
+        before(message)
+        return service.handle(message)
+
+    transport: Any = SimpleNamespace(send=send)
+    return drivers.run(flows.delete_all(SCOPE, prefix, 10, uuid7), transport, math.inf)
+
+
+def test_clearing_twice_as_much_costs_twice_as_much(service: StateService, steps: Steps) -> None:
+    def listings(prefix: str, many: int) -> int:
+        put(service, [f"{prefix}{number:05}" for number in range(many)])
+        count = 0
+
+        def look(message: Message) -> None:
+            nonlocal count
+            if isinstance(message, List):
+                count += steps.of(lambda: service.handle(message))
+
+        assert clear(service, prefix, look) == many
+        return count
+
+    assert listings("b/", 2_000) <= 2.2 * listings("a/", 1_000)
+
+
+def test_clearing_ends_when_nothing_is_left(service: StateService) -> None:
+    put(service, [f"key/{number}" for number in range(30)])
+    messages = itertools.count()
+
+    def write(_: Message) -> None:
+        if next(messages) == 3:
+            put(service, ["key/", "key/99"])
+
+    assert clear(service, "key/", write) == 32
+    assert not service.handle(List(SCOPE, "key/")).found
