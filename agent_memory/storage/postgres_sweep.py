@@ -1,4 +1,8 @@
-"""Sweeping a PostgreSQL catalog: each step is one statement, and skips what another sweep or a writer has locked."""
+"""Sweeping a PostgreSQL catalog: each step is one statement, and skips what another sweep or a writer has locked.
+
+Limits stand in the statements themselves. A plan is made without knowing what is bound, and takes an unknown limit for
+a tenth of the table: it would read all of it to join it with a thousand rows.
+"""
 
 from __future__ import annotations
 
@@ -33,21 +37,22 @@ def claim_blobs(
         f"""WITH old AS MATERIALIZED (
             SELECT id FROM agent_memory.blob
             WHERE (state = '{STAGED}' AND at_us < %(staged)s) OR (state = '{GARBAGE}' AND at_us < %(garbage)s)
-            LIMIT %(limit)s FOR UPDATE SKIP LOCKED)
+            LIMIT {limit} FOR UPDATE SKIP LOCKED)
         UPDATE agent_memory.blob AS blob SET state = '{DEAD}', at_us = {NOW} FROM old WHERE blob.id = old.id
         RETURNING {_of("blob")}""",
-        {"staged": staged_before, "garbage": garbage_before, "limit": limit, "now": now},
+        {"staged": staged_before, "garbage": garbage_before, "now": now},
     )
     return [BlobRow(*row) for row in rows]
 
 
 def expire(session: Session, *, limit: int, now: int | None, vectors: bool) -> int:
     """See ``Catalog.expire``."""
+    # The time is asked once, in a SELECT of its own: an index is not searched for what may change from row to row.
     return _count(
         session,
         f"""WITH old AS MATERIALIZED (
             SELECT scope, key, blob_id FROM agent_memory.entry
-            WHERE expires_us IS NOT NULL AND expires_us <= {NOW} LIMIT %(limit)s FOR UPDATE SKIP LOCKED),
+            WHERE expires_us IS NOT NULL AND expires_us <= (SELECT {NOW}) LIMIT {limit} FOR UPDATE SKIP LOCKED),
         retired AS ({_RETIRE}),
         {f"forgotten AS ({_FORGET.format(source='old')})," if vectors else ""}
         gone AS (UPDATE agent_memory.entry AS entry SET deleted = true, searchable = false, updated_us = {NOW},
@@ -55,7 +60,7 @@ def expire(session: Session, *, limit: int, now: int | None, vectors: bool) -> i
             chunk_size = NULL, projection = NULL, value = NULL
             FROM old WHERE entry.scope = old.scope AND entry.key = old.key RETURNING 1)
         SELECT count(*) FROM gone""",
-        {"limit": limit, "now": now},
+        {"now": now},
     )
 
 
@@ -63,16 +68,16 @@ def drop_tombstones(session: Session, *, before: int, limit: int) -> int:
     """See ``Catalog.drop_tombstones``: the floor is raised where the tombstone goes, so no snapshot misses both."""
     return _count(
         session,
-        """WITH old AS MATERIALIZED (
+        f"""WITH old AS MATERIALIZED (
             SELECT scope, key, version FROM agent_memory.entry WHERE deleted AND updated_us < %(before)s
-            LIMIT %(limit)s FOR UPDATE SKIP LOCKED),
+            LIMIT {limit} FOR UPDATE SKIP LOCKED),
         raised AS (INSERT INTO agent_memory.scope AS scope (scope, version_floor)
             SELECT scope, max(version) FROM old GROUP BY scope ORDER BY scope ON CONFLICT (scope)
             DO UPDATE SET version_floor = greatest(scope.version_floor, excluded.version_floor)),
         gone AS (DELETE FROM agent_memory.entry AS entry USING old
             WHERE entry.scope = old.scope AND entry.key = old.key RETURNING 1)
         SELECT count(*) FROM gone""",
-        {"before": before, "limit": limit},
+        {"before": before},
     )
 
 
@@ -80,13 +85,13 @@ def drop_receipts(session: Session, *, before: int, limit: int) -> int:
     """See ``Catalog.drop_receipts``."""
     return _count(
         session,
-        """WITH old AS MATERIALIZED (
+        f"""WITH old AS MATERIALIZED (
             SELECT scope, write_id FROM agent_memory.receipt WHERE at_us < %(before)s ORDER BY at_us
-            LIMIT %(limit)s FOR UPDATE SKIP LOCKED),
+            LIMIT {limit} FOR UPDATE SKIP LOCKED),
         gone AS (DELETE FROM agent_memory.receipt AS receipt USING old
             WHERE receipt.scope = old.scope AND receipt.write_id = old.write_id RETURNING 1)
         SELECT count(*) FROM gone""",
-        {"before": before, "limit": limit},
+        {"before": before},
     )
 
 
@@ -108,14 +113,14 @@ def drop_requests(session: Session, *, before: int, limit: int, now: int | None,
                 session,
                 f"""WITH old AS MATERIALIZED (
                     SELECT scope, key, blob_id, version FROM agent_memory.entry WHERE scope = %(scope)s
-                    LIMIT %(limit)s FOR UPDATE SKIP LOCKED),
+                    LIMIT {room} FOR UPDATE SKIP LOCKED),
                 raised AS ({_RAISE} FROM old HAVING count(*) > 0 {_KEEP_HIGHER}),
                 retired AS ({_RETIRE}),
                 {f"forgotten AS ({_FORGET.format(source='old')})," if vectors else ""}
                 gone AS (DELETE FROM agent_memory.entry AS entry USING old
                     WHERE entry.scope = old.scope AND entry.key = old.key RETURNING 1)
                 SELECT count(*) FROM gone""",
-                {"scope": scope, "swept": swept_requests(scope), "limit": room, "now": now},
+                {"scope": scope, "swept": swept_requests(scope), "now": now},
             )
             if keys < room:
                 session.rows(

@@ -1,4 +1,4 @@
-"""What a call costs in a file is what it finds, not how many keys stand before it: counted in SQLite's own steps."""
+"""What a call costs is what it finds, not how much the store holds: counted in SQLite's steps and PostgreSQL's rows."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ from agent_memory import drivers, flows
 from agent_memory.ids import uuid7
 from agent_memory.messages import JSON, Batch, CommitWrite, List, Message, Scope
 from agent_memory.service import StateService
+from agent_memory.storage import postgres_sweep
 from agent_memory.storage.blobs import FileBlobs
+from agent_memory.storage.postgres import PostgresCatalog
+from agent_memory.storage.postgres_connections import Session
 from agent_memory.storage.sqlite import SqliteCatalog
+from tests.support.postgres import PostgresServer, name_of
 
 SCOPE = Scope("default", "app")
 _EVERY = 10
@@ -115,3 +119,57 @@ def test_clearing_ends_when_nothing_is_left(service: StateService) -> None:
 
     assert clear(service, "key/", write) == 32
     assert not service.handle(List(SCOPE, "key/")).found
+
+
+# -- PostgreSQL ------------------------------------------------------------------------------------------------------
+
+_ROWS = """
+    INSERT INTO agent_memory.entry (scope, key, version, size, created_us, updated_us, expires_us, deleted, searchable,
+        etag, sha256, content_type)
+    SELECT '{scope}', n, 1, 0, 0, 0, {expires_us}, {deleted}, false, '1-' || n, '', 'text/plain'
+    FROM generate_series({first}, {last}) AS n
+"""
+_SWEEPS: dict[str, Callable[[Session], int]] = {
+    "expired": lambda session: postgres_sweep.expire(session, limit=100, now=2_000, vectors=True),
+    "tombstones": lambda session: postgres_sweep.drop_tombstones(session, before=1, limit=100),
+    "receipts": lambda session: postgres_sweep.drop_receipts(session, before=1, limit=100),
+    "requests": lambda session: postgres_sweep.drop_requests(session, before=1, limit=100, now=1, vectors=True),
+}
+
+
+@pytest.fixture(scope="module")
+def large_database() -> Iterator[str]:
+    """Values that nobody sweeps yet, and a tenth as many of each kind to sweep."""
+    with PostgresServer() as server:
+        address = server.database()
+        for statement in (
+            _ROWS.format(scope="default/app", expires_us=3_000, deleted=False, first=1, last=40_000),
+            _ROWS.format(scope="default/app", expires_us=1_000, deleted=False, first=40_001, last=44_000),
+            _ROWS.format(scope="default/app", expires_us="NULL", deleted=True, first=44_001, last=48_000),
+            _ROWS.format(scope="default/app/r", expires_us="NULL", deleted=False, first=1, last=4_000),
+            "INSERT INTO agent_memory.scope VALUES ('default/app/r', 0, 0)",
+            "INSERT INTO agent_memory.receipt (scope, write_id, at_us, created_us, updated_us, fingerprint, etag) "
+            "SELECT 'default/app', n, CASE WHEN n <= 4000 THEN 0 ELSE 1 END, 0, 0, '', '' "
+            "FROM generate_series(1, 44_000) AS n",
+            "INSERT INTO agent_memory.vector SELECT scope, key, version, 0, '[1]' FROM agent_memory.entry",
+            "ANALYZE agent_memory.entry, agent_memory.receipt, agent_memory.vector",
+        ):
+            server.execute(statement, name_of(address))
+        yield address
+
+
+@pytest.mark.parametrize("kind", _SWEEPS)
+def test_a_sweep_in_postgresql_reads_what_it_takes_away(large_database: str, kind: str) -> None:
+    catalog = PostgresCatalog(large_database)
+    session = catalog._pool.acquire()  # pyright: ignore[reportPrivateUsage]
+    try:
+        with session.connection.transaction(force_rollback=True):
+            assert _SWEEPS[kind](session) >= 100
+            ((read,),) = session.rows(
+                "SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) FROM pg_stat_xact_user_tables"
+            )
+    finally:
+        catalog._pool.release(session)  # pyright: ignore[reportPrivateUsage]
+        catalog.close()
+
+    assert read < 4_000
