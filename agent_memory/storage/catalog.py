@@ -139,6 +139,14 @@ def holds(condition: AllOf, row: Row, load: LoadBlob) -> bool:
     return matches(condition, cast("dict[str, Any]", value))
 
 
+def shown_name(request: ListParents, parent: str) -> str | None:
+    """Return the name that a parent has in a listing, None if it does not fit."""
+    segments = parent.split("/")[:-1]
+    if not all(pattern.fits(segments) for pattern in request.patterns):
+        return None
+    return parent if request.depth is None else "".join(f"{segment}/" for segment in segments[: request.depth])
+
+
 def chosen_parents(request: ListParents, parents: Iterable[str]) -> list[str]:
     """Return the names that a listing shows, from all parents after its cursor in byte order.
 
@@ -147,11 +155,8 @@ def chosen_parents(request: ListParents, parents: Iterable[str]) -> list[str]:
     names: list[str] = []
     last, skip = request.cursor, request.offset
     for parent in parents:
-        segments = parent.split("/")[:-1]
-        if not all(pattern.fits(segments) for pattern in request.patterns):
-            continue
-        name = parent if request.depth is None else "".join(f"{segment}/" for segment in segments[: request.depth])
-        if name == last:
+        name = shown_name(request, parent)
+        if name is None or name == last:
             continue
         last = name
         if skip:

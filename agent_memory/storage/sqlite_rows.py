@@ -72,14 +72,15 @@ def live_row(row: Any, now: int) -> Row | None:
 
 
 def key_range(
-    scope: Scope, prefix: str, *, after: str | None = None, before: str | None = None
+    scope: Scope, prefix: str, *, start: str | None = None, after: str | None = None, before: str | None = None
 ) -> tuple[str, list[Any]]:
     """Return the condition that a key starts with ``prefix``, and its bindings.
 
-    Keys that follow ``after`` or come ahead of ``before``, which start with it too. SQLite begins to read at one bound
-    and tests others on each row: beside the prefix's own, a page would cost all pages ahead of it.
+    Those from ``start`` on, those that follow ``after``, or those ahead of ``before``; none of the three comes before
+    the prefix. SQLite begins to read at one bound and tests others on each row: beside the prefix's own, a page would
+    cost all pages ahead of it.
     """
-    bounds = [(">=", prefix) if after is None else (">", after)]
+    bounds = [(">=", start or prefix) if after is None else (">", after)]
     end = successor(prefix) if before is None else before
     if end is not None:
         bounds.append(("<", end))

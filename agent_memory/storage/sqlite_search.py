@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import groupby, islice
+from itertools import accumulate, groupby, islice
 from typing import Any, Final, cast
 
 import apsw
@@ -16,7 +16,7 @@ import apsw
 from ..errors import InvalidRequestError
 from ..filters import AllOf, AnyOf, Comparison, Condition, parse
 from ..messages import JSON, CommitWrite, ListParents, Search
-from .catalog import COLUMNS, LoadBlob, Row, ScoredRow, chosen_parents, holds
+from .catalog import COLUMNS, LoadBlob, Row, ScoredRow, chosen_parents, holds, shown_name
 from .sqlite_rows import IS_LIVE, TimeLimit, all_rows, key_range, to_row
 
 _SQL_OPERATORS: Final = {"$eq": "=", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
@@ -271,19 +271,66 @@ def _same_in_sql(field: str, operand: Any) -> bool:
 
 def list_parents(connection: apsw.Connection, request: ListParents, now: int) -> list[str]:
     """Return a page of names; see ``messages.ListParents``."""
-    where, bindings = key_range(request.scope, request.prefix)
-    # Trimming from the right every character that is no slash leaves the key up to its last one. The parents come from
-    # the index alone; only whether one of a parent's own keys is live is looked up in the rows.
-    sql = (
-        "WITH known AS MATERIALIZED (SELECT DISTINCT rtrim(key, replace(key, '/', '')) AS parent FROM entry "
-        f"WHERE {where} AND instr(key, '/') > 0) SELECT parent FROM known WHERE parent > ? AND EXISTS ("
-        "SELECT 1 FROM entry WHERE scope = ? AND key >= parent AND key < substr(parent, 1, length(parent) - 1) || '0' "
-        f"AND instr(substr(key, length(parent) + 1), '/') = 0 AND {IS_LIVE} AND {_IS_OBJECT}) ORDER BY parent"
+    return chosen_parents(request, _parents(connection, request, now))
+
+
+def _parents(connection: apsw.Connection, request: ListParents, now: int) -> Iterator[str]:
+    """Iterate over the parents after the cursor, in byte order, of one name the first; each is looked for when wanted.
+
+    From a key that is found the way leads to the first one in another parent: what each of these enters is what comes
+    next in the order of names.
+    """
+    last = request.cursor or ""
+    parent = _parent_of(last)
+    place = max(request.prefix, last)
+    while (key := _first_elsewhere(connection, request, place, parent)) is not None:
+        place, parent = key, _parent_of(key)
+        for name in accumulate(f"{segment}/" for segment in parent.split("/")[:-1]):
+            if last.startswith(name) or not _holds_objects(connection, request, name, now):
+                continue
+            yield name
+            shown = shown_name(request, name)
+            if shown is not None and shown.count("/") == request.depth:
+                # All others below it would have the same name.
+                place, parent = _end_of(shown), ""
+                last = shown
+                break
+        else:
+            last = parent
+
+
+def _first_elsewhere(connection: apsw.Connection, request: ListParents, place: str, parent: str) -> str | None:
+    """Return the first key from ``place`` on that has a parent, and another one."""
+    where, bindings = key_range(request.scope, request.prefix, start=place)
+    rows = all_rows(
+        connection,
+        f"SELECT key FROM entry WHERE {where} AND instr(key, '/') > 0 "
+        "AND (instr(substr(key, ?), '/') > 0 OR key >= ?) ORDER BY key LIMIT 1",
+        (*bindings, len(parent) + 1, _end_of(parent)),
     )
-    rows: Any = cast(Any, connection).execute(sql, (*bindings, request.cursor or "", request.scope.path, now))
-    names = chosen_parents(request, (row[0] for row in rows))
-    rows.close()
-    return names
+    return str(rows[0][0]) if rows else None
+
+
+def _end_of(parent: str) -> str:
+    # "0" follows "/" in every encoding of text: the smallest key that no longer starts with the parent.
+    return f"{parent[:-1]}0"
+
+
+def _parent_of(key: str) -> str:
+    return key[: key.rfind("/") + 1]
+
+
+def _holds_objects(connection: apsw.Connection, request: ListParents, parent: str, now: int) -> bool:
+    """Say whether some of a parent's own keys, among those listed, are live objects."""
+    where, bindings = key_range(request.scope, max(parent, request.prefix))
+    return bool(
+        all_rows(
+            connection,
+            f"SELECT 1 FROM entry WHERE {where} AND instr(substr(key, ?), '/') = 0 AND {IS_LIVE} AND {_IS_OBJECT} "
+            "LIMIT 1",
+            (*bindings, len(parent) + 1, now),
+        )
+    )
 
 
 # -- vectors ---------------------------------------------------------------------------------------------------------

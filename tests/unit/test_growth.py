@@ -14,7 +14,7 @@ import pytest
 
 from agent_memory import drivers, flows
 from agent_memory.ids import uuid7
-from agent_memory.messages import JSON, Batch, CommitWrite, List, Message, Scope
+from agent_memory.messages import JSON, Batch, CommitWrite, List, ListParents, Message, Scope
 from agent_memory.service import StateService
 from agent_memory.storage import postgres_sweep
 from agent_memory.storage.blobs import FileBlobs
@@ -80,6 +80,15 @@ def test_the_last_page_of_a_listing_costs_what_the_first_does(
     assert len(service.handle(last).found) == 10
 
     assert steps.of(lambda: service.handle(last)) <= 1.1 * steps.of(lambda: service.handle(first))
+
+
+@pytest.mark.parametrize("depth", [None, 2])
+def test_a_page_of_parents_costs_what_it_shows(service: StateService, steps: Steps, depth: int | None) -> None:
+    put(service, [f"user/{number:05}/{name}" for number in range(1_000) for name in ("profile", "log/1", "log/2")])
+    page = ListParents(SCOPE, "", "user/00500/", limit=10, depth=depth)
+    assert len(service.handle(page).segments) == 10
+
+    assert steps.of(lambda: service.handle(page)) < 5_000
 
 
 def clear(service: StateService, prefix: str, before: Callable[[Message], object] = lambda _: None) -> int:
