@@ -78,10 +78,11 @@ def list_segments(
 def list_parents(session: Session, request: ListParents, now: int | None) -> list[str]:
     """Return a page of names; see ``messages.ListParents``."""
     where, values = key_range(request.scope, request.prefix)
-    # Trimming from the right every character that is no slash leaves the key up to its last one.
+    # Keys stand behind their parents, so none ahead of the cursor is looked at. Trimming from the right every character
+    # that is no slash leaves the key up to its last one.
     statement = (
         "SELECT parent FROM (SELECT DISTINCT rtrim(entry.key, replace(entry.key, '/', '')) COLLATE \"C\" AS parent "
-        f"FROM agent_memory.entry AS entry WHERE {where} AND {LIVE} AND entry.searchable "
+        f"FROM agent_memory.entry AS entry WHERE {where} AND entry.key >= %(cursor)s AND {LIVE} AND entry.searchable "
         "AND strpos(entry.key, '/') > 0) AS found WHERE parent > %(cursor)s ORDER BY parent"
     )
     values |= {"cursor": request.cursor or "", "now": now}

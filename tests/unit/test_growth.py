@@ -16,7 +16,7 @@ from agent_memory import drivers, flows
 from agent_memory.ids import uuid7
 from agent_memory.messages import JSON, Batch, CommitWrite, List, ListParents, Message, Scope
 from agent_memory.service import StateService
-from agent_memory.storage import postgres_sweep
+from agent_memory.storage import postgres_search, postgres_sweep
 from agent_memory.storage.blobs import FileBlobs
 from agent_memory.storage.postgres import PostgresCatalog
 from agent_memory.storage.postgres_connections import Session
@@ -167,18 +167,38 @@ def large_database() -> Iterator[str]:
         yield address
 
 
-@pytest.mark.parametrize("kind", _SWEEPS)
-def test_a_sweep_in_postgresql_reads_what_it_takes_away(large_database: str, kind: str) -> None:
+@pytest.fixture
+def session(large_database: str) -> Iterator[Session]:
+    """A session in a transaction that is rolled back."""
     catalog = PostgresCatalog(large_database)
     session = catalog._pool.acquire()  # pyright: ignore[reportPrivateUsage]
-    try:
-        with session.connection.transaction(force_rollback=True):
-            assert _SWEEPS[kind](session) >= 100
-            ((read,),) = session.rows(
-                "SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) FROM pg_stat_xact_user_tables"
-            )
-    finally:
-        catalog._pool.release(session)  # pyright: ignore[reportPrivateUsage]
-        catalog.close()
+    with session.connection.transaction(force_rollback=True):
+        yield session
+    catalog._pool.release(session)  # pyright: ignore[reportPrivateUsage]
+    catalog.close()
 
-    assert read < 4_000
+
+def rows_read(session: Session) -> int:
+    """Return how many rows this transaction has read."""
+    statement = "SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) FROM pg_stat_xact_user_tables"
+    return int(session.rows(statement)[0][0])
+
+
+@pytest.mark.parametrize("kind", _SWEEPS)
+def test_a_sweep_in_postgresql_reads_what_it_takes_away(session: Session, kind: str) -> None:
+    assert _SWEEPS[kind](session) >= 100
+    assert rows_read(session) < 4_000
+
+
+def test_a_page_of_parents_in_postgresql_reads_nothing_ahead_of_its_cursor(session: Session) -> None:
+    session.rows(
+        "INSERT INTO agent_memory.entry (scope, key, version, size, created_us, updated_us, deleted, searchable, etag, "
+        "sha256, content_type) "
+        "SELECT 'default/parents', 'user/' || n || '/profile', 1, 2, 0, 0, false, true, '', '', '' "
+        "FROM generate_series(10000, 11999) AS n"
+    )
+    before = rows_read(session)
+    page = ListParents(Scope("default", "parents"), "", "user/11950/", limit=10)
+
+    assert len(postgres_search.list_parents(session, page, None)) == 10
+    assert rows_read(session) - before < 100
