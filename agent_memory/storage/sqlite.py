@@ -263,7 +263,7 @@ class SqliteCatalog:
                     return search(connection, operation, now, load, limit)
             case ListParents():
                 with limit.of(connection):
-                    return list_parents(connection, operation, now)
+                    return list_parents(connection, operation, now, limit)
             case PrepareRead():
                 rows = all_rows(connection, _SELECT, (operation.scope.path, operation.key))
                 return live_row(rows[0], now) if rows else None

@@ -269,12 +269,12 @@ def _same_in_sql(field: str, operand: Any) -> bool:
             return False
 
 
-def list_parents(connection: apsw.Connection, request: ListParents, now: int) -> list[str]:
+def list_parents(connection: apsw.Connection, request: ListParents, now: int, limit: TimeLimit) -> list[str]:
     """Return a page of names; see ``messages.ListParents``."""
-    return chosen_parents(request, _parents(connection, request, now))
+    return chosen_parents(request, _parents(connection, request, now, limit))
 
 
-def _parents(connection: apsw.Connection, request: ListParents, now: int) -> Iterator[str]:
+def _parents(connection: apsw.Connection, request: ListParents, now: int, limit: TimeLimit) -> Iterator[str]:
     """Iterate over the parents after the cursor, in byte order, of one name the first; each is looked for when wanted.
 
     From a key that is found the way leads to the first one in another parent: what each of these enters is what comes
@@ -284,6 +284,8 @@ def _parents(connection: apsw.Connection, request: ListParents, now: int) -> Ite
     parent = _parent_of(last)
     place = max(request.prefix, last)
     while (key := _first_elsewhere(connection, request, place, parent)) is not None:
+        # No statement of these takes long, but there may be many.
+        limit.check()
         place, parent = key, _parent_of(key)
         for name in accumulate(f"{segment}/" for segment in parent.split("/")[:-1]):
             if last.startswith(name) or not _holds_objects(connection, request, name, now):
