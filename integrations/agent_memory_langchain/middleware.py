@@ -36,6 +36,7 @@ from .bindings import (
     run_plan,
 )
 from .faces import Faces
+from .optional import with_optional_arguments
 from .render import Counter, View, count_by_characters
 from .tools import ANSWER_TOKENS, memory_tools
 
@@ -126,19 +127,20 @@ class MemoryMiddleware(AgentMiddleware[Any, Any, Any]):
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any] | AIMessage:
         """Show the model the memory as it is now."""
-        kind, id = self._entity(request)
+        request, (kind, id) = self._checked(request)
         return handler(self._with(request, run_plan(self._view.plan(), self._faces.sync.entity(kind, id))))
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ModelResponse[Any] | AIMessage:
         """See ``wrap_model_call``."""
-        kind, id = self._entity(request)
+        request, (kind, id) = self._checked(request)
         return await handler(self._with(request, await arun_plan(self._view.plan(), self._faces.aio.entity(kind, id))))
 
-    def _entity(self, request: ModelRequest[Any]) -> tuple[str, str]:
+    def _checked(self, request: ModelRequest[Any]) -> tuple[ModelRequest[Any], tuple[str, str]]:
         self._refuse_namesakes(request.tools)
-        return resolve_entity(self._source, request.runtime, current_config())
+        entity = resolve_entity(self._source, request.runtime, current_config())
+        return with_optional_arguments(request) if self.tools else request, entity
 
     def _refuse_namesakes(self, tools: Sequence[Any]) -> None:
         """Refuse an agent where another tool took the place of one of these: it would write to another's memory."""

@@ -1,0 +1,108 @@
+"""What providers' own chat models send of an agent's memory tools; a stand-in answers in place of the provider."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+from langchain.agents import create_agent
+from langchain.agents.structured_output import ProviderStrategy
+from langchain_openai import ChatOpenAI
+from pydantic import BaseModel
+
+from agent_memory import AgentMemory, InvalidRequestError
+from agent_memory_langchain import MemoryMiddleware
+from tests.support.agents import Athlete
+
+
+@dataclass
+class Context:
+    user_id: str
+
+
+class Answer(BaseModel):
+    text: str
+
+
+ASK: Any = {"messages": [("user", "my name is Bea")]}
+BOB = Context("bob")
+
+
+@pytest.fixture
+def memory() -> Iterator[AgentMemory]:
+    with AgentMemory("memory://", application="fitness") as memory:
+        yield memory
+
+
+class OpenAI:
+    """Answers chat completions with one tool call after the other, and keeps what it was sent."""
+
+    def __init__(self, *calls: tuple[str, dict[str, Any]]) -> None:
+        self.calls = list(calls)
+        self.sent: list[dict[str, Any]] = []
+
+    def model(self, **options: Any) -> Any:
+        client = httpx.Client(transport=httpx.MockTransport(self._answer))
+        return ChatOpenAI(**{"model": "gpt-4.1", "api_key": "none", "http_client": client, **options})
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        self.sent.append(json.loads(request.content))
+        if request.url.path.endswith("/responses"):
+            output = {"type": "message", "id": "m", "role": "assistant", "status": "completed"}
+            output["content"] = [{"type": "output_text", "text": "done", "annotations": []}]  # type: ignore[assignment]
+            return httpx.Response(200, json={"id": "r", "object": "response", "model": "gpt", "output": [output]})
+        message: dict[str, Any] = {"role": "assistant", "content": "done"}
+        if self.calls:
+            name, arguments = self.calls.pop(0)
+            call = {"name": name, "arguments": json.dumps(arguments)}
+            message["tool_calls"] = [{"id": f"call-{len(self.sent)}", "type": "function", "function": call}]
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        return httpx.Response(200, json={"id": "c", "object": "chat.completion", "model": "gpt", "choices": [choice]})
+
+    def function(self, name: str) -> dict[str, Any]:
+        """Return a tool of the latest request, as either of the two protocols holds it."""
+        return next(one for tool in self.sent[-1]["tools"] if (one := tool.get("function", tool))["name"] == name)
+
+
+def agent_of(memory: AgentMemory, model: Any, **more: Any) -> Any:
+    own: Any = MemoryMiddleware(memory, documents=[Athlete], entity=("user", "user_id"))
+    return create_agent(model, middleware=[own], context_schema=Context, **more)
+
+
+@pytest.mark.parametrize("responses", [False, True])
+def test_openais_models_may_leave_out_what_does_not_change(memory: AgentMemory, responses: bool) -> None:
+    provider = OpenAI()
+    agent_of(memory, provider.model(use_responses_api=responses)).invoke(ASK, context=BOB)
+    # What is not said to be otherwise is strict in one of the two protocols.
+    update = provider.function("update_athlete")
+    assert update["strict"] is False
+    assert "required" not in update["parameters"]
+
+
+@pytest.mark.parametrize("answer", [Answer, Answer.model_json_schema()])
+def test_so_they_may_where_the_answer_has_a_schema(memory: AgentMemory, answer: Any) -> None:
+    memory.entity("user", "bob").document(Athlete).set(Athlete(weight_kg=72, goals=["5k"]))
+    provider = OpenAI(("update_athlete", {"name": "Bea"}), ("Answer", {"text": "saved"}))
+    output = agent_of(memory, provider.model(), response_format=answer).invoke(ASK, context=BOB)
+    assert "required" not in provider.function("update_athlete")["parameters"]
+    assert output["structured_response"] in (Answer(text="saved"), {"text": "saved"})
+    found = memory.entity("user", "bob").document(Athlete).get()
+    assert found == Athlete(name="Bea", weight_kg=72, goals=["5k"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [(ProviderStrategy(Answer), "use response_format=ToolStrategy"), ({"type": "object"}, "needs a title")],
+)
+def test_an_answer_that_makes_tools_strict_is_refused_before_the_model_is_called(
+    memory: AgentMemory, answer: Any, says: str
+) -> None:
+    provider = OpenAI()
+    agent = agent_of(memory, provider.model(), response_format=answer)
+    with pytest.raises(InvalidRequestError, match=says):
+        agent.invoke(ASK, context=BOB)
+    assert provider.sent == []
