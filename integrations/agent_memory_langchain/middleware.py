@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Literal, cast
 
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
-from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 
 from agent_memory import AgentMemory, AsyncAgentMemory, InvalidRequestError
 
@@ -32,6 +32,7 @@ from .bindings import (
     collection_specs,
     current_config,
     document_specs,
+    is_from_another,
     resolve_entity,
     run_plan,
 )
@@ -115,6 +116,7 @@ class MemoryMiddleware(AgentMiddleware[Any, Any, Any]):
             count_tokens=count_tokens,
         )
         self.tools = made if tools else []
+        self._names = {one.name for one in made}
         where = _WHERE[placement].format(self._view.opening)
         self._explanation = _EXPLANATION.format(where=where) + (_ABOUT_TOOLS if self.tools else "")
 
@@ -127,20 +129,32 @@ class MemoryMiddleware(AgentMiddleware[Any, Any, Any]):
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any] | AIMessage:
         """Show the model the memory as it is now."""
-        request, (kind, id) = self._checked(request)
+        request, (kind, id) = self._prepared(request)
         return handler(self._with(request, run_plan(self._view.plan(), self._faces.sync.entity(kind, id))))
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ModelResponse[Any] | AIMessage:
         """See ``wrap_model_call``."""
-        request, (kind, id) = self._checked(request)
+        request, (kind, id) = self._prepared(request)
         return await handler(self._with(request, await arun_plan(self._view.plan(), self._faces.aio.entity(kind, id))))
 
-    def _checked(self, request: ModelRequest[Any]) -> tuple[ModelRequest[Any], tuple[str, str]]:
+    def _prepared(self, request: ModelRequest[Any]) -> tuple[ModelRequest[Any], tuple[str, str]]:
         self._refuse_namesakes(request.tools)
-        entity = resolve_entity(self._source, request.runtime, current_config())
-        return with_optional_arguments(request) if self.tools else request, entity
+        kind, id = resolve_entity(self._source, request.runtime, current_config())
+        if self.tools:
+            request = with_optional_arguments(request)
+        return request.override(messages=[self._of(kind, id, one) for one in request.messages]), (kind, id)
+
+    def _of(self, kind: str, id: str, message: AnyMessage) -> AnyMessage:
+        """Return a message, without its text if it is what a tool answered from the memory of another entity."""
+        if (
+            isinstance(message, ToolMessage)
+            and message.name in self._names
+            and is_from_another(message.artifact, kind, id)
+        ):
+            return cast(AnyMessage, _with_content(message, f"(This was about another {kind}, and is not shown.)"))
+        return message
 
     def _refuse_namesakes(self, tools: Sequence[Any]) -> None:
         """Refuse an agent where another tool took the place of one of these: it would write to another's memory."""

@@ -25,7 +25,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, date, datetime, time
-from typing import Annotated, Any, Final, Literal, NamedTuple, cast
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, cast
 
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool
@@ -46,6 +46,7 @@ from .bindings import (
     current_config,
     current_runtime,
     document_specs,
+    mark_of,
     plural,
     request_labels,
     resolve_entity,
@@ -72,6 +73,8 @@ from .searching import search_arguments, search_items
 LIST_LIMIT: Final = 50
 ANSWER_TOKENS: Final = 4_000
 _ABSENT: Final[Any] = None
+
+_Answer: TypeAlias = tuple[str, dict[str, str]]
 
 
 class MemoryTool(StructuredTool):
@@ -166,15 +169,15 @@ def _tool(faces: Faces, source: EntitySource, agent: str | None, operation: Oper
         return kind, id, request_id, labels, plan
 
     # LangChain tells an injected argument by its exact annotation: None cannot be part of it.
-    def call(runtime: ToolRuntime = _ABSENT, config: RunnableConfig = _ABSENT, **sent: Any) -> str:
+    def call(runtime: ToolRuntime = _ABSENT, config: RunnableConfig = _ABSENT, **sent: Any) -> _Answer:
         kind, id, request_id, labels, plan = prepare(runtime, config, sent)
         with faces.sync.request(request_id, **labels):
-            return run_plan(plan, faces.sync.entity(kind, id))
+            return run_plan(plan, faces.sync.entity(kind, id)), mark_of(kind, id)
 
-    async def acall(runtime: ToolRuntime = _ABSENT, config: RunnableConfig = _ABSENT, **sent: Any) -> str:
+    async def acall(runtime: ToolRuntime = _ABSENT, config: RunnableConfig = _ABSENT, **sent: Any) -> _Answer:
         kind, id, request_id, labels, plan = prepare(runtime, config, sent)
         with faces.aio.request(request_id, **labels):
-            return await arun_plan(plan, faces.aio.entity(kind, id))
+            return await arun_plan(plan, faces.aio.entity(kind, id)), mark_of(kind, id)
 
     return MemoryTool(
         name=operation.name,
@@ -182,6 +185,7 @@ def _tool(faces: Faces, source: EntitySource, agent: str | None, operation: Oper
         args_schema=operation.arguments.schema,
         func=call,
         coroutine=acall,
+        response_format="content_and_artifact",
         handle_tool_error=True,
     )
 

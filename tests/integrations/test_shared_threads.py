@@ -1,0 +1,130 @@
+"""Several users in one thread, a turn each: what is one's own is shown in one's own turns, and no other's ever is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from langchain.agents import create_agent
+from langchain.agents.middleware import (
+    ClearToolUsesEdit,
+    ContextEditingMiddleware,
+    ModelFallbackMiddleware,
+    ModelRetryMiddleware,
+)
+from langchain_core.messages import HumanMessage
+from langgraph.checkpoint.memory import InMemorySaver
+
+from agent_memory import AgentMemory
+from agent_memory_langchain import MemoryMiddleware
+from tests.support.agents import Athlete, ScriptedModel, Session
+
+THREAD: Any = {"configurable": {"thread_id": "everybody"}}
+READS = [("read_athlete", {}), ("list_sessions", {}), ("search_sessions", {"text": "of"}), ("read_setup", {})]
+
+
+@dataclass
+class Context:
+    user_id: str
+
+
+@pytest.fixture
+def memory() -> Iterator[AgentMemory]:
+    with AgentMemory("memory://", application="fitness") as memory:
+        for id in ("ada", "bob"):
+            user = memory.entity("user", id)
+            user.document(Athlete).set(Athlete(name=f"words of {id}"))
+            user.collection(Session).add(Session(kind=f"a run of {id}"))
+        memory.entity("place", "gym").document(Session, name="setup").set(Session(kind="a place of everybody"))
+        yield memory
+
+
+def agent_of(memory: AgentMemory, model: Any, *around: Any, swapped: bool = False) -> Any:
+    users = MemoryMiddleware(memory, documents=[Athlete], collections=[Session], entity=("user", "user_id"))
+    place = MemoryMiddleware(memory, name="place", documents={"setup": Session}, entity=lambda _: ("place", "gym"))
+    own: list[Any] = [users, place]
+    return create_agent(
+        model,
+        middleware=[*own, *around] if swapped else [*around, *own],
+        context_schema=Context,
+        checkpointer=InMemorySaver(),
+    )
+
+
+def say(agent: Any, id: str) -> Any:
+    return agent.invoke({"messages": [HumanMessage(f"it is {id}")]}, THREAD, context=Context(id))
+
+
+def test_what_tools_told_one_user_is_not_shown_to_the_next(memory: AgentMemory) -> None:
+    model = ScriptedModel(turns=[READS, "hello Ada", "hello Bob", "hello again"])
+    agent = agent_of(memory, model)
+    say(agent, "ada")
+    assert model.prompt.count("of ada") == 2 + 3  # in the block, and in what the tools answered
+    output = say(agent, "bob")
+    assert "of ada" not in model.prompt
+    assert model.prompt.count("(This was about another user, and is not shown.)") == 3
+    assert '{"kind": "a place of everybody"' in model.prompt
+    # The thread keeps it, for when it is Ada's turn again.
+    assert "of ada" in str(output["messages"])
+    say(agent, "ada")
+    assert model.prompt.count("of ada") == 2 + 3
+    assert "of bob" not in model.prompt
+
+
+def test_so_it_is_in_async_runs(memory: AgentMemory) -> None:
+    model = ScriptedModel(turns=[READS, "hello Ada"])
+    agent = agent_of(memory, model)
+
+    async def both() -> None:
+        for id in ("ada", "bob"):
+            await agent.ainvoke({"messages": [HumanMessage(f"it is {id}")]}, THREAD, context=Context(id))
+
+    asyncio.run(both())
+    assert "of ada" not in model.prompt
+    assert "of bob" in model.prompt
+
+
+class Failing(ScriptedModel):
+    """Is shown every prompt, and answers to every other one."""
+
+    def _generate(self, *args: Any, **options: Any) -> Any:
+        answer = super()._generate(*args, **options)
+        if len(self.shown) % 2:
+            raise RuntimeError("try again")
+        return answer
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("other", ["retry", "fallback", "editing"])
+def test_no_prompt_shows_another_user_whatever_middleware_stands_around(
+    memory: AgentMemory, other: str, swapped: bool
+) -> None:
+    def read_once(messages: list[Any]) -> Any:
+        return "hello" if messages[-1].type == "tool" else READS
+
+    model: Any = ScriptedModel(turns=[read_once] * 8)
+    models = [model]
+    if other == "retry":
+        model = Failing(turns=[read_once] * 8)
+        models = [model]
+        around: Any = ModelRetryMiddleware(max_retries=1, initial_delay=0)
+    elif other == "fallback":
+        spare, model = model, Failing(turns=[read_once] * 8)
+        models = [model, spare]
+        around = ModelFallbackMiddleware(spare)
+    else:
+        around = ContextEditingMiddleware(edits=[ClearToolUsesEdit(trigger=1_000, keep=2)])
+    agent = agent_of(memory, model, around, swapped=swapped)
+    for id in ("ada", "bob", "ada"):
+        say(agent, id)
+    prompts = [prompt for one in models for prompt in one.shown]
+    assert len(prompts) >= 6
+    for prompt in prompts:
+        text = "\n".join(message.text for message in prompt)
+        says = [message.text for message in prompt if "it is " in message.text]
+        mine, others = ("ada", "bob") if says[-1].endswith("ada") else ("bob", "ada")
+        assert f"of {mine}" in text
+        assert f"of {others}" not in text
