@@ -6,8 +6,6 @@ sync and the async face. The entity comes from the run, never from what a model 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -130,18 +128,6 @@ def resolve_entity(source: EntitySource, runtime: Any, config: RunnableConfig | 
     return _text(kind, "kind"), _text(id, "id")
 
 
-def mark_of(kind: str, id: str) -> dict[str, str]:
-    """Return the artifact of an answer: it tells whose memory the answer is from, without the id."""
-    return {_MARK: hashlib.sha256(json.dumps([kind, id]).encode()).hexdigest()[:32]}
-
-
-def is_from_another(artifact: Any, kind: str, id: str) -> bool:
-    """Say whether an answer with this artifact is from the memory of another entity."""
-    mark = cast("Mapping[str, Any]", artifact).get(_MARK) if isinstance(artifact, Mapping) else None
-    return mark is not None and mark != mark_of(kind, id)[_MARK]
-
-
-_MARK: Final = "memory_of"
 _ABSENT: Final = object()
 
 

@@ -42,7 +42,7 @@ def this_call(runtime: ToolRuntime | None, sent: Mapping[str, Any]) -> Call | No
     task = None if runtime is None else runtime.execution_info
     if runtime is None or task is None or not runtime.tool_call_id:
         return None
-    message = _latest_answer(runtime.state)
+    message = latest_answer(runtime.state)
     started = _time_of(task.checkpoint_id)
     if message is None or not message.id or started is None:
         return None
@@ -55,7 +55,8 @@ def this_call(runtime: ToolRuntime | None, sent: Mapping[str, Any]) -> Call | No
     return Call(at, json.dumps(parts, sort_keys=True, default=str))
 
 
-def _latest_answer(state: Any) -> AIMessage | None:
+def latest_answer(state: Any) -> AIMessage | None:
+    """Return the message of a state that holds the calls which run."""
     if isinstance(state, Mapping):
         state = cast("Mapping[str, Any]", state).get("messages")
     elif not isinstance(state, list):

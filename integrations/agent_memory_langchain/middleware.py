@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Literal, cast
 
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse
-from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, SystemMessage
 
 from agent_memory import AgentMemory, AsyncAgentMemory, InvalidRequestError
 
@@ -32,11 +32,11 @@ from .bindings import (
     collection_specs,
     current_config,
     document_specs,
-    is_from_another,
     resolve_entity,
     run_plan,
 )
 from .faces import Faces
+from .marks import for_entity, mark_of, with_marked_calls
 from .optional import with_optional_arguments
 from .render import Counter, View, count_by_characters
 from .tools import ANSWER_TOKENS, memory_tools
@@ -129,32 +129,23 @@ class MemoryMiddleware(AgentMiddleware[Any, Any, Any]):
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any] | AIMessage:
         """Show the model the memory as it is now."""
-        request, (kind, id) = self._prepared(request)
-        return handler(self._with(request, run_plan(self._view.plan(), self._faces.sync.entity(kind, id))))
+        kind, id = self._entity(request)
+        block = run_plan(self._view.plan(), self._faces.sync.entity(kind, id))
+        response = handler(self._with(request, block, kind, id))
+        return with_marked_calls(response, self._names, mark_of(kind, id))
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ModelResponse[Any] | AIMessage:
         """See ``wrap_model_call``."""
-        request, (kind, id) = self._prepared(request)
-        return await handler(self._with(request, await arun_plan(self._view.plan(), self._faces.aio.entity(kind, id))))
+        kind, id = self._entity(request)
+        block = await arun_plan(self._view.plan(), self._faces.aio.entity(kind, id))
+        response = await handler(self._with(request, block, kind, id))
+        return with_marked_calls(response, self._names, mark_of(kind, id))
 
-    def _prepared(self, request: ModelRequest[Any]) -> tuple[ModelRequest[Any], tuple[str, str]]:
+    def _entity(self, request: ModelRequest[Any]) -> tuple[str, str]:
         self._refuse_namesakes(request.tools)
-        kind, id = resolve_entity(self._source, request.runtime, current_config())
-        if self.tools:
-            request = with_optional_arguments(request)
-        return request.override(messages=[self._of(kind, id, one) for one in request.messages]), (kind, id)
-
-    def _of(self, kind: str, id: str, message: AnyMessage) -> AnyMessage:
-        """Return a message, without its text if it is what a tool answered from the memory of another entity."""
-        if (
-            isinstance(message, ToolMessage)
-            and message.name in self._names
-            and is_from_another(message.artifact, kind, id)
-        ):
-            return cast(AnyMessage, _with_content(message, f"(This was about another {kind}, and is not shown.)"))
-        return message
+        return resolve_entity(self._source, request.runtime, current_config())
 
     def _refuse_namesakes(self, tools: Sequence[Any]) -> None:
         """Refuse an agent where another tool took the place of one of these: it would write to another's memory."""
@@ -167,7 +158,11 @@ class MemoryMiddleware(AgentMiddleware[Any, Any, Any]):
                     f"this agent has two tools named {own.name!r}: give a model another name, documents={{name: model}}"
                 )
 
-    def _with(self, request: ModelRequest[Any], block: str) -> ModelRequest[Any]:
+    def _with(self, request: ModelRequest[Any], block: str, kind: str, id: str) -> ModelRequest[Any]:
+        if self.tools:
+            request = with_optional_arguments(request)
+        mark = mark_of(kind, id)
+        request = request.override(messages=[for_entity(one, self._names, kind, mark) for one in request.messages])
         if not block:
             return request
         if self._placement == "system":

@@ -46,7 +46,6 @@ from .bindings import (
     current_config,
     current_runtime,
     document_specs,
-    mark_of,
     plural,
     request_labels,
     resolve_entity,
@@ -65,6 +64,7 @@ from .changes import (
     write,
 )
 from .faces import Faces
+from .marks import artifact_of, check_call, mark_of
 from .reading import read_document, read_items, safe_json
 from .render import Counter, count_by_characters
 from .schemas import Arguments, Definition, Refused, additions, forgettable, refusal, settable
@@ -161,6 +161,7 @@ def _tool(faces: Faces, source: EntitySource, agent: str | None, operation: Oper
         config = injected.config if injected is not None else config or current_config()
         run = injected or current_runtime()
         kind, id = resolve_entity(source, run, config)
+        check_call(injected, kind, mark_of(kind, id))
         request_id, labels = request_labels(run, config, agent=agent, tool=operation.name)
         which = this_call(injected, sent)
         plan = explained(
@@ -172,12 +173,12 @@ def _tool(faces: Faces, source: EntitySource, agent: str | None, operation: Oper
     def call(runtime: ToolRuntime = _ABSENT, config: RunnableConfig = _ABSENT, **sent: Any) -> _Answer:
         kind, id, request_id, labels, plan = prepare(runtime, config, sent)
         with faces.sync.request(request_id, **labels):
-            return run_plan(plan, faces.sync.entity(kind, id)), mark_of(kind, id)
+            return run_plan(plan, faces.sync.entity(kind, id)), artifact_of(mark_of(kind, id))
 
     async def acall(runtime: ToolRuntime = _ABSENT, config: RunnableConfig = _ABSENT, **sent: Any) -> _Answer:
         kind, id, request_id, labels, plan = prepare(runtime, config, sent)
         with faces.aio.request(request_id, **labels):
-            return await arun_plan(plan, faces.aio.entity(kind, id)), mark_of(kind, id)
+            return await arun_plan(plan, faces.aio.entity(kind, id)), artifact_of(mark_of(kind, id))
 
     return MemoryTool(
         name=operation.name,

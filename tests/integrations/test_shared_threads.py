@@ -12,13 +12,15 @@ from langchain.agents import create_agent
 from langchain.agents.middleware import (
     ClearToolUsesEdit,
     ContextEditingMiddleware,
+    HumanInTheLoopMiddleware,
     ModelFallbackMiddleware,
     ModelRetryMiddleware,
 )
 from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.types import Command
 
-from agent_memory import AgentMemory
+from agent_memory import AgentMemory, InvalidRequestError
 from agent_memory_langchain import MemoryMiddleware
 from tests.support.agents import Athlete, ScriptedModel, Session
 
@@ -42,7 +44,9 @@ def memory() -> Iterator[AgentMemory]:
         yield memory
 
 
-def agent_of(memory: AgentMemory, model: Any, *around: Any, swapped: bool = False) -> Any:
+def agent_of(
+    memory: AgentMemory, model: Any, *around: Any, swapped: bool = False, saver: InMemorySaver | None = None
+) -> Any:
     users = MemoryMiddleware(memory, documents=[Athlete], collections=[Session], entity=("user", "user_id"))
     place = MemoryMiddleware(memory, name="place", documents={"setup": Session}, entity=lambda _: ("place", "gym"))
     own: list[Any] = [users, place]
@@ -50,7 +54,7 @@ def agent_of(memory: AgentMemory, model: Any, *around: Any, swapped: bool = Fals
         model,
         middleware=[*own, *around] if swapped else [*around, *own],
         context_schema=Context,
-        checkpointer=InMemorySaver(),
+        checkpointer=saver or InMemorySaver(),
     )
 
 
@@ -128,3 +132,31 @@ def test_no_prompt_shows_another_user_whatever_middleware_stands_around(
         mine, others = ("ada", "bob") if says[-1].endswith("ada") else ("bob", "ada")
         assert f"of {mine}" in text
         assert f"of {others}" not in text
+
+
+EDITED = {"type": "edit", "edited_action": {"name": "update_athlete", "args": {"name": "Edited"}}}
+
+
+@pytest.mark.parametrize("decision", [{"type": "approve"}, EDITED])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_call_that_waited_changes_nothing_for_whoever_approves_it(
+    memory: AgentMemory, decision: Any, swapped: bool
+) -> None:
+    saver, asks = InMemorySaver(), HumanInTheLoopMiddleware(interrupt_on={"update_athlete": True})
+    turn = [("update_athlete", {"name": "Approved"}), ("add_session", {"kind": "swim"}), ("update_setup", {"km": 1})]
+    say(agent_of(memory, ScriptedModel(turns=[turn]), asks, swapped=swapped, saver=saver), "ada")
+    # Another process, and another user's context.
+    agent = agent_of(memory, ScriptedModel(turns=["done"]), asks, swapped=swapped, saver=saver)
+    with pytest.raises(InvalidRequestError, match="made for another user"):
+        agent.invoke(Command(resume={"decisions": [decision]}), THREAD, context=Context("bob"))
+    assert memory.entity("user", "bob").document(Athlete).get() == Athlete(name="words of bob")
+    assert len(memory.entity("user", "bob").collection(Session).list()) == 1
+    # The call still waits for the one whom it is for.
+    agent.invoke(None, THREAD, context=Context("ada"))
+    found = memory.entity("user", "ada").document(Athlete).get()
+    assert found is not None
+    assert found.name in ("Approved", "Edited")
+    assert len(memory.entity("user", "ada").collection(Session).list()) == 2
+    assert memory.entity("place", "gym").document(Session, name="setup").get() == Session(
+        kind="a place of everybody", km=1
+    )
