@@ -103,6 +103,12 @@ class _Untitled(GenerateJsonSchema):
         found.pop("title", None)
         return found
 
+    def tagged_union_schema(self, schema: Any) -> dict[str, Any]:
+        """Leave out the map of the tags: it points at definitions, and LangChain puts those into their places."""
+        found = super().tagged_union_schema(schema)
+        found.pop("discriminator", None)
+        return found
+
     def default_schema(self, schema: Any) -> dict[str, Any]:
         """Leave out a default of None: it stands for "not sent", which JSON Schema cannot say."""
         found = super().default_schema(schema)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
 from langchain.agents import create_agent
 from langchain.agents.structured_output import ProviderStrategy
+from langchain_anthropic.chat_models import convert_to_anthropic_tool
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_openai import ChatOpenAI
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from agent_memory import AgentMemory, InvalidRequestError
-from agent_memory_langchain import MemoryMiddleware
+from agent_memory_langchain import MemoryMiddleware, memory_tools
 from tests.support.agents import Athlete
 
 
@@ -106,3 +108,30 @@ def test_an_answer_that_makes_tools_strict_is_refused_before_the_model_is_called
     with pytest.raises(InvalidRequestError, match=says):
         agent.invoke(ASK, context=BOB)
     assert provider.sent == []
+
+
+class Card(BaseModel):
+    kind: Literal["card"]
+    digits: str
+
+
+class Transfer(BaseModel):
+    kind: Literal["transfer"]
+    account: str
+
+
+class Branch(BaseModel):
+    name: str = ""
+    branches: list[Branch] = []
+
+
+class Payer(BaseModel):
+    pays_by: Card | Transfer | None = Field(None, discriminator="kind")
+    other_ways: list[Card | Transfer] = []
+    tree: Branch = Branch()
+
+
+def test_no_schema_points_at_what_is_not_sent(memory: AgentMemory) -> None:
+    for tool in memory_tools(memory, entity=("user", "user_id"), documents=[Payer], collections=[Branch]):
+        for sent in (convert_to_openai_tool(tool), convert_to_anthropic_tool(tool)):
+            assert "#/$defs/" not in json.dumps(sent)
