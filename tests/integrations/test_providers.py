@@ -10,6 +10,7 @@ from typing import Any, Literal
 import httpx
 import pytest
 from langchain.agents import create_agent
+from langchain.agents.middleware import ModelFallbackMiddleware
 from langchain.agents.structured_output import ProviderStrategy
 from langchain_anthropic.chat_models import convert_to_anthropic_tool
 from langchain_core.utils.function_calling import convert_to_openai_tool
@@ -18,7 +19,7 @@ from pydantic import BaseModel, Field
 
 from agent_memory import AgentMemory, InvalidRequestError
 from agent_memory_langchain import MemoryMiddleware, memory_tools
-from tests.support.agents import Athlete
+from tests.support.agents import Athlete, ScriptedModel
 
 
 @dataclass
@@ -94,6 +95,19 @@ def test_so_they_may_where_the_answer_has_a_schema(memory: AgentMemory, answer: 
     assert output["structured_response"] in (Answer(text="saved"), {"text": "saved"})
     found = memory.entity("user", "bob").document(Athlete).get()
     assert found == Athlete(name="Bea", weight_kg=72, goals=["5k"])
+
+
+class Unavailable(ScriptedModel):
+    def _generate(self, *args: Any, **options: Any) -> Any:
+        raise RuntimeError("try another")
+
+
+def test_so_may_a_model_that_takes_over(memory: AgentMemory) -> None:
+    provider = OpenAI()
+    own: Any = MemoryMiddleware(memory, documents=[Athlete], entity=("user", "user_id"))
+    around: Any = ModelFallbackMiddleware(provider.model(use_responses_api=True))
+    create_agent(Unavailable(), middleware=[around, own], context_schema=Context).invoke(ASK, context=BOB)
+    assert provider.function("update_athlete")["strict"] is False
 
 
 @pytest.mark.parametrize(
