@@ -15,6 +15,7 @@ from langchain.agents.middleware import AgentMiddleware
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
+from langsmith import Client, tracing_context
 from pydantic import BaseModel
 
 from agent_memory import AgentMemory, InvalidRequestError
@@ -441,3 +442,27 @@ def test_an_agent_may_see_without_tools_or_with_some(memory: AgentMemory) -> Non
     own = middleware(memory, tools=["add_session"])
     agent_of(memory, model, own=own).invoke(ASK, context=BOB)
     assert [tool["function"]["name"] for tool in model.tools] == ["add_session"]
+
+
+class Recorded(Client):
+    """Keeps what would be sent to LangSmith."""
+
+    def __init__(self) -> None:
+        super().__init__(api_url="http://127.0.0.1:9", api_key="none", auto_batch_tracing=False)
+        self.recorded: list[str] = []
+
+    def create_run(self, *args: Any, **run: Any) -> None:
+        self.recorded.append(str(run))
+
+    def update_run(self, *args: Any, **run: Any) -> None:
+        self.create_run(**run)
+
+
+def test_traces_hold_what_the_model_was_shown_and_nothing_hidden(memory: AgentMemory) -> None:
+    memory.entity("user", "bob").document(Athlete).set(Athlete(name="Bob", risk=0.875))
+    model = ScriptedModel(turns=[[("read_athlete", {}), ("update_athlete", {"name": ""})]])
+    client = Recorded()
+    with tracing_context(client=client, enabled=True):
+        agent_of(memory, model).invoke(ASK, context=BOB)
+    assert any("<memory>" in run for run in client.recorded)
+    assert not any("0.875" in run for run in client.recorded)
