@@ -239,6 +239,13 @@ def _is_item(value: object, entry: Entry) -> bool:
 # -- writes ----------------------------------------------------------------------------------------------------------
 
 
+def minutes(ttl: Any) -> float:
+    """Return a time to live as it is; raise InvalidRequestError if it is none."""
+    if not isinstance(ttl, int | float) or not ttl > 0:
+        raise InvalidRequestError("ttl is a number of minutes above 0")
+    return ttl
+
+
 class _Put:
     """One put, or a delete if ``value`` is None."""
 
@@ -249,7 +256,7 @@ class _Put:
         self.index = op.index
         self.vectors: Sequence[Sequence[float]] = ()
         self.value: Mapping[str, Any] | BaseModel | None = None
-        self._ttl = None if op.ttl is None else op.ttl * 60.0
+        self._ttl = None
         if op.value is None:
             return
         if not namespace:
@@ -258,8 +265,8 @@ class _Put:
             raise InvalidKeyError("a key must not be empty")
         if not isinstance(op.value, Mapping):
             raise InvalidRequestError(f"a value is a mapping, not a {type(op.value).__name__}")
-        if self._ttl is not None and not self._ttl > 0:
-            raise InvalidRequestError("ttl is a number of minutes above 0")
+        if op.ttl is not None:
+            self._ttl = minutes(op.ttl) * 60.0
         model = rules.model(namespace, key)
         self.value = (
             as_json(dict(op.value)) if model is None else rules.to_model(model, op.value, item_name(namespace, key))

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import pydantic_core
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from agent_memory import SerializationError
+from agent_memory import InvalidRequestError, SerializationError
 
 from .namespaces import fits
 
@@ -34,7 +34,10 @@ class SchemaRules:
     """Which model an item has to be, if any: the first namespace that fits, there its key or else ``*``."""
 
     def __init__(self, schemas: Schemas | None) -> None:
-        self._rules = [(tuple(namespace), dict(models)) for namespace, models in (schemas or {}).items()]
+        self._rules = [(_pattern(namespace), dict(models)) for namespace, models in (schemas or {}).items()]
+        for one in (model for _, models in self._rules for model in models.values()):
+            if not (isinstance(one, type) and issubclass(one, BaseModel)):
+                raise InvalidRequestError("schemas= names Pydantic models by namespace and key")
         # Made here, so that a model that Pydantic cannot build fails at once.
         self._adapters = {model: TypeAdapter[Any](model) for _, models in self._rules for model in models.values()}
 
@@ -70,6 +73,13 @@ class SchemaRules:
             self._adapters[model].validate_json(pydantic_core.to_json(value))
         except ValidationError as error:
             logger.warning("%s is not a %s: %s", item_name(namespace, key), model.__name__, _problems(error))
+
+
+def _pattern(namespace: Any) -> tuple[str, ...]:
+    if isinstance(namespace, str):
+        # Taken as its letters it would fit nothing, and nothing would be checked.
+        raise InvalidRequestError(f"a namespace in schemas= is a tuple of labels, such as ({namespace!r}, '*')")
+    return tuple(namespace)
 
 
 def _unknown(model: type[BaseModel], value: Mapping[str, Any]) -> list[str]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, cast
 
 from langgraph.store.base import BaseStore, IndexConfig, Op, Result, TTLConfig
 
-from agent_memory import AgentMemory, AsyncAgentMemory, PermissionDeniedError
+from agent_memory import AgentMemory, AsyncAgentMemory, InvalidRequestError, PermissionDeniedError
 
-from .batches import Embed, carry_out
+from .batches import Embed, carry_out, minutes
 from .faces import Faces
 from .indexing import Index
 from .item_schemas import SchemaRules, Schemas
@@ -59,7 +59,7 @@ class AgentMemoryStore(BaseStore):
         self._state, self._async_state = faces.sync.app_state, faces.aio.app_state
         self._index = None if index is None else Index(index)
         self._rules = SchemaRules(schemas)
-        self.ttl_config = ttl
+        self.ttl_config = _checked(ttl)
         self._sweeper: threading.Thread | None = None
         self._stop_sweeper = threading.Event()
 
@@ -160,3 +160,16 @@ class AgentMemoryStore(BaseStore):
                 logger.exception("sweeping expired items failed")
         if not future.done():
             future.set_result(None)
+
+
+def _checked(ttl: Any) -> TTLConfig | None:
+    """Return the configuration; raise InvalidRequestError for one by which items would never expire, unnoticed."""
+    if ttl is None:
+        return None
+    known = sorted(TTLConfig.__annotations__)
+    if not isinstance(ttl, Mapping) or not set(cast("Mapping[Any, Any]", ttl)) <= set(known):
+        raise InvalidRequestError(f"ttl= is a mapping with some of {', '.join(known)}")
+    config = cast(TTLConfig, ttl)
+    if (default := config.get("default_ttl")) is not None:
+        minutes(default)
+    return config

@@ -353,6 +353,27 @@ def test_a_time_to_live_that_cannot_be_is_found_before_a_transaction_is_sent(fac
     assert faced.search(USER) == []
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"ttl": {"defaultttl": 5}},
+        {"ttl": {"default_ttl": "5"}},
+        {"ttl": {"default_ttl": 0}},
+        {"ttl": 5},
+        {"schemas": {"user": {"profile": Profile}}},
+        {"schemas": {("user", "*"): {"profile": dict}}},
+    ],
+)
+def test_a_configuration_that_would_do_nothing_is_refused(wrong: Any) -> None:
+    with AgentMemory("memory://", application="fitness") as memory, pytest.raises(InvalidRequestError):
+        AgentMemoryStore(memory, **wrong)
+
+
+def test_a_time_to_live_that_is_no_number_is_refused(faced: Faced) -> None:
+    with pytest.raises(InvalidRequestError):
+        faced.batch([PutOp(USER, "k", {"n": 1}, ttl="5")])  # type: ignore[arg-type]
+
+
 def test_batches_and_pages_may_be_longer_than_a_transaction(faced: Faced) -> None:
     faced.batch([PutOp(("n", f"{n:04}"), "k", {"n": n}) for n in range(1_203)])
 
