@@ -49,20 +49,21 @@ def with_marked_calls(response: ModelResponse[Any], tools: Collection[str], mark
 
 
 def _marked(message: Any, tools: Collection[str], mark: str) -> Any:
-    made = {str(call["id"]): mark for call in getattr(message, "tool_calls", ()) if call["name"] in tools}
+    # By the tool's name, which is one agent's only one: ids of calls need not be.
+    made = {call["name"]: mark for call in getattr(message, "tool_calls", ()) if call["name"] in tools}
     if not isinstance(message, AIMessage) or not made:
         return message
     others = message.response_metadata.get(_KEY, {})
     return message.model_copy(update={"response_metadata": {**message.response_metadata, _KEY: {**others, **made}}})
 
 
-def check_call(runtime: ToolRuntime | None, kind: str, mark: str) -> None:
+def check_call(runtime: ToolRuntime | None, tool: str, kind: str, mark: str) -> None:
     """Raise InvalidRequestError if the call that runs was made for another entity than the one that this run serves."""
     message = None if runtime is None else latest_answer(runtime.state)
-    if runtime is None or message is None:
+    if message is None:
         return
     made = cast("dict[str, str]", message.response_metadata.get(_KEY, {}))
-    if made.get(str(runtime.tool_call_id), mark) != mark:
+    if made.get(tool, mark) != mark:
         raise InvalidRequestError(
             f"this call was made for another {kind} than this run serves: resume it with the context that it began with"
         )

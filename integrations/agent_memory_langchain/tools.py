@@ -161,7 +161,7 @@ def _tool(faces: Faces, source: EntitySource, agent: str | None, operation: Oper
         config = injected.config if injected is not None else config or current_config()
         run = injected or current_runtime()
         kind, id = resolve_entity(source, run, config)
-        check_call(injected, kind, mark_of(kind, id))
+        check_call(injected, operation.name, kind, mark_of(kind, id))
         request_id, labels = request_labels(run, config, agent=agent, tool=operation.name)
         which = this_call(injected, sent)
         plan = explained(

@@ -160,3 +160,20 @@ def test_a_call_that_waited_changes_nothing_for_whoever_approves_it(
     assert memory.entity("place", "gym").document(Session, name="setup").get() == Session(
         kind="a place of everybody", km=1
     )
+
+
+def test_calls_of_one_id_for_two_entities_are_told_apart(memory: AgentMemory) -> None:
+    class SameIds(ScriptedModel):
+        def _generate(self, *args: Any, **options: Any) -> Any:
+            answer = super()._generate(*args, **options)
+            for call in answer.generations[0].message.tool_calls:
+                call["id"] = "1"
+            return answer
+
+    model = SameIds(turns=[[("update_athlete", {"name": "Ada"}), ("update_setup", {"km": 1})]])
+    say(agent_of(memory, model), "ada")
+    changed = (
+        memory.entity("user", "ada").document(Athlete).get(),
+        memory.entity("place", "gym").document(Session, name="setup").get(),
+    )
+    assert changed == (Athlete(name="Ada"), Session(kind="a place of everybody", km=1))
