@@ -31,19 +31,22 @@ def all_rows(connection: apsw.Connection, statement: str, bindings: Sequence[Any
 
 
 class TimeLimit:
-    """How long what a transaction looks at may take to be found; one that writes keeps all other writers waiting."""
+    """How long all searches of a transaction may take together; one that writes keeps all other writers waiting."""
 
     def __init__(self, seconds: float) -> None:
-        self._end = time.monotonic() + seconds
+        self._left = seconds
+        self._end = 0.0
 
     def check(self) -> None:
-        """Raise TimedOutError if the time is over."""
+        """Raise TimedOutError if the time of the search is over."""
         if time.monotonic() >= self._end:
             raise TimedOutError("the search took too long: narrow its prefix, and do not search while you write")
 
     @contextmanager
     def of(self, connection: apsw.Connection) -> Generator[None]:
-        """End the statements of the block by a TimedOutError when the time is over."""
+        """End the search in the block by a TimedOutError when the time is over."""
+        # What is written in between does not count: a large batch may take as long by itself.
+        self._end = time.monotonic() + self._left
         self.check()
         connection.set_progress_handler(lambda: time.monotonic() >= self._end, _STEPS)
         try:
@@ -53,6 +56,7 @@ class TimeLimit:
             raise
         finally:
             connection.set_progress_handler(None)
+            self._left = self._end - time.monotonic()
 
 
 def to_row(row: Any) -> Row:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agent_memory import AgentMemory, TimedOutError
 from agent_memory.operations import Delete, Search, Set
-from agent_memory.storage import sqlite, sqlite_rows
+from agent_memory.storage import sqlite, sqlite_rows, sqlite_writes
 
 STEP = 1_000
 NOBODY = {"text": {"$ne": "x"}, "number": {"$ne": 0}, "absent": 1}
@@ -40,6 +41,21 @@ def test_a_batch_that_writes_does_not_search_for_longer_than_others_wait(
 
     assert time.monotonic() - began < 10
     assert memory.app_state.get("user/1/doc") is not None, "nothing of it is done"
+
+
+def test_what_a_batch_writes_takes_nothing_from_the_time_of_its_searches(
+    memory: AgentMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.5)
+        return sqlite_writes.carry_out(*arguments)
+
+    monkeypatch.setattr(sqlite, "carry_out", slow)
+    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.4)
+
+    replies = memory.app_state.batch([Set("user/1/doc", {"text": "y"}), Search("user/1/")])
+
+    assert [hit.value for hit in replies[1]] == [{"text": "y"}]
 
 
 @pytest.mark.parametrize("condition", [EVERYBODY, NOBODY], ids=["in Python", "in SQL"])
