@@ -71,7 +71,8 @@ class Shares:
         self._taken[tenant] -= 1
         if not self._taken[tenant]:
             del self._taken[tenant]
-        for one in list(self._waiting):
+        # Who has least comes first: behind all that others wait for, a tenant would wait as long as they do.
+        for one in sorted(self._waiting, key=lambda one: self._taken[one[0]]):
             waiting, granted = one
             if self._may(waiting):
                 self._waiting.remove(one)

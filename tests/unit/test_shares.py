@@ -60,6 +60,21 @@ def test_a_turn_goes_to_whoever_waits_and_has_room_for_it() -> None:
     assert asyncio.run(go()) == ["acme", "acme", "acme", "other"]
 
 
+def test_a_turn_of_who_has_none_comes_before_those_that_others_wait_for() -> None:
+    async def go() -> list[str]:
+        shares, order = Shares(4), list[str]()
+
+        async def work(tenant: str) -> None:
+            async with shares.turn(tenant, "searches", 5):
+                order.append(tenant)
+                await asyncio.sleep(0)
+
+        await asyncio.gather(*(work(tenant) for tenant in ("acme", "other") * 20 + ("late",)))
+        return order
+
+    assert "late" in asyncio.run(go())[4:8]
+
+
 def test_a_turn_that_does_not_come_in_time_is_too_much() -> None:
     async def go() -> None:
         shares = Shares(1)
