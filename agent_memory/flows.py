@@ -92,6 +92,7 @@ _FINAL: Final = frozenset(
         "database_failed",
         "newer_schema",
         "timeout",
+        "search_timeout",
         "url_expired",
         "blobs_refused",
         "forked",

@@ -40,7 +40,9 @@ class TimeLimit:
     def check(self) -> None:
         """Raise TimedOutError if the time of the search is over."""
         if time.monotonic() >= self._end:
-            raise TimedOutError("the search took too long: narrow its prefix, and do not search while you write")
+            raise TimedOutError(
+                "the search took too long: narrow its prefix, and do not search while you write", code="search_timeout"
+            )
 
     @contextmanager
     def of(self, connection: apsw.Connection) -> Generator[None]:

@@ -29,6 +29,7 @@ from ..errors import (
     ProtocolError,
     SchemaError,
     SerializationError,
+    TimedOutError,
     UnavailableError,
 )
 from .blobs import as_is
@@ -77,6 +78,7 @@ _CODES: Final[Mapping[str, _Kind]] = {
     "internal": _Kind(UnavailableError, 500),
     "unavailable": _Kind(UnavailableError, 503),
     "timeout": _Kind(UnavailableError, 504),
+    "search_timeout": _Kind(TimedOutError, 504),
 }
 _STATUS: Final[tuple[_Kind, ...]] = (
     _Kind(InvalidKeyError, 400),

@@ -10,8 +10,12 @@ from typing import Any
 import pytest
 
 from agent_memory import AgentMemory, TimedOutError
+from agent_memory.flows import call
+from agent_memory.messages import Check
 from agent_memory.operations import Delete, Search, Set
 from agent_memory.storage import sqlite, sqlite_rows, sqlite_writes
+from agent_memory.wire import decode_error, encode_error
+from agent_memory.wire.problems import PROBLEM_TYPE
 
 STEP = 1_000
 NOBODY = {"text": {"$ne": "x"}, "number": {"$ne": 0}, "absent": 1}
@@ -56,6 +60,20 @@ def test_what_a_batch_writes_takes_nothing_from_the_time_of_its_searches(
     replies = memory.app_state.batch([Set("user/1/doc", {"text": "y"}), Search("user/1/")])
 
     assert [hit.value for hit in replies[1]] == [{"text": "y"}]
+
+
+def test_a_search_of_a_server_that_took_too_long_is_not_sent_again(
+    memory: AgentMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "_SEARCH_SECONDS", 0)
+    with pytest.raises(TimedOutError) as caught:
+        memory.app_state.search("")
+    status, body = encode_error(caught.value)
+    sending = call(Check(fix=False))
+    next(sending)
+
+    with pytest.raises(TimedOutError, match="search took too long"):
+        sending.throw(decode_error(status, PROBLEM_TYPE, body))
 
 
 @pytest.mark.parametrize("condition", [EVERYBODY, NOBODY], ids=["in Python", "in SQL"])
