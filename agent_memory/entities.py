@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from .client import Client
 from .codec import schema_name
@@ -14,10 +14,7 @@ from .errors import InvalidKeyError
 from .flows import call
 from .keys import segment, unescape
 from .messages import PAGE_LIMIT, ListSegments, SegmentPage
-from .values import Values
-
-if TYPE_CHECKING:
-    from typing_extensions import TypeForm
+from .values import TypeForm, Values
 
 T = TypeVar("T")
 

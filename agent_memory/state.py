@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, overload
+from typing import Any, TypeAlias, TypeVar, cast, overload
 
 from . import messages
 from .checks import check_type
@@ -17,11 +17,8 @@ from .flows import alone, arrived, batch, call, delete_all, fetch
 from .keys import check_key, check_prefix
 from .messages import INLINE_LIMIT, PAGE_LIMIT, Entry, Found, List, Page, PrepareRead, Scope
 from .operations import Delete, Get, Hit, Parents, Pattern, Search, Set
-from .values import MISSING, Missing, Snapshot, Untyped, Values
+from .values import MISSING, Missing, Snapshot, TypeForm, Untyped, Values
 from .vectors import pack_vector
-
-if TYPE_CHECKING:
-    from typing_extensions import TypeForm
 
 T = TypeVar("T")
 D = TypeVar("D")

@@ -12,7 +12,7 @@ import inspect
 import random
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeAlias, TypeGuard, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -33,6 +33,12 @@ from .keys import check_key, unescape
 from .messages import BYTES, INLINE_LIMIT, JSON, PICKLE, CommitWrite, Delete, Entry, Found, PrepareRead, Scope
 from .storable import by_stored_keys, mismatch, with_article
 from .turns import Turn
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeForm as TypeForm
+else:
+    # Older typing-extensions have none, and who asks for the hints of a signature needs a name that is there.
+    TypeForm = type
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -48,6 +48,12 @@ def test_every_exported_name_is_there() -> None:
 
 def test_exports_are_sorted_and_unique() -> None:
     assert agent_memory.__all__ == sorted(set(agent_memory.__all__))
+
+
+@pytest.mark.parametrize("face", [face for pair in TWINS for face in pair])
+def test_the_types_in_signatures_are_there_for_who_asks_for_them(face: type[Any]) -> None:
+    for _, method in inspect.getmembers(face, inspect.isfunction):
+        get_type_hints(method)
 
 
 def test_every_public_name_is_exported() -> None:
