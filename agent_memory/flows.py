@@ -11,6 +11,7 @@ import io
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
@@ -67,20 +68,22 @@ def pause(attempt: int) -> float:
 
 def call(message: Message) -> Flow[Any]:
     """Send a message until it is answered or the deadline leaves no time; every message may be repeated."""
-    attempt, waited = 0, 0.0
+    attempt, failing_since, told = 0, 0.0, False
     while True:
         try:
             return (yield message)
         except UnavailableError as error:
             if error.code in _FINAL:
                 raise
+            failing_since = failing_since or time.monotonic()
             seconds = pause(attempt) if error.retry_after is None else error.retry_after
             if not (yield Sleep(seconds)):
                 raise
-            if waited < _SILENT_SECONDS <= waited + seconds:
+            # By the clock: where nobody answers at all, the tries take long and the pauses between them are short.
+            if not told and time.monotonic() >= failing_since + _SILENT_SECONDS:
                 _log.warning("%s; trying again until the call's time is over", error)
+                told = True
             attempt += 1
-            waited += seconds
 
 
 # Repeating these soon would not help: the caller has to act.

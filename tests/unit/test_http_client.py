@@ -51,7 +51,7 @@ from agent_memory.messages import (
     Scope,
     Sweep,
 )
-from agent_memory.transports import async_pool
+from agent_memory.transports import async_pool, http
 from agent_memory.transports.http import HttpTransport
 
 BASE = "http://127.0.0.1:8420"
@@ -575,6 +575,16 @@ def test_what_a_call_waits_for_is_told_once(routes: respx.MockRouter, caplog: py
     assert caplog.messages == [
         "the server at 127.0.0.1:8420 cannot be reached; trying again until the call's time is over"
     ]
+
+
+def test_that_nobody_answers_is_told_too(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(http, "_SMALL_SECONDS", 0.8)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with AgentMemory(address, application="shop", timeout=3) as memory, pytest.raises(UnavailableError):
+            memory.app_state.get("key")
+
+    assert len(caplog.messages) == 1
 
 
 def test_a_short_trouble_is_not_told(routes: respx.MockRouter, caplog: pytest.LogCaptureFixture) -> None:
