@@ -24,7 +24,6 @@ from agent_memory.storage.sqlite import SqliteCatalog
 from tests.support.postgres import PostgresServer, name_of
 
 SCOPE = Scope("default", "app")
-_EVERY = 10
 
 
 class Steps:
@@ -37,14 +36,15 @@ class Steps:
         """Return how many steps a call takes."""
         before = self.count
         call()
+        assert self.count > before
         return self.count - before
 
     def watch(self, connection: apsw.Connection) -> None:
-        def step() -> bool:
-            self.count += _EVERY
-            return False
+        # No progress handler, which a search puts another one in the place of.
+        connection.trace_v2(apsw.SQLITE_TRACE_PROFILE, self._add)
 
-        connection.set_progress_handler(step, _EVERY)
+    def _add(self, statement: dict[str, Any]) -> None:
+        self.count += statement["stmt_status"]["SQLITE_STMTSTATUS_VM_STEP"]
 
 
 @pytest.fixture
