@@ -637,6 +637,16 @@ def test_headers_without_an_end_close_the_connection(server: ServerProcess) -> N
             connection.sendall(b"x" * 64 * 1024 * 1024)
 
 
+def test_a_limit_of_files_that_the_system_does_not_let_us_raise_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("current limit exceeds maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, resource.RLIM_INFINITY))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+
+    connections.raise_file_limit()
+
+
 def test_connections_that_ask_nothing_leave_files_for_those_that_are_served(tmp_path: Path, http: httpx.Client) -> None:
     with ServerProcess(tmp_path) as server, contextlib.ExitStack() as stack:
         resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (300, 300))
