@@ -90,6 +90,9 @@ class TypedCodec(Generic[T]):
             self._validate_json: Callable[..., T] = self._adapter.validator.validate_json
         except PydanticUserError as error:
             problem = error.code if error.code in _SAID_BY_THE_CODE else error.message
+        except Exception as error:
+            # Of what is no type at all: a text is parsed as one, a mapping looked into.
+            problem = type(error).__name__
         if problem is not None:
             # Outside the handler: Pydantic's text may repeat a value that was given in place of a type.
             raise SerializationError(f"{self._name} is not a type that Pydantic can store: {problem}")

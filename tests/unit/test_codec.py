@@ -449,7 +449,7 @@ def test_pydantic_may_say_what_is_wrong_with_a_type() -> None:
         typed_codec(tagged)
 
 
-@pytest.mark.parametrize("value", [Profile(name="a secret"), ["a secret"]])
+@pytest.mark.parametrize("value", [Profile(name="a secret"), ["a secret"], "a secret", {"a secret": 1}])
 def test_a_value_in_place_of_a_type_is_told_by_its_class(value: Any) -> None:
     with pytest.raises(SerializationError, match=f"an instance of {type(value).__name__} is not a type") as caught:
         typed_codec(value)
