@@ -75,12 +75,13 @@ def call(message: Message) -> Flow[Any]:
         except UnavailableError as error:
             if error.code in _FINAL:
                 raise
-            failing_since = failing_since or time.monotonic()
+            now = time.monotonic()
+            failing_since = failing_since or now
             seconds = pause(attempt) if error.retry_after is None else error.retry_after
             if not (yield Sleep(seconds)):
                 raise
             # By the clock: where nobody answers at all, the tries take long and the pauses between them are short.
-            if not told and time.monotonic() >= failing_since + _SILENT_SECONDS:
+            if not told and now >= failing_since + _SILENT_SECONDS:
                 _log.warning("%s; trying again until the call's time is over", error)
                 told = True
             attempt += 1

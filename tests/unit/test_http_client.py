@@ -596,6 +596,17 @@ def test_a_short_trouble_is_not_told(routes: respx.MockRouter, caplog: pytest.Lo
     assert caplog.messages == []
 
 
+def test_a_pause_that_the_server_asked_for_is_not_told(
+    routes: respx.MockRouter, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = httpx.Response(200, json={"blob": INLINE, "entry": ENTRY})
+    routes.post(ROUTE).mock(side_effect=[httpx.Response(503, headers={"Retry-After": "1"}), answer])
+
+    with AgentMemory(BASE, application="shop", namespace="acme") as memory:
+        assert memory.app_state.get("key") == DATA
+    assert caplog.messages == []
+
+
 # -- real sockets ----------------------------------------------------------------------------------------------------
 
 
