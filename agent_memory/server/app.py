@@ -64,10 +64,11 @@ def create_app(service: StateService, settings: Settings | None = None) -> ASGIA
     settings = settings or Settings(LoopbackGate(), RequestLog(sys.stderr))
     urls = BlobUrls(service.catalog.secret("blob-urls"))
     transport = LocalTransport(service)
+    shares = Shares(_REQUESTS), Shares(_SEARCHES)
     routes = [
         Route(
             f"/v1/namespaces/{{namespace}}/applications/{{application}}/{state}/{{verb}}",
-            VerbEndpoint(transport, settings, urls, state),
+            VerbEndpoint(transport, settings, urls, state, *shares),
         )
         for state in ("app_state", "request_state")
     ]
@@ -145,7 +146,15 @@ class BrokenAnswerError(Exception):
 class VerbEndpoint:
     """One message a request, one reply an answer."""
 
-    def __init__(self, transport: LocalTransport, settings: Settings, urls: BlobUrls, state: str) -> None:
+    def __init__(
+        self,
+        transport: LocalTransport,
+        settings: Settings,
+        urls: BlobUrls,
+        state: str,
+        requests: Shares,
+        searches: Shares,
+    ) -> None:
         self._transport = transport
         self._blobs = transport.service.blobs
         # Signing for an object store may have to fetch credentials first.
@@ -154,8 +163,8 @@ class VerbEndpoint:
         self._public_url = settings.public_url
         self._urls = urls
         self._state = state
-        self._requests = Shares(_REQUESTS)
-        self._searches = Shares(_SEARCHES)
+        self._requests = requests
+        self._searches = searches
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = record_of(scope)

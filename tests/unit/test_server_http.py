@@ -913,9 +913,12 @@ def test_searches_of_one_tenant_leave_threads_for_those_of_another(tmp_path: Pat
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
             asked = [
                 asyncio.create_task(
-                    http.post(f"/v1/namespaces/{tenant}/applications/any/app_state/search", json={"prefix": ""})
+                    http.post(
+                        f"/v1/namespaces/{tenant}/applications/any/{state}/search",
+                        json={"prefix": "", "request_id": "r"} if state == "request_state" else {"prefix": ""},
+                    )
                 )
-                for tenant in ["hog"] * 50 + ["other"]
+                for tenant, state in [("hog", "app_state"), ("hog", "request_state")] * 25 + [("other", "app_state")]
             ]
             while "other" not in searching:
                 await asyncio.sleep(0.01)
