@@ -22,7 +22,18 @@ from ..storage.blobs import URL_SECONDS, FileBlobs, chunk_name
 from ..storage.object_blobs import ObjectBlobs
 from ..transports.local import LocalTransport
 from ..wire import BODY_LIMIT, VERBS, decode_request, encode_reply
-from .asgi import BLOCK, Disconnected, MethodNotAllowedError, Pace, answer, header, read_body, record_of, refuse
+from .asgi import (
+    BLOCK,
+    Disconnected,
+    MethodNotAllowedError,
+    Pace,
+    answer,
+    header,
+    read_body,
+    record_of,
+    refuse,
+    wait_until_gone,
+)
 from .auth import Gate, LoopbackGate, host_of
 from .blob_urls import BlobUrls
 from .blobs import BlobEndpoint
@@ -185,7 +196,7 @@ class VerbEndpoint:
             message: StateMessage = await _heavy(
                 len(raw) > _LARGE, lambda: decode_request(verb, namespace, application, self._state, raw)
             )
-            reply = await self._reply(namespace, message)
+            reply = await self._reply(namespace, message, receive)
             body = await _heavy(
                 _is_large(message, reply) or (self._remote and _names_chunks(reply)),
                 lambda: encode_reply(message, reply, self._address(scope, message)),
@@ -196,12 +207,19 @@ class VerbEndpoint:
         # Less is in the connection's hands at once, and the clock of each step is a fifth of a small request.
         await answer(send, 200, body, _JSON)
 
-    async def _reply(self, namespace: str, message: StateMessage) -> Any:
+    async def _reply(self, namespace: str, message: StateMessage, receive: Receive) -> Any:
         deadline = time.monotonic() + _CALL_SECONDS
         if not _may_take_long(message):
             return await self._transport.asend(message, deadline)
-        async with self._searches.turn(namespace, "searches", _CALL_SECONDS):
-            return await self._transport.asend(message, deadline)
+        leaving = asyncio.ensure_future(wait_until_gone(receive))
+        try:
+            async with self._searches.turn(namespace, "searches", _CALL_SECONDS):
+                if leaving.done():
+                    # Who has left may have asked again, and would wait for what nobody waits for.
+                    raise Disconnected
+                return await self._transport.asend(message, deadline)
+        finally:
+            leaving.cancel()
 
     def _address(self, scope: Scope, message: StateMessage) -> Callable[[Chunk], str]:
         method = "PUT" if isinstance(message, PrepareWrite) else "GET"

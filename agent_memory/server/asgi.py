@@ -82,6 +82,12 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     raise UnavailableError("the request's body did not arrive in time", code="request_timeout")
 
 
+async def wait_until_gone(receive: Receive) -> None:
+    """Wait until nobody waits for the answer any more; only after the body is read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 class Pace:
     """What a transfer may take: so long without moving, and over time as many bytes a second as a slow link has.
 

@@ -26,6 +26,7 @@ from .asgi import (
     next_part,
     record_of,
     refuse,
+    wait_until_gone,
 )
 from .blob_urls import BlobUrls, Place
 from .shares import Shares
@@ -106,7 +107,7 @@ class BlobEndpoint:
     async def _get(self, place: Place, scope: Scope, receive: Receive, send: Send) -> None:
         file = await self._thread(self._open, place)
         # What is sent to somebody who has left goes nowhere, without an error.
-        leaving = asyncio.ensure_future(_wait_until_gone(receive))
+        leaving = asyncio.ensure_future(wait_until_gone(receive))
         try:
             start, end = _range(header(scope["headers"], b"range"), place.size)
             headers = [
@@ -148,11 +149,6 @@ class BlobEndpoint:
             os.close(file)
             raise IntegrityError("a stored chunk has another size than the catalog says")
         return file
-
-
-async def _wait_until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _wrong_size(place: Place) -> InvalidRequestError:

@@ -934,6 +934,61 @@ def test_searches_of_one_tenant_leave_threads_for_those_of_another(tmp_path: Pat
         service.close()
 
 
+def test_a_search_that_nobody_waits_for_any_more_is_not_carried_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "_SEARCHES", 1)
+    service = open_service(str(tmp_path / "store.db"), None)
+    searching: list[str] = []
+    over = threading.Event()
+
+    def search(request: Search) -> list[Hit]:
+        searching.append(request.prefix)
+        over.wait(10)
+        return []
+
+    service._methods = {**service._methods, Search: search}  # type: ignore[misc]
+    served = app.create_app(service, app.Settings(LoopbackGate(), RequestLog(io.StringIO())))
+    path = "/v1/namespaces/default/applications/any/app_state/search"
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+
+    async def ask(prefix: str, gone: asyncio.Event) -> None:
+        messages: list[Any] = [{"type": "http.request", "body": json.dumps({"prefix": prefix}).encode()}]
+
+        async def receive() -> Any:
+            if not messages:
+                await gone.wait()
+                return {"type": "http.disconnect"}
+            return messages.pop()
+
+        async def send(_: Any) -> None:
+            pass
+
+        scope = {
+            "type": "http", "scheme": "http", "method": "POST", "path": path, "raw_path": path.encode(),
+            "query_string": b"", "headers": headers,
+        }  # fmt: skip
+        await served(scope, receive, send)
+
+    async def go() -> None:
+        left, never = asyncio.Event(), asyncio.Event()
+        left.set()
+        asked = [asyncio.create_task(ask("first", never))]
+        while not searching:
+            await asyncio.sleep(0.01)
+        asked += [asyncio.create_task(ask("left", left)), asyncio.create_task(ask("waits", never))]
+        await asyncio.sleep(0.1)
+        over.set()
+        await asyncio.gather(*asked)
+
+    try:
+        asyncio.run(asyncio.wait_for(go(), 9))
+    finally:
+        over.set()
+        service.close()
+    assert searching == ["first", "waits"]
+
+
 def test_an_answer_that_nobody_fetches_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent_memory.server.asgi.BODY_SECONDS", 0.3)
     with AgentMemory(str(tmp_path / "store.db"), application="any") as memory:
