@@ -153,10 +153,10 @@ def chosen_parents(request: ListParents, parents: Iterable[str]) -> list[str]:
     No more of them are taken than the listing needs. Those that are cut to the same name stand together.
     """
     names: list[str] = []
-    last, skip = request.cursor, request.offset
+    last, skip = request.cursor or "", request.offset
     for parent in parents:
         name = shown_name(request, parent)
-        if name is None or name == last:
+        if name is None or name <= last:
             continue
         last = name
         if skip:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, cast
 
 from ..filters import AllOf, AnyOf, Comparison, Condition, parse
-from ..keys import successor
+from ..keys import MAX_KEY_BYTES, successor
 from ..messages import BATCH_INLINE_LIMIT, List, ListParents, Scope, Search
 from .catalog import COLUMNS, LoadBlob, Row, ScoredRow, chosen_parents, holds
 from .postgres_binding import Vector
@@ -77,22 +77,49 @@ def list_segments(
 
 def list_parents(session: Session, request: ListParents, now: int | None) -> list[str]:
     """Return a page of names; see ``messages.ListParents``."""
-    where, values = key_range(request.scope, request.prefix)
-    # Keys stand behind their parents, so none ahead of the cursor is looked at. Trimming from the right every character
-    # that is no slash leaves the key up to its last one.
-    statement = (
-        "SELECT parent FROM (SELECT DISTINCT rtrim(entry.key, replace(entry.key, '/', '')) COLLATE \"C\" AS parent "
-        f"FROM agent_memory.entry AS entry WHERE {where} AND entry.key >= %(cursor)s AND {LIVE} AND entry.searchable "
-        "AND strpos(entry.key, '/') > 0) AS found WHERE parent > %(cursor)s ORDER BY parent"
-    )
-    values |= {"cursor": request.cursor or "", "now": now}
-    if not request.patterns and request.depth is None:
+    cursor, end = request.cursor or "", successor(request.prefix)
+    # Which parents fit a pattern is known here alone: then all of them are wanted, uncut.
+    depth = None if request.patterns or request.depth is None else min(request.depth, MAX_KEY_BYTES)
+    values = {
+        "scope": request.scope.path, "prefix": request.prefix, "end": end, "depth": depth, "now": now,
+        "place": max(request.prefix, cursor), "parent": cursor[: cursor.rfind("/") + 1],
+    }  # fmt: skip
+    statement = _PARENTS.replace("{below}", "AND entry.key < %(end)s" if end else "")
+    if not request.patterns:
         rows = session.rows(f"{statement} LIMIT {request.offset + request.limit}", values)
         return chosen_parents(request, (row[0] for row in rows))
-    with session.connection.transaction(), session.connection.cursor("parents", binary=True) as cursor:
-        cursor.itersize = _MANY
-        cursor.execute(cast(Any, statement), values)
-        return chosen_parents(request, (row[0] for row in cursor))
+    with session.connection.transaction(), session.connection.cursor("parents", binary=True) as found:
+        found.itersize = _MANY
+        found.execute(cast(Any, statement), values)
+        return chosen_parents(request, (row[0] for row in found))
+
+
+# Trimming from the right every character that is no slash leaves a key up to its last one.
+_PARENT: Final = "rtrim(entry.key, replace(entry.key, '/', ''))"
+_NAME: Final = "array_to_string((string_to_array({0}.parent, '/'))[:{1}], '/')"
+# From a key, live or not, the way leads to the first one in another parent, or behind all that would be cut to the same
+# name. What a key enters that the one before it did not is next in the order of names, if it holds an object. "0"
+# follows "/" in every encoding of text: the smallest key that no longer starts with a name.
+_PARENTS: Final = f"""
+    WITH RECURSIVE found (place, parent, before, depth) AS (
+        SELECT %(place)s::text COLLATE "C", %(parent)s::text COLLATE "C", %(parent)s::text COLLATE "C", 0
+        UNION ALL
+        SELECT CASE WHEN next.depth = %(depth)s THEN {_NAME.format("next", "next.depth")} || '0'
+            ELSE next.key END COLLATE "C", next.parent, found.parent, next.depth
+        FROM found CROSS JOIN LATERAL (
+            SELECT key, parent, least(length(parent) - length(replace(parent, '/', '')), %(depth)s::integer) AS depth
+            FROM (SELECT entry.key, {_PARENT} AS parent FROM agent_memory.entry AS entry
+                WHERE entry.scope = %(scope)s AND entry.key >= found.place {{below}}
+                AND {_PARENT} <> found.parent ORDER BY entry.key LIMIT 1) AS one) AS next)
+    SELECT name FROM found CROSS JOIN LATERAL (
+        SELECT {_NAME.format("found", "part")} || '/' AS name, part
+        FROM generate_series(1, found.depth) AS part OFFSET 0) AS entered
+    WHERE NOT starts_with(found.before, name) AND (
+        SELECT true FROM agent_memory.entry AS entry WHERE entry.scope = %(scope)s
+        AND entry.key >= greatest(name, %(prefix)s) {{below}} AND entry.key < left(name, -1) || '0'
+        AND (part = %(depth)s OR strpos(substr(entry.key, length(name) + 1), '/') < 1) AND {LIVE} AND entry.searchable
+        ORDER BY entry.key LIMIT 1)
+"""
 
 
 # -- search ----------------------------------------------------------------------------------------------------------

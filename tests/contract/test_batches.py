@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import time
 from typing import Any
 
@@ -130,6 +132,29 @@ def test_a_key_that_ends_in_a_slash_has_itself_as_its_parent(memory: Any) -> Non
     memory.app_state.batch([Set(key, {"n": 1}) for key in ("b/", "//", "a/x", "c//d")])
 
     assert memory.app_state.batch([Parents()]) == [["//", "a/", "b/", "c//"]]
+
+
+def test_parents_are_the_same_however_they_are_looked_for(memory: Any) -> None:
+    names = ["", "-", "0", "a", "a-", "a.", "aa", "%2F", "\ud7ff", "\U0010ffff"]
+    chance = random.Random(7)
+    keys = {"/".join(chance.choices(names, k=chance.randint(2, 5))) for _ in range(80)}
+    memory.app_state.batch([Set(key, {"n": 1}) for key in sorted(keys)])
+    parents = sorted({key[: key.rindex("/") + 1] for key in keys}, key=str.encode)
+
+    def cut(parent: str, depth: int | None) -> str:
+        return "".join(f"{segment}/" for segment in parent.split("/")[:-1][:depth])
+
+    asked: list[Parents] = []
+    expected: list[list[str]] = []
+    for after, depth, prefix in itertools.product(
+        ["", *parents[::4], "a", "0/a"], [None, 1, 2], ["", "a", "a/a", "0/"]
+    ):
+        asked.append(Parents(prefix, after=after or None, depth=depth))
+        under = {key[: key.rindex("/") + 1] for key in keys if key.startswith(prefix)}
+        shown = {cut(parent, depth) for parent in under}
+        expected.append(sorted((one for one in shown if one > after), key=str.encode))
+
+    assert memory.app_state.batch(asked) == expected
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,26 @@ def test_a_sweep_in_postgresql_reads_what_it_takes_away(session: Session, kind: 
     assert rows_read(session) < 4_000
 
 
-def test_a_page_of_parents_in_postgresql_reads_nothing_ahead_of_its_cursor(session: Session) -> None:
+@pytest.mark.parametrize("depth", [None, 2])
+@pytest.mark.parametrize("cursor", [None, "user/10950/"])
+def test_a_page_of_parents_in_postgresql_costs_what_it_shows(
+    session: Session, cursor: str | None, depth: int | None
+) -> None:
+    session.rows(
+        "INSERT INTO agent_memory.entry (scope, key, version, size, created_us, updated_us, deleted, searchable, etag, "
+        "sha256, content_type) "
+        "SELECT 'default/parents', key, 1, 2, 0, 0, false, true, '', '', '' FROM generate_series(10000, 11999) AS n, "
+        "LATERAL (VALUES ('user/' || n || '/profile'), ('user/' || n || '/log/1'), ('user/' || n || '/log/2'), "
+        "('user/0')) AS one (key) ON CONFLICT DO NOTHING"
+    )
+    before = rows_read(session)
+    page = ListParents(Scope("default", "parents"), "", cursor, limit=10, depth=depth)
+
+    assert len(postgres_search.list_parents(session, page, None)) == 10
+    assert rows_read(session) - before < 500
+
+
+def test_the_only_parent_of_many_at_a_depth_is_found_in_postgresql_without_looking_at_all(session: Session) -> None:
     session.rows(
         "INSERT INTO agent_memory.entry (scope, key, version, size, created_us, updated_us, deleted, searchable, etag, "
         "sha256, content_type) "
@@ -198,7 +217,7 @@ def test_a_page_of_parents_in_postgresql_reads_nothing_ahead_of_its_cursor(sessi
         "FROM generate_series(10000, 11999) AS n"
     )
     before = rows_read(session)
-    page = ListParents(Scope("default", "parents"), "", "user/11950/", limit=10)
+    page = ListParents(Scope("default", "parents"), "", depth=1)
 
-    assert len(postgres_search.list_parents(session, page, None)) == 10
+    assert postgres_search.list_parents(session, page, None) == ["user/"]
     assert rows_read(session) - before < 100
