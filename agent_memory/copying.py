@@ -50,7 +50,7 @@ def copy(
         total = None
     copied = size = done = 0
     for page in _pages(source.catalog):
-        rows = [row for row in page if not _is_there(target.catalog, row)]
+        rows = [row for row, _, same in _compared(target.catalog, page) if not same]
         for row in rows:
             if row.row.blob_id is not None:
                 _copy_bytes(source, target, row, row.row.blob_id)
@@ -72,12 +72,11 @@ def verify(source: StateService, target: StateService) -> int:
     """Compare every key of the source, and its bytes, with the target; return how many there were."""
     count = 0
     for page in _pages(source.catalog):
-        for row in page:
-            other = _at(target.catalog, row)
-            if other is not None and _facts(other) == _facts(row):
-                _check_bytes(target, other)
-            elif other is not None or not _is_forgotten(target.catalog, row):
+        for row, other, same in _compared(target.catalog, page):
+            if not same:
                 raise IntegrityError(f"{row.scope} {row.row.entry.key} is not in the copy as it is in the source")
+            if other is not None:
+                _check_bytes(target, other)
             count += 1
     return count
 
@@ -86,22 +85,32 @@ def _pages(catalog: Catalog) -> Iterator[list[StoredRow]]:
     place = ("", "")
     while page := catalog.stored(after=place, limit=_PAGE):
         yield page
-        place = (page[-1].scope, page[-1].row.entry.key)
+        place = _place(page[-1])
 
 
-def _at(catalog: Catalog, row: StoredRow) -> StoredRow | None:
-    return catalog.stored_at(row.scope, row.row.entry.key)
+def _compared(catalog: Catalog, page: list[StoredRow]) -> Iterator[tuple[StoredRow, StoredRow | None, bool]]:
+    """Give each row with the one that is in its place, and whether that is the same, or was there and went by itself.
+
+    Raises ConflictError where an application deleted it.
+    """
+    found = {_place(row): row for row in catalog.stored_at([_place(row) for row in page])}
+    # Looked at later than the rows: a sweep that takes a tombstone raises the floor.
+    floors = catalog.floors({row.scope for row in page if _place(row) not in found})
+    for row in page:
+        other = found.get(_place(row))
+        if other is None:
+            yield row, None, _is_forgotten(catalog, row, floors.get(row.scope, 0))
+        else:
+            yield row, other, _facts(other) == _facts(row)
 
 
-def _is_there(catalog: Catalog, row: StoredRow) -> bool:
-    other = _at(catalog, row)
-    return _is_forgotten(catalog, row) if other is None else _facts(other) == _facts(row)
+def _place(row: StoredRow) -> tuple[str, str]:
+    return row.scope, row.row.entry.key
 
 
-def _is_forgotten(catalog: Catalog, row: StoredRow) -> bool:
-    """Say whether a row that is not there was, and went by itself; raise ConflictError if an application deleted it."""
+def _is_forgotten(catalog: Catalog, row: StoredRow, floor: int) -> bool:
     entry = row.row.entry
-    if entry.version > catalog.floor(row.scope):
+    if entry.version > floor:
         return False
     if not entry.deleted and (entry.expires_us is None or entry.expires_us > catalog.clock()):
         raise ConflictError(

@@ -6,7 +6,7 @@ also knows every blob that was ever handed out and not yet forgotten, and the re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, cast
 
 import pydantic_core
@@ -279,8 +279,8 @@ class Catalog(Protocol):
         """Return rows after ``(scope, key)``, in the byte order of both."""
         ...
 
-    def stored_at(self, scope: str, key: str) -> StoredRow | None:
-        """Return the row of a key, a deletion too; None if there is none."""
+    def stored_at(self, places: Collection[tuple[str, str]]) -> list[StoredRow]:
+        """Return the rows that there are of these ``(scope, key)``, deletions too, in no order."""
         ...
 
     def take(self, rows: Sequence[StoredRow]) -> None:
@@ -291,8 +291,8 @@ class Catalog(Protocol):
         """
         ...
 
-    def floor(self, scope: str) -> int:
-        """Return the highest version of the scope's keys that were deleted and forgotten."""
+    def floors(self, scopes: Collection[str]) -> dict[str, int]:
+        """Return the highest version of each scope's keys that were deleted and forgotten, if there are any."""
         ...
 
     def scopes(self, *, after: str, limit: int) -> list[ScopeRow]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 from ..errors import UnavailableError
@@ -216,16 +216,16 @@ class PostgresCatalog:
         vectors = self._vectors
         return self._pool.run(lambda session: postgres_copy.stored(session, after, limit, vectors))
 
-    def stored_at(self, scope: str, key: str) -> StoredRow | None:
+    def stored_at(self, places: Collection[tuple[str, str]]) -> list[StoredRow]:
         vectors = self._vectors
-        return self._pool.run(lambda session: postgres_copy.stored_at(session, scope, key, vectors))
+        return self._pool.run(lambda session: postgres_copy.stored_at(session, places, vectors))
 
     def take(self, rows: Sequence[StoredRow]) -> None:
         vectors = self._vectors
         self._pool.run(lambda session: postgres_copy.take(session, rows, self._now(), vectors))
 
-    def floor(self, scope: str) -> int:
-        return self._pool.run(lambda session: postgres_copy.floor(session, scope))
+    def floors(self, scopes: Collection[str]) -> dict[str, int]:
+        return self._pool.run(lambda session: postgres_copy.floors(session, scopes))
 
     def scopes(self, *, after: str, limit: int) -> list[ScopeRow]:
         return self._pool.run(lambda session: postgres_copy.scopes(session, after, limit))

@@ -11,7 +11,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -351,16 +351,16 @@ class SqliteCatalog:
         with self._reading() as connection:
             return sqlite_copy.stored(connection, after, limit)
 
-    def stored_at(self, scope: str, key: str) -> StoredRow | None:
+    def stored_at(self, places: Collection[tuple[str, str]]) -> list[StoredRow]:
         with self._reading() as connection:
-            return sqlite_copy.stored_at(connection, scope, key)
+            return sqlite_copy.stored_at(connection, places)
 
     def take(self, rows: Sequence[StoredRow]) -> None:
         self._transaction(lambda connection: sqlite_copy.take(connection, rows, self._clock()))
 
-    def floor(self, scope: str) -> int:
+    def floors(self, scopes: Collection[str]) -> dict[str, int]:
         with self._reading() as connection:
-            return sqlite_copy.floor(connection, scope)
+            return sqlite_copy.floors(connection, scopes)
 
     def scopes(self, *, after: str, limit: int) -> list[ScopeRow]:
         with self._reading() as connection:

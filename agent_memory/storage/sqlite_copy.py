@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 import apsw
@@ -26,10 +26,10 @@ def stored(connection: apsw.Connection, after: tuple[str, str], limit: int) -> l
     return [_stored_row(connection, row) for row in rows]
 
 
-def stored_at(connection: apsw.Connection, scope: str, key: str) -> StoredRow | None:
+def stored_at(connection: apsw.Connection, places: Collection[tuple[str, str]]) -> list[StoredRow]:
     """See ``Catalog.stored_at``."""
-    rows = all_rows(connection, f"{_STORED} WHERE scope = ? AND key = ?", (scope, key))
-    return _stored_row(connection, rows[0]) if rows else None
+    found = (all_rows(connection, f"{_STORED} WHERE scope = ? AND key = ?", place) for place in places)
+    return [_stored_row(connection, row) for rows in found for row in rows]
 
 
 def _stored_row(connection: apsw.Connection, row: Any) -> StoredRow:
@@ -73,10 +73,10 @@ def take(connection: apsw.Connection, rows: Sequence[StoredRow], now: int) -> No
             all_rows(connection, "UPDATE blob SET state = ?, at_us = ? WHERE id = ?", (LIVE, now, row.blob_id))
 
 
-def floor(connection: apsw.Connection, scope: str) -> int:
-    """See ``Catalog.floor``."""
-    rows = all_rows(connection, "SELECT version_floor FROM scope WHERE scope = ?", (scope,))
-    return int(rows[0][0]) if rows else 0
+def floors(connection: apsw.Connection, scopes: Collection[str]) -> dict[str, int]:
+    """See ``Catalog.floors``."""
+    found = (all_rows(connection, "SELECT scope, version_floor FROM scope WHERE scope = ?", (one,)) for one in scopes)
+    return {scope: floor for rows in found for scope, floor in rows}
 
 
 def scopes(connection: apsw.Connection, after: str, limit: int) -> list[ScopeRow]:

@@ -18,12 +18,13 @@ from pydantic import BaseModel
 from agent_memory import AgentMemory, ConflictError, IntegrityError, UnavailableError
 from agent_memory.copying import copy
 from agent_memory.ids import uuid7
-from agent_memory.messages import Check, CommitWrite, Delete, PrepareRead, Scope, Search
+from agent_memory.messages import JSON, Check, CommitWrite, Delete, PrepareRead, Scope, Search
 from agent_memory.opening import open_service
 from agent_memory.operations import Set
 from agent_memory.service import StateService
 from agent_memory.storage.catalog import ScopeRow, Times
 from agent_memory.storage.migrations.postgres import migrate
+from agent_memory.storage.postgres_connections import Session
 from agent_memory.vectors import pack_vector
 from tests.support.postgres import PostgresServer, name_of
 from tests.support.stores import BUCKET_URL
@@ -364,3 +365,42 @@ def test_a_dry_run_of_a_migration_names_the_steps_and_takes_none(postgres: Postg
     assert postgres.execute("SELECT 1 FROM pg_extension WHERE extname = 'vector'", name_of(dsn)) == []
     assert migrate(dsn) != []
     assert run("migrate", "--database", dsn).stdout == "the database is up to date\n"
+
+
+def test_json_that_jsonb_cannot_hold_is_copied_and_found(tmp_path: Path, postgres: PostgresServer) -> None:
+    with AgentMemory(tmp_path / "source.db", application="app") as memory:
+        memory.app_state.batch([Set(f"k/{number}", {"n": number}) for number in range(9)])
+    dsn = postgres.database()
+    with ends(tmp_path, dsn) as (source, target):
+        source.handle(CommitWrite(SCOPE, "k/4", uuid7(), b'{"n": 1e-20000, "far": true}', None, JSON))
+        assert copy(source, target).copied == 9
+        (hit,) = target.handle(Search(SCOPE, "k/", {"far": True}))
+        assert hit.found.entry.key == "k/4"
+    unprojected = "SELECT key FROM agent_memory.entry WHERE projection IS NULL"
+    assert postgres.execute(unprojected, name_of(dsn)) == [("k/4",)]
+
+
+@pytest.mark.parametrize("to", ["file", "postgresql"])
+def test_a_copy_asks_postgresql_for_a_page_at_a_time(
+    tmp_path: Path, postgres: PostgresServer, to: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statements = 0
+    rows = Session.rows
+
+    def counted(*arguments: Any, **options: Any) -> list[Any]:
+        nonlocal statements
+        statements += 1
+        return rows(*arguments, **options)
+
+    with AgentMemory(tmp_path / "source.db", application="app") as memory:
+        vectors = [[1.0, 0.0], [0.0, 1.0]]
+        memory.app_state.batch([Set(f"k/{number}", {"n": number}, vectors=vectors) for number in range(300)])
+    with (
+        ends(tmp_path, postgres.database()) as (file, database),
+        closing(open_service(str(tmp_path / "back.db"))) as back,
+    ):
+        if to == "file":
+            copy(file, database)
+        monkeypatch.setattr(Session, "rows", counted)
+        assert (copy(database, back) if to == "file" else copy(file, database)).verified == 300
+    assert statements < 50
