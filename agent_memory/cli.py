@@ -300,6 +300,10 @@ def _copy(options: argparse.Namespace) -> int:
             print("agent-memory: the target is no whole copy; the next one goes on where this stopped", file=sys.stderr)
             raise
     print(f"{report.keys} keys, {report.copied} of them copied now, {report.bytes} bytes; {report.verified} compared")
+    if scheme_of(options.target) in POSTGRES_SCHEMES:
+        from .storage.postgres_copy import analyze
+
+        analyze(options.target)
     return 0
 
 

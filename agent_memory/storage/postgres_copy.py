@@ -11,8 +11,8 @@ from ..messages import JSON
 from .catalog import COLUMNS, LIVE, ScopeRow, StoredRow, not_older
 from .postgres_apply import no_vectors
 from .postgres_binding import Array, Vector
-from .postgres_connections import Session, psycopg
-from .postgres_errors import numeric
+from .postgres_connections import UNLIMITED, Session, connect, execute
+from .postgres_errors import numeric, psycopg, translate
 from .postgres_rows import NOW, retire, to_row
 from .postgres_writes import projectable
 
@@ -198,3 +198,22 @@ def take_scopes(session: Session, rows: Sequence[ScopeRow]) -> None:
         "last_write_us = greatest(scope.last_write_us, excluded.last_write_us)",
         {"scopes": Array("text", scopes), "floors": Array("bigint", floors), "times": Array("bigint", times)},
     )
+
+
+def analyze(dsn: str) -> None:
+    """Let PostgreSQL look at what a copy brought: until then it takes the tables for small, and plans for that.
+
+    Without the rights on a table it is left to autovacuum, which does the same within minutes.
+    """
+    connection = connect(dsn)
+    try:
+        connection.execute(UNLIMITED)
+        rows = connection.execute(
+            "SELECT string_agg(oid::regclass::text, ', ') FROM pg_class "
+            "WHERE relnamespace = 'agent_memory'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition"
+        ).fetchall()
+        execute(connection, f"ANALYZE (SKIP_LOCKED) {rows[0][0]}")
+    except psycopg.Error as error:
+        raise translate(error, lost=connection.closed).error from None
+    finally:
+        connection.close()

@@ -404,3 +404,12 @@ def test_a_copy_asks_postgresql_for_a_page_at_a_time(
         monkeypatch.setattr(Session, "rows", counted)
         assert (copy(database, back) if to == "file" else copy(file, database)).verified == 300
     assert statements < 50
+
+
+def test_postgresql_knows_how_much_a_copy_brought_once_it_has_ended(tmp_path: Path, postgres: PostgresServer) -> None:
+    filled(tmp_path / "source.db")
+    dsn = postgres.database()
+    done = run("copy", str(tmp_path / "source.db"), dsn, "--target-blobs", str(tmp_path / "blobs"))
+    assert done.returncode == 0, done.stderr
+    known = "SELECT sum(reltuples) FROM pg_class WHERE relname ~ '^entry_..$' AND reltuples > 0"
+    assert postgres.execute(known, name_of(dsn)) == [(8,)]
