@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
-from .errors import ConflictError, ProtocolError
+from .errors import ConflictError, LimitExceededError, ProtocolError
 from .ids import uuid7
 from .messages import (
     BATCH_INLINE_LIMIT,
@@ -24,6 +24,8 @@ from .storage.blobs import BlobStore, blob_of
 from .storage.catalog import GARBAGE, BlobRow, Catalog, LoadBlob, Operation, Row
 
 _PUTS_AT_ONCE: Final = 16
+# Each is a URL of some hundred bytes: more would be an answer that no client of ours takes.
+_MOST_CHUNKS: Final = 100_000
 
 
 class _Copy(NamedTuple):
@@ -46,6 +48,7 @@ class Replies:
         self._blobs = blobs
         self._load = load
         self._room = BATCH_INLINE_LIMIT
+        self._chunks = _MOST_CHUNKS
         self._copies: list[_Copy] = []
         self._in_use: list[str] = []
 
@@ -84,7 +87,7 @@ class Replies:
         cut = more or size + INLINE_LIMIT > BATCH_INLINE_LIMIT
         found: list[Found] = []
         for row in rows:
-            if found and len(row.data or b"") > self._room:
+            if found and (len(row.data or b"") > self._room or _chunks(row) > self._chunks):
                 cut = True
                 break
             found.append(self._found(row, request.max_inline_size))
@@ -103,6 +106,9 @@ class Replies:
             if blob_id is None:
                 raise ProtocolError("the catalog has a value without bytes")
             if entry.size > min(max_inline_size, self._room, INLINE_LIMIT):
+                self._chunks -= _chunks(row)
+                if self._chunks < 0:
+                    raise LimitExceededError(f"one answer names at most {_MOST_CHUNKS} chunks; ask for less at once")
                 return Found(entry, None, blob_of(blob_id, entry.size, chunk_size))
             data = self._load(row)
         if len(data) <= max_inline_size and len(data) <= self._room:
@@ -126,6 +132,10 @@ class Replies:
 
     def _put(self, copy: _Copy) -> None:
         self._blobs.put(copy.blob_id, 0, memoryview(copy.data))
+
+
+def _chunks(row: Row) -> int:
+    return 1 if row.chunk_size is None else -(-row.entry.size // row.chunk_size)
 
 
 def segment_page(names: list[str], limit: int) -> SegmentPage:

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
+import anyio
 import anyio.to_thread
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -38,6 +39,7 @@ from .auth import Gate, LoopbackGate, host_of
 from .blob_urls import BlobUrls
 from .blobs import BlobEndpoint
 from .log import RequestLog
+from .memory import ANSWER_BYTES, BODY_BYTES, SMALL_BODY, answer_bytes, body_bytes
 from .openapi import document
 from .shares import Shares
 
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
 _REQUESTS: Final = 192
 # They compute, much of it in Python: more of them at once only hold up each other and all else.
 _SEARCHES: Final = 4
+# What a body is while it is parsed, in text of up to four bytes a letter, is none of the room for bodies.
+_PARSERS: Final = 2
 _CALL_SECONDS: Final = 10.0
 _SWEEP_SECONDS: Final = 60.0
 _PING_SECONDS: Final = 2.0
@@ -75,11 +79,13 @@ def create_app(service: StateService, settings: Settings | None = None) -> ASGIA
     settings = settings or Settings(LoopbackGate(), RequestLog(sys.stderr))
     urls = BlobUrls(service.catalog.secret("blob-urls"))
     transport = LocalTransport(service)
-    shares = Shares(_REQUESTS), Shares(_SEARCHES)
+    shared = _Shared(
+        Shares(_REQUESTS), Shares(_SEARCHES), Shares(BODY_BYTES), Shares(ANSWER_BYTES), anyio.CapacityLimiter(_PARSERS)
+    )
     routes = [
         Route(
             f"/v1/namespaces/{{namespace}}/applications/{{application}}/{state}/{{verb}}",
-            VerbEndpoint(transport, settings, urls, state, *shares),
+            VerbEndpoint(transport, settings, urls, state, shared),
         )
         for state in ("app_state", "request_state")
     ]
@@ -154,6 +160,16 @@ class BrokenAnswerError(Exception):
     """An answer could not be finished."""
 
 
+class _Shared(NamedTuple):
+    """What all tenants share, in requests and searches at once and in bytes."""
+
+    requests: Shares
+    searches: Shares
+    bodies: Shares
+    answers: Shares
+    parsers: anyio.CapacityLimiter
+
+
 class VerbEndpoint:
     """One message a request, one reply an answer."""
 
@@ -163,8 +179,7 @@ class VerbEndpoint:
         settings: Settings,
         urls: BlobUrls,
         state: str,
-        requests: Shares,
-        searches: Shares,
+        shared: _Shared,
     ) -> None:
         self._transport = transport
         self._blobs = transport.service.blobs
@@ -174,8 +189,7 @@ class VerbEndpoint:
         self._public_url = settings.public_url
         self._urls = urls
         self._state = state
-        self._requests = requests
-        self._searches = searches
+        self._shared = shared
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = record_of(scope)
@@ -191,29 +205,57 @@ class VerbEndpoint:
         check_scope_name(namespace, "a namespace")
         check_scope_name(application, "an application")
         _check_json(scope)
-        with self._requests.place(namespace, "requests"):
-            raw = await read_body(scope, receive, BODY_LIMIT)
-            message: StateMessage = await _heavy(
-                len(raw) > _LARGE, lambda: decode_request(verb, namespace, application, self._state, raw)
-            )
-            reply = await self._reply(namespace, message, receive)
-            body = await _heavy(
-                _is_large(message, reply) or (self._remote and _names_chunks(reply)),
-                lambda: encode_reply(message, reply, self._address(scope, message)),
-            )
-            if len(body) > BLOCK:
-                # With its place still taken: who is slow to fetch it keeps it in memory.
-                return await answer(Pace().of(send), 200, body, _JSON)
+        with self._shared.requests.place(namespace, "requests"):
+            async with contextlib.AsyncExitStack() as large:
+                message = await self._message(scope, receive, large)
+                expected = answer_bytes(message)
+                change = await self._make_room(large, namespace, expected) if expected else None
+                body = await self._body(scope, receive, namespace, message)
+                if len(body) > BLOCK:
+                    # With its places still taken: who is slow to fetch it keeps it in memory, and nothing else.
+                    del message
+                    if change is None:
+                        await self._make_room(large, namespace, len(body), seconds=0)
+                    else:
+                        change(len(body))
+                    return await answer(Pace().of(send), 200, body, _JSON)
         # Less is in the connection's hands at once, and the clock of each step is a fifth of a small request.
         await answer(send, 200, body, _JSON)
 
-    async def _reply(self, namespace: str, message: StateMessage, receive: Receive) -> Any:
+    async def _message(self, scope: Scope, receive: Receive, large: contextlib.AsyncExitStack) -> StateMessage:
+        path: dict[str, str] = scope["path_params"]
+        namespace, application, verb = path["namespace"], path["application"], path["verb"]
+
+        async def make_room(size: int) -> None:
+            turn = self._shared.bodies.turn(namespace, "large bodies", _CALL_SECONDS, body_bytes(size))
+            await large.enter_async_context(turn)
+
+        raw = await read_body(scope, receive, BODY_LIMIT, SMALL_BODY, make_room)
+        return await _heavy(
+            len(raw) > SMALL_BODY,
+            lambda: decode_request(verb, namespace, application, self._state, raw),
+            self._shared.parsers,
+        )
+
+    def _make_room(
+        self, large: contextlib.AsyncExitStack, namespace: str, count: int, seconds: float = _CALL_SECONDS
+    ) -> Awaitable[Callable[[int], None]]:
+        return large.enter_async_context(self._shared.answers.turn(namespace, "large answers", seconds, count))
+
+    async def _body(self, scope: Scope, receive: Receive, namespace: str, message: StateMessage) -> bytes:
+        reply = await self._reply(receive, namespace, message)
+        return await _heavy(
+            _is_large(message, reply) or (self._remote and _names_chunks(reply)),
+            lambda: encode_reply(message, reply, self._address(scope, message)),
+        )
+
+    async def _reply(self, receive: Receive, namespace: str, message: StateMessage) -> Any:
         deadline = time.monotonic() + _CALL_SECONDS
         if not _may_take_long(message):
             return await self._transport.asend(message, deadline)
         leaving = asyncio.ensure_future(wait_until_gone(receive))
         try:
-            async with self._searches.turn(namespace, "searches", _CALL_SECONDS):
+            async with self._shared.searches.turn(namespace, "searches", _CALL_SECONDS):
                 if leaving.done():
                     # Who has left may have asked again, and would wait for what nobody waits for.
                     raise Disconnected
@@ -276,8 +318,8 @@ class Fixed:
         await answer(send, 200, self._body, _JSON)
 
 
-async def _heavy(large: bool, work: Callable[[], Any]) -> Any:
-    return await anyio.to_thread.run_sync(work) if large else work()
+async def _heavy(large: bool, work: Callable[[], Any], threads: anyio.CapacityLimiter | None = None) -> Any:
+    return await anyio.to_thread.run_sync(work, limiter=threads) if large else work()
 
 
 def _may_take_long(message: StateMessage) -> bool:

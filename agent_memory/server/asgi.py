@@ -58,20 +58,30 @@ def declared_size(headers: Headers) -> int | None:
     return int(values[0]) if len(values) == 1 and values[0].isdigit() and len(values[0]) < 19 else None
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """Return a request's body; raise LimitExceededError as soon as it is known to be too long."""
+async def read_body(
+    scope: Scope, receive: Receive, limit: int, small: int, make_room: Callable[[int], Awaitable[object]]
+) -> bytes:
+    """Return a request's body; raise LimitExceededError as soon as it is known to be too long.
+
+    Before more than ``small`` bytes of it are kept, ``make_room`` is awaited with how many it may have.
+    """
     declared = declared_size(scope["headers"])
     if declared is not None and declared > limit:
         raise LimitExceededError(f"a request body may have at most {limit} bytes")
     record = record_of(scope)
+    if declared is not None and declared > small:
+        await make_room(declared)
     parts: list[bytes] = []
     try:
         async with asyncio.timeout(BODY_SECONDS):
             while True:
                 part, more = await next_part(receive)
+                before = record.bytes_in
                 record.bytes_in += len(part)
                 if record.bytes_in > limit:
                     raise LimitExceededError(f"a request body may have at most {limit} bytes")
+                if declared is None and before <= small < record.bytes_in:
+                    await make_room(limit)
                 if not more and not parts:
                     return part
                 parts.append(part)

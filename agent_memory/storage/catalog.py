@@ -19,7 +19,11 @@ Clock: TypeAlias = Callable[[], int]
 """Microseconds since 1970."""
 
 READ_LIMIT: Final = 128 * 1024**2
-"""Bytes of values that one transaction holds in memory: two of the largest searches."""
+"""Bytes of values and entries that one transaction holds in memory: two of the largest searches."""
+
+# What the rest of an entry, and a name, take beside their texts.
+_ENTRY_BYTES: Final = 512
+_NAME_BYTES: Final = 64
 
 STAGED: Final = "staged"
 LIVE: Final = "live"
@@ -115,12 +119,22 @@ def has_writes(operations: Sequence[Operation]) -> bool:
     return not _WRITES.isdisjoint(map(type, operations))
 
 
-def add_up(carried: int, rows: Iterable[Row]) -> int:
-    """Return how many bytes of values a transaction has found by now; raise LimitExceededError if they are too many."""
-    carried += sum(len(row.data or b"") for row in rows)
+def add_up(carried: int, found: Iterable[Row | str]) -> int:
+    """Return how many bytes of rows and names a transaction has found by now.
+
+    Raises LimitExceededError if they are too many.
+    """
+    carried += sum(map(_kept, found))
     if carried > READ_LIMIT:
         raise LimitExceededError(f"one batch may find {READ_LIMIT // 1024**2} MiB of values; ask for less at once")
     return carried
+
+
+def _kept(found: Row | str) -> int:
+    if isinstance(found, str):
+        return _NAME_BYTES + len(found)
+    entry = found.entry
+    return _ENTRY_BYTES + len(found.data or b"") + len(entry.key) + sum(map(len, (entry.provenance or {}).values()))
 
 
 def holds(condition: AllOf, row: Row, load: LoadBlob) -> bool:

@@ -219,7 +219,8 @@ class _Batch:
             self.results[index] = rows = list_keys(self.session, operation, self.context.now)
             self.carried = add_up(self.carried, rows)
         elif isinstance(operation, ListParents):
-            self.results[index] = list_parents(self.session, operation, self.context.now)
+            self.results[index] = names = list_parents(self.session, operation, self.context.now)
+            self.carried = add_up(self.carried, names)
         elif isinstance(operation, Search):
             if operation.vector is not None and self.context.vectors is None:
                 raise no_vectors()

@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 
 from ..filters import AllOf, AnyOf, Comparison, Condition, parse
 from ..keys import MAX_KEY_BYTES, successor
-from ..messages import BATCH_INLINE_LIMIT, List, ListParents, Scope, Search
+from ..messages import BATCH_INLINE_LIMIT, PAGE_LIMIT, List, ListParents, Scope, Search
 from .catalog import COLUMNS, LoadBlob, Row, ScoredRow, chosen_parents, holds
 from .postgres_binding import Vector
 from .postgres_connections import Session
@@ -133,7 +133,7 @@ def search(session: Session, request: Search, now: int | None, load: LoadBlob, v
         statement, values = _newest(request, condition, now)
     else:
         assert vectors is not None
-        if not condition.terms:
+        if not condition.terms and first <= PAGE_LIMIT:
             _tune(session, vectors)
             # Nearly always the most similar vectors are those of the hits: no other row is looked at.
             statement, values = _similar(request, condition, now, vectors, best=first)
@@ -141,11 +141,12 @@ def search(session: Session, request: Search, now: int | None, load: LoadBlob, v
             if len(hits) == request.limit:
                 return hits
         statement, values = _similar(request, condition, now, vectors)
-    # Nearly always every row that was narrowed down to is a hit.
-    rows = session.rows(f"{statement} LIMIT {first}", values, prepare=False)
-    hits = _hits(rows, request, condition, load)
-    if len(hits) == request.limit or len(rows) < first:
-        return hits
+    if first <= PAGE_LIMIT:
+        # Nearly always every row that was narrowed down to is a hit; with their values, more would fill the memory.
+        rows = session.rows(f"{statement} LIMIT {first}", values, prepare=False)
+        hits = _hits(rows, request, condition, load)
+        if len(hits) == request.limit or len(rows) < first:
+            return hits
     with session.connection.transaction(), session.connection.cursor("search", binary=True) as cursor:
         cursor.itersize = _FETCH
         cursor.execute(cast(Any, statement), values)

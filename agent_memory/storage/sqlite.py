@@ -243,7 +243,7 @@ class SqliteCatalog:
                 result = read.get(cast(PrepareRead, operation).key)
             else:
                 result = self._one(connection, operation, load, now, limit)
-            if kind is List:
+            if kind is List or kind is ListParents:
                 carried = add_up(carried, result)
             elif kind is Search:
                 carried = add_up(carried, (hit.row for hit in result))

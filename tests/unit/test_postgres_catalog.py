@@ -551,6 +551,24 @@ def test_a_search_goes_on_until_it_has_what_was_asked_for(shared: PostgresCatalo
     assert found(shared, scope, limit=2) == ["k005", "k000"]
 
 
+def test_a_search_that_skips_many_keeps_no_values_of_those(
+    shared: PostgresCatalog, scope: Scope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply(shared, *[commit(scope, f"k{n:04}", {"n": n}) for n in range(1_500)])
+    most = 0
+    rows = Session.rows
+
+    def counted(self: Session, *arguments: Any, **options: Any) -> list[Any]:
+        nonlocal most
+        found = rows(self, *arguments, **options)
+        most = max(most, len(found))
+        return found
+
+    monkeypatch.setattr(Session, "rows", counted)
+    assert len(found(shared, scope, {"n": {"$gte": 0}}, limit=10, offset=1_400)) == 10
+    assert most <= 1_000
+
+
 def test_a_search_looks_into_large_values(catalog: PostgresCatalog) -> None:
     write = staged(catalog, "large")
     apply(catalog, write._replace(content_type=JSON))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_memory import LimitExceededError
+from agent_memory import LimitExceededError, replies
 from agent_memory.ids import uuid7
 from agent_memory.messages import (
     BATCH_INLINE_LIMIT,
@@ -20,6 +20,8 @@ from agent_memory.messages import (
     List,
     Page,
     PrepareRead,
+    PrepareWrite,
+    PutChunk,
     Scope,
     Search,
 )
@@ -102,3 +104,22 @@ def test_a_batch_that_finds_too_much_is_refused_and_writes_nothing(
         service.handle(Batch(SCOPE, (CommitWrite(SCOPE, "new", uuid7(), b"1", None, JSON), search, search)))
 
     assert service.handle(read("new")) is None
+
+
+def test_an_answer_names_no_more_chunks_than_a_client_takes(
+    service: StateService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replies, "_MOST_CHUNKS", 6)
+    for key in ("large/1", "large/2", "large/3"):
+        place = service.handle(PrepareWrite(SCOPE, key, 3 * 65_536, 65_536))
+        for chunk in place.chunks:
+            service.handle(PutChunk(chunk, memoryview(bytes(65_536))))
+        service.handle(CommitWrite(SCOPE, key, place.id, None, place))
+
+    page = service.handle(List(SCOPE, "large/", limit=100, max_inline_size=0))
+    rest = service.handle(List(SCOPE, "large/", page.cursor, limit=100, max_inline_size=0))
+    assert [one.entry.key for one in page.found + rest.found] == ["large/1", "large/2", "large/3"]
+    assert len(page.found) == 2
+    assert len(service.handle(Batch(SCOPE, (read("large/1"), read("large/2"))))) == 2
+    with pytest.raises(LimitExceededError):
+        service.handle(Batch(SCOPE, tuple(read("large/1") for _ in range(3))))

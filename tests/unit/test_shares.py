@@ -105,3 +105,40 @@ def test_a_turn_that_is_given_up_the_moment_it_comes_is_free_again() -> None:
             pass
 
     asyncio.run(go())
+
+
+def test_who_wants_many_places_gets_all_of_them_or_none_and_leaves_a_third() -> None:
+    async def go() -> None:
+        shares = Shares(9)
+        with pytest.raises(UnavailableError):
+            async with shares.turn("acme", "bytes", 0, 8):
+                pass
+        async with shares.turn("acme", "bytes", 0, 6):
+            with pytest.raises(UnavailableError):
+                async with shares.turn("acme", "bytes", 0):
+                    pass
+            async with shares.turn("other", "bytes", 0, 2):
+                pass
+
+    asyncio.run(go())
+
+
+def test_places_that_are_given_back_within_a_turn_go_to_whoever_waits() -> None:
+    async def go() -> None:
+        shares = Shares(9)
+
+        async def work() -> None:
+            async with shares.turn("acme", "bytes", 5, 6):
+                pass
+
+        async with shares.turn("acme", "bytes", 0, 6) as change:
+            waiting = asyncio.create_task(work())
+            await asyncio.sleep(0)
+            change(1)
+            with pytest.raises(UnavailableError):
+                change(9)
+        await waiting
+        async with shares.turn("acme", "bytes", 0, 6):
+            pass
+
+    asyncio.run(go())

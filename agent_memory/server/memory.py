@@ -1,0 +1,65 @@
+"""What requests take of a worker's memory, reckoned before they take it: few large ones at once, any number of small.
+
+In bytes of memory, not of JSON: a body is there as text and as values too, what an answer carries as rows, in base64
+and as JSON.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ..messages import (
+    BATCH_INLINE_LIMIT,
+    INLINE_LIMIT,
+    Batch,
+    List,
+    ListParents,
+    ListSegments,
+    Message,
+    PrepareRead,
+    PrepareWrite,
+    Search,
+)
+from ..storage.catalog import READ_LIMIT
+
+SMALL_BODY: Final = 128 * 1024
+"""A body up to this takes no part: each verb but a batch needs less."""
+
+BODY_BYTES: Final = 256 * 1024**2
+ANSWER_BYTES: Final = 512 * 1024**2
+
+# A key, provenance and the rest of an entry.
+_ENTRY: Final = 8 * 1024
+_CHUNK: Final = 1024
+_SMALL: Final = 512 * 1024
+
+
+def body_bytes(size: int) -> int:
+    """Return what a body takes until it is answered."""
+    return 3 * size if size > SMALL_BODY else 0
+
+
+def answer_bytes(message: Message) -> int:
+    """Return what may be found for a message and made into an answer, or 0 if that is little."""
+    if isinstance(message, Batch):
+        found = min(sum(map(_found_bytes, message.operations)), READ_LIMIT)
+    else:
+        found = _found_bytes(message)
+    most = found + 4 * min(found, BATCH_INLINE_LIMIT)
+    return most if most > _SMALL else 0
+
+
+def _found_bytes(message: Message) -> int:
+    match message:
+        case PrepareRead():
+            return _ENTRY + INLINE_LIMIT
+        case PrepareWrite(size=size, chunk_size=int(chunk_size)) if chunk_size > 0:
+            return size // chunk_size * _CHUNK
+        case List(limit=limit, max_inline_size=None) | ListParents(limit=limit) | ListSegments(limit=limit):
+            return limit * _ENTRY
+        case List(limit=limit):
+            return limit * _ENTRY + min(limit * INLINE_LIMIT, BATCH_INLINE_LIMIT)
+        case Search(limit=limit):
+            return limit * (_ENTRY + INLINE_LIMIT)
+        case _:
+            return _ENTRY
