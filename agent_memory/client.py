@@ -140,6 +140,12 @@ class Client:
         return (Client, (self.config,))
 
 
+def current_request_id() -> str | None:
+    """Return the id of the request that is open here."""
+    request = current_request.get()
+    return None if request is None else request.request_id
+
+
 def provenance(bound: Mapping[str, str] | None, reason: str | None) -> Mapping[str, str] | None:
     """Return who writes and why: what the open request says, what the context is bound to, and the given reason."""
     check_type(reason, (str, NoneType), "reason is a str")

@@ -10,7 +10,7 @@ import weakref
 from pathlib import Path
 from typing import Final
 
-from .client import Config, Opened
+from .client import Config, Opened, current_request_id
 from .errors import InvalidRequestError
 from .maintenance import blob_folder, signing_key_file
 from .service import StateService
@@ -119,7 +119,12 @@ def open_config(config: Config) -> Opened:
         from .transports.http import HttpTransport
 
         transport = HttpTransport(
-            config.url, config.namespace, config.application, token=config.token, blob_hosts=config.blob_hosts
+            config.url,
+            config.namespace,
+            config.application,
+            token=config.token,
+            blob_hosts=config.blob_hosts,
+            request_id=current_request_id,
         )
         return Opened(transport, Keyring(config.signing_keys))
     keyring = Keyring(config.signing_keys, None if scheme_of(config.url) else signing_key_file(Path(config.url)))

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar, cast
 from starlette.types import Message, Receive, Scope, Send
 
 from ..errors import AgentMemoryError, AuthenticationError, LimitExceededError, ProtocolError, UnavailableError
-from ..wire import encode_error
+from ..wire import LOGGED_ID, encode_error
 from ..wire.problems import PROBLEM_TYPE
 from .auth import Headers
 from .log import Record
@@ -41,6 +41,9 @@ def record_of(scope: Scope) -> Record:
     if record is None:
         client: tuple[str, int] | None = scope.get("client")
         record = scope[_RECORD] = Record(scope["method"], client[0] if client else None)
+        for name, value in scope["headers"]:
+            if name == b"x-request-id" and LOGGED_ID.fullmatch(text := value.decode("latin-1")):
+                record.request_id = text
     return record
 
 

@@ -20,6 +20,8 @@ _MOST_FILES: Final = 65_536
 _OTHER_FILES: Final = 256
 _HEAD_BYTES: Final = 64 * 1024
 _HEAD_SECONDS: Final = 20.0
+# Of a body that is refused; a client that sends it all before it reads the answer goes on with its connection.
+_DISCARDED: Final = 64 * 1024 * 1024
 _SAY_THAT_A_BODY_FOLLOWS: Final = (b"content-length", b"transfer-encoding")
 
 
@@ -40,7 +42,7 @@ def _most_connections() -> int:
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Ends a connection whose request line, headers or trailers go on and on, or do not come to their end in time.
+    """Ends a connection whose request line, headers, trailers or refused body go on and on, or do not end in time.
 
     The parser itself would keep them all, and uvicorn's own limit is one between requests. What is no HTTP at all is
     refused like everything else.
@@ -48,6 +50,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     _in_head = False
     _kept_bytes = 0
+    _discarded_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
@@ -62,7 +65,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
-        self._in_head = True
+        self._in_head, self._discarded_bytes = True, 0
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -77,10 +80,18 @@ class BoundedProtocol(HttpToolsProtocol):
         if parser.should_upgrade() and any(name in _SAY_THAT_A_BODY_FOLLOWS for name, _ in self.headers):
             # The parser takes a body for the other protocol, and what comes of it later for a request of its own.
             raise ProtocolError("a request with a body asks for another protocol")
+        encodings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
+        if encodings not in ([], [b"chunked"]):
+            # The parser looks at the last one alone, and would take a compressed body for one that is not.
+            raise ProtocolError("a body is chunked or as it is")
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self._kept_bytes = 0
+        if self.cycle.response_complete:
+            self._discarded_bytes += len(body)
+            if self._discarded_bytes > _DISCARDED:
+                self.transport.abort()
         super().on_body(body)
 
     def data_received(self, data: bytes) -> None:

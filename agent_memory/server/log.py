@@ -25,6 +25,7 @@ class Record:
         "error",
         "method",
         "namespace",
+        "request_id",
         "route",
         "start",
         "status",
@@ -35,6 +36,7 @@ class Record:
         self.start = time.perf_counter()
         self.client = client
         self.token: str | None = None
+        self.request_id: str | None = None
         self.method = method
         self.route = ""
         self.status = 0
@@ -65,7 +67,7 @@ class RequestLog:
             value: str | None = getattr(record, name)
             if value is not None and _is_name(value):
                 line[name] = value
-        for name in ("client", "token", "code", "error"):
+        for name in ("client", "token", "request_id", "code", "error"):
             value = getattr(record, name)
             if value is not None:
                 line[name] = value
@@ -83,7 +85,7 @@ class RequestLog:
 
 
 class ServerEvents(logging.Handler):
-    """Writes what uvicorn has to say as lines of the same log, of an exception its type alone."""
+    """Writes what uvicorn and others have to say as lines of the same log, of an exception its type alone."""
 
     def __init__(self, log: RequestLog) -> None:
         super().__init__(logging.WARNING)
@@ -93,8 +95,13 @@ class ServerEvents(logging.Handler):
         if record.exc_info and record.exc_info[0] is asyncio.CancelledError:
             # A request that outlasted the server has a line of its own.
             return
+        # What others put into their texts may be a value: what they say stands in the first line, as it is written.
+        text = record.getMessage() if record.name.startswith("uvicorn") else str(record.msg).partition("\n")[0]
+        if text.startswith("No supported WebSocket library"):
+            # There is none on purpose, and what it follows says what was asked for.
+            return
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        line: dict[str, str | int | float] = {"time": at, "event": "server", "message": record.getMessage().strip()}
+        line: dict[str, str | int | float] = {"time": at, "event": "server", "message": text.strip()}
         if record.exc_info and record.exc_info[0] is not None:
             line["error"] = record.exc_info[0].__name__
         self._log.event(line)

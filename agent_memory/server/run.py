@@ -119,10 +119,9 @@ def _serve(options: Options, settings: Settings, listeners: list[socket.socket],
     if isinstance(settings.gate, TokenGate):
         # A thread that nobody waits for: the file may lie where reading it hangs.
         threading.Thread(target=_follow_tokens, args=(settings.gate, settings.log), daemon=True).start()
-    logger = logging.getLogger("uvicorn.error")
+    # Of all who log: Python itself would write their texts to stderr.
     events = ServerEvents(settings.log)
-    logger.addHandler(events)
-    logger.propagate = False
+    logging.getLogger().addHandler(events)
     try:
         app = _create_app(service, settings, listeners)
         config = uvicorn.Config(
@@ -141,7 +140,7 @@ def _serve(options: Options, settings: Settings, listeners: list[socket.socket],
         )
         _Server(config, announce=announce).run(sockets=listeners)
     finally:
-        logger.removeHandler(events)
+        logging.getLogger().removeHandler(events)
         service.close()
 
 

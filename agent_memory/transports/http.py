@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
 
@@ -24,7 +24,7 @@ from ..errors import (
 )
 from ..keys import check_scope_name
 from ..messages import Backup, Check, CommitWrite, GetRange, Message, PutChunk, Scope, SetTimes, Sweep
-from ..wire import encode_request
+from ..wire import LOGGED_ID, encode_request
 from ..wire.requests import scope_of
 from .async_pool import CONNECTIONS, KEPT, KEPT_SECONDS, AsyncPool, close_from_outside
 from .bounded import BoundedTransport, until
@@ -52,6 +52,7 @@ class HttpTransport:
         token: sent to the API's own routes and nowhere else.
         blob_hosts: ``host`` or ``host:port`` of object stores that chunks may be fetched from and sent to, over https;
             a loopback host may be reached over http.
+        request_id: gives the id that the server's log shows; one that no header can hold as it is, is not sent.
 
     Certificates are checked with the authorities that ``SSL_CERT_FILE`` or ``SSL_CERT_DIR`` name, else with those that
     come with ``certifi``.
@@ -66,6 +67,7 @@ class HttpTransport:
         application: str,
         token: str | None = None,
         blob_hosts: Sequence[str] = (),
+        request_id: Callable[[], str | None] = lambda: None,
     ) -> None:
         base = http_url(base_url)
         if base is None or base.query or base.fragment:
@@ -75,6 +77,7 @@ class HttpTransport:
         self._scope = Scope(check_scope_name(namespace, "a namespace"), check_scope_name(application, "an application"))
         self._origin = origin_of(base)
         self._root = f"{str(base).rstrip('/')}/v1/namespaces/{namespace}/applications/{application}"
+        self._request_id = request_id
         self._urls: dict[str, httpx.URL] = {}
         self._token = token
         self._headers = [
@@ -155,6 +158,9 @@ class HttpTransport:
         # The server reads an uploaded blob to its end before it commits it.
         slow = isinstance(message, CommitWrite) and message.data is None
         headers = [*self._headers, (b"Content-Length", str(len(body)).encode())]
+        request_id = self._request_id()
+        if request_id is not None and LOGGED_ID.fullmatch(request_id):
+            headers.append((b"X-Request-Id", request_id.encode()))
         seconds = min(remaining, 2 * _TRANSFER_SECONDS if slow else _SMALL_SECONDS)
         return _request("POST", url, headers, httpx.ByteStream(body), seconds), ApiCall(message, self._token)
 

@@ -6,6 +6,7 @@ is the same as leaving a field out, except for conditions: a writer that lost it
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, NamedTuple, NotRequired, TypeAlias
 
@@ -13,6 +14,9 @@ from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from ..messages import Batch, CommitWrite, Delete, List, ListParents, ListSegments, PrepareRead, PrepareWrite, Search
+
+LOGGED_ID: Final = re.compile(r"[A-Za-z0-9._:/@=+-]{1,128}")
+"""An ``X-Request-Id`` that a server's log repeats: nothing that could be taken for more than a name."""
 
 BODY_LIMIT: Final = 12 * 1024 * 1024
 """Bytes of one JSON body: 8 MiB of values in base64, and their metadata."""

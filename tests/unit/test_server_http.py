@@ -8,6 +8,7 @@ import contextlib
 import http.client as http_client
 import io
 import json
+import logging
 import re
 import resource
 import socket
@@ -35,7 +36,7 @@ from agent_memory.server import app, connections
 from agent_memory.server.app import _is_large
 from agent_memory.server.asgi import refuse
 from agent_memory.server.auth import LoopbackGate
-from agent_memory.server.log import RequestLog
+from agent_memory.server.log import RequestLog, ServerEvents
 from tests.support.api import Api, inline, part_files, problem, raw, wait_for
 from tests.support.server import ServerProcess
 
@@ -703,6 +704,42 @@ def _statuses(server: ServerProcess, *pieces: bytes) -> list[int]:
 
 
 @pytest.mark.parametrize(
+    "encodings", ["Transfer-Encoding: gzip, chunked\r\n", "Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n"]
+)
+def test_a_body_in_an_encoding_that_is_not_undone_is_refused(server: ServerProcess, encodings: str) -> None:
+    path = "/v1/namespaces/acme/applications/shop/app_state/list"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{encodings}\r\n"
+    answer = raw(server.url, head.encode() + b'd\r\n{"prefix":""}\r\n0\r\n\r\n')
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b'"malformed_http"' in answer
+
+
+def test_a_refused_body_without_an_end_closes_the_connection(server: ServerProcess) -> None:
+    parts = urlsplit(server.url)
+    with socket.create_connection((parts.hostname, parts.port), 5) as connection:
+        connection.sendall(b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        piece = b"100000\r\n" + bytes(0x100000) + b"\r\n"
+        with pytest.raises((ConnectionError, TimeoutError)):
+            connection.sendall(piece * 200)
+
+
+def test_whatever_logs_writes_lines_of_the_same_log_and_repeats_no_value() -> None:
+    lines = io.StringIO()
+    logger = logging.Logger("asyncio")
+    logger.addHandler(ServerEvents(RequestLog(lines)))
+    try:
+        raise ValueError("a value")
+    except ValueError:
+        logger.exception("Task exception was never retrieved\nfuture: <Task exception=ValueError('a value')>")
+    logger.warning("error ignored in %s", "a value")
+
+    first, second = map(json.loads, lines.getvalue().splitlines())
+    assert (first["message"], first["error"]) == ("Task exception was never retrieved", "ValueError")
+    assert second["message"] == "error ignored in %s"
+
+
+@pytest.mark.parametrize(
     ("asked", "sent"),
     [
         (0, b""),
@@ -812,6 +849,18 @@ def test_the_log_says_from_where_and_with_which_line_of_the_token_file_a_request
     assert line["client"] == "127.0.0.1"
     assert line["token"] in (guarded.data.parent / "tokens").read_text()
     assert len(line["token"]) == 8
+
+
+def test_the_log_shows_the_id_of_the_request_that_is_open_at_the_client(tmp_path: Path) -> None:
+    with ServerProcess(tmp_path) as server, AgentMemory(server.url, application="any") as memory:
+        memory.app_state.get("key")
+        for request_id in ("order-17/3", "white space", "x" * 129):
+            with memory.request(request_id):
+                memory.app_state.get("key")
+        wait_for(lambda: server.log.count("prepare_read") == 4)
+        lines = [json.loads(line) for line in server.log.splitlines() if "prepare_read" in line]
+
+    assert [line.get("request_id") for line in lines] == [None, "order-17/3", None, None]
 
 
 def test_a_request_that_has_begun_is_finished_when_the_server_is_told_to_stop(
