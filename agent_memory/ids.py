@@ -41,6 +41,11 @@ def uuid7() -> str:
     return _text(moment, os.urandom(8))
 
 
+def made_us(uuid: str) -> int:
+    """Return when a UUIDv7 was made, in microseconds since 1970, to the millisecond."""
+    return int(uuid[:8] + uuid[9:13], 16) * 1000
+
+
 def item_id(at: datetime, name: str) -> str:
     """Return the id of a collection's item that happened at a time and has a name elsewhere, such as ``strava-991``.
 

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar, cast
 
 from .checks import check_limit, check_list, check_parents, check_scope, check_search, check_write
 from .errors import ConflictError, InvalidRequestError, LimitExceededError
-from .ids import uuid7
+from .ids import made_us, uuid7
 from .keys import check_key, check_prefix
 from .maintenance import CheckReport, backup, check
 from .messages import (
@@ -54,6 +54,8 @@ MAX_VALUE_BYTES: Final = 5 * 1024**3
 
 MIN_CHUNK_BYTES: Final = 64 * 1024
 MAX_CHUNKS: Final = 10_000
+
+_LONGEST_UPLOAD_US: Final = 86_400_000_000
 
 _Listing = TypeVar("_Listing", List, ListParents)
 
@@ -184,7 +186,8 @@ class StateService:
         wanted = (request.scope.path, request.key, request.size, request.chunk_size)
         if known is None or (known.scope, known.key, known.size, known.chunk_size) != wanted:
             raise ConflictError("the prepared write has expired; prepare it again", code="blob_gone")
-        if not self.catalog.renew(known.id):
+        # What is never committed would otherwise lie there for as long as somebody asks for its URLs.
+        if self.catalog.clock() - made_us(known.id) > _LONGEST_UPLOAD_US or not self.catalog.renew(known.id):
             raise ConflictError("the prepared write has expired; prepare it again", code="blob_gone")
 
     def write(self, request: Write) -> Entry | None:

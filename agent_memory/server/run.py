@@ -32,6 +32,8 @@ from .log import RequestLog, ServerEvents
 from .workers import Role, run_workers
 
 _SHARED_MEMORY: Final = Path("/dev/shm")
+# Of a worker, with room for what it may come to count.
+_COUNTED_BYTES: Final = 1024 * 1024
 _WAITING_CONNECTIONS: Final = 2_048
 _STOP_SECONDS: Final = 5
 _TOKEN_SECONDS: Final = 1.0
@@ -82,20 +84,27 @@ def serve(options: Options) -> None:
             _serve(options, settings, listeners, announce=True)
         else:
             if options.metrics_port is not None:
-                stack.enter_context(_counting_together())
+                stack.enter_context(_counting_together(options.workers))
             run_workers(options.workers, lambda role: _work(options, settings, listeners, role))
 
 
 @contextlib.contextmanager
-def _counting_together() -> Generator[None]:
+def _counting_together(workers: int) -> Generator[None]:
     """Let processes that are started in the block count in files that all of them read, in memory where the system can.
 
     They are mapped: a process that counts where a disk has become full is ended by the system.
     """
-    place = str(_SHARED_MEMORY) if os.access(_SHARED_MEMORY, os.W_OK) else None
+    place = str(_SHARED_MEMORY) if _has_room(_SHARED_MEMORY, workers * _COUNTED_BYTES) else None
     with tempfile.TemporaryDirectory(prefix="agent-memory-metrics-", dir=place) as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         yield
+
+
+def _has_room(folder: Path, size: int) -> bool:
+    if not os.access(folder, os.W_OK):
+        return False
+    system = os.statvfs(folder)
+    return system.f_bavail * system.f_frsize >= size
 
 
 def _work(options: Options, settings: Settings, listeners: list[socket.socket], role: Role) -> None:

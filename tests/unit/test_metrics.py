@@ -25,7 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agent_memory import AgentMemory, ConflictError
 from agent_memory.errors import UnavailableError
-from agent_memory.server import app, metrics
+from agent_memory.server import app, metrics, run
 from agent_memory.server.auth import LoopbackGate
 from agent_memory.server.log import RequestLog
 from agent_memory.server.metrics import Metrics
@@ -185,6 +185,17 @@ def test_the_files_that_workers_count_in_lie_in_memory_and_are_taken_away(tmp_pa
         assert all(one.stat().st_blocks * 512 >= one.stat().st_size for one in folder.iterdir())
         server.stop()
     assert not folder.exists()
+
+
+@on_linux
+def test_where_the_memory_for_counts_is_full_they_are_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
+    monkeypatch.setattr(run, "_COUNTED_BYTES", 2**50)
+    with run._counting_together(2):
+        assert Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]).parent == tmp_path
 
 
 @on_linux

@@ -159,6 +159,21 @@ def test_renewing_a_prepared_write_restarts_its_life(service: StateService, cloc
     assert counter_of(fetch(service, found.blob)) == 1
 
 
+def test_a_prepared_write_is_renewed_for_a_day_and_then_swept(service: StateService, clock: Time) -> None:
+    clock.us = time.time_ns() // 1_000
+    commit = uploaded(service, "k", value(1, LARGE))
+    again = PrepareWrite(SCOPE, "k", LARGE, None, commit.write_id)
+    for _ in range(86_400 // GRACE_SECONDS):
+        clock.go_on(GRACE_SECONDS - 1)
+        service.prepare_write(again)
+
+    clock.go_on(GRACE_SECONDS - 1)
+    with pytest.raises(ConflictError, match="prepare it again"):
+        service.prepare_write(again)
+    clock.go_on(GRACE_SECONDS + 1)
+    assert service.sweep().blobs == 1
+
+
 def test_a_commit_after_the_sweep_is_refused_and_changes_nothing(service: StateService, clock: Time) -> None:
     put(service, "k", b"old")
     commit = uploaded(service, "k", value(1, LARGE))
