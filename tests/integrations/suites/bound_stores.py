@@ -104,7 +104,8 @@ _opened: list[AgentMemory] = []
 def open_memory() -> AgentMemory:
     """Open an empty memory; it is closed after the test."""
     application = f"s{uuid.uuid4().hex}"
-    memory = AgentMemory(URL or "memory://", application=application)
+    # One test begins 60,000 calls at once, the last of which waits for all others.
+    memory = AgentMemory(URL or "memory://", application=application, timeout=180)
     if not URL:
         catalog: Any = memory._client.transport().service.catalog  # type: ignore[attr-defined]
         catalog._clock = CLOCK
