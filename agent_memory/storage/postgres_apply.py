@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
-from ..errors import ConflictError, InvalidRequestError, UnavailableError
+from ..errors import ConflictError, InvalidRequestError, TimedOutError, UnavailableError
 from ..messages import JSON, CommitWrite, Delete, Entry, List, ListParents, PrepareRead, Scope, Search, Write
 from .catalog import COLUMNS, LoadBlob, Operation, Row, add_up
 from .postgres_binding import Array, Vector
@@ -214,6 +214,15 @@ class _Batch:
 
     def alone(self, index: int) -> None:
         """Carry out what looks at many keys; never in a pipeline, so that everything before it is done."""
+        try:
+            self._look(index)
+        except psycopg.errors.QueryCanceled:
+            # Sent again it would take as long.
+            raise TimedOutError(
+                "PostgreSQL: the search took too long: narrow its prefix", code="search_timeout"
+            ) from None
+
+    def _look(self, index: int) -> None:
         operation = self.operations[index]
         if isinstance(operation, List):
             self.results[index] = rows = list_keys(self.session, operation, self.context.now)

@@ -15,6 +15,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,11 @@ import pytest
 
 from agent_memory import AgentMemory
 from agent_memory.cli import main
-from agent_memory.errors import AgentMemoryError, ConflictError, InvalidRequestError, UnavailableError
+from agent_memory.errors import AgentMemoryError, ConflictError, InvalidRequestError, TimedOutError, UnavailableError
 from agent_memory.ids import uuid7
 from agent_memory.messages import JSON, CommitWrite, Delete, Entry, List, ListParents, PrepareRead, Scope, Search
 from agent_memory.operations import Set
-from agent_memory.storage import postgres_vector_index
+from agent_memory.storage import postgres_apply, postgres_vector_index
 from agent_memory.storage.catalog import DEAD, GARBAGE, LIVE, STAGED, BlobRow
 from agent_memory.storage.postgres import PostgresCatalog, migrate
 from agent_memory.storage.postgres_apply import Context
@@ -1096,6 +1097,19 @@ def test_a_write_waits_for_another_only_so_long(address: str) -> None:
         catalog._rows("SELECT pg_sleep(2)")
     assert put(catalog, SCOPE, "k").version == 2
     catalog.close()
+
+
+def test_a_search_that_takes_too_long_is_not_sent_again(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(session: Any, *_: Any) -> Any:
+        return session.rows("SELECT pg_sleep(5)")
+
+    monkeypatch.setattr(postgres_apply, "search", slow)
+    with closing(PostgresCatalog(address, statement_seconds=0.4)) as catalog:
+        for operations in ([Search(SCOPE, "")], [Search(SCOPE, ""), Delete(SCOPE, "k", uuid7())]):
+            with pytest.raises(TimedOutError, match="search took too long") as caught:
+                catalog.apply(operations, lambda _: b"")
+            assert caught.value.code == "search_timeout"
+        assert put(catalog, SCOPE, "k").version == 1
 
 
 def test_text_that_postgresql_cannot_hold_is_an_invalid_request(shared: PostgresCatalog, scope: Scope) -> None:
