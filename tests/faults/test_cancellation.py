@@ -126,7 +126,7 @@ def test_many_writes_cancelled_at_once_leave_one_whole_value_each(address: str) 
 
 
 def test_cancelled_calls_give_their_connections_back(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, soak: bool
 ) -> None:
     # Few enough for calls to wait for them.
     monkeypatch.setattr("agent_memory.transports.async_pool.CONNECTIONS", 2)
@@ -137,7 +137,7 @@ def test_cancelled_calls_give_their_connections_back(
         async with AsyncAgentMemory(address, application="faults", chunk_size=100_000, timeout=5.0) as memory:
             for size in (300, 250_000):
                 longest = 1.2 * await time_of(lambda size=size: memory.app_state.set("key", value(1, size)))
-                for number in range(150):
+                for number in range(300 if soak else 60):
                     task = asyncio.create_task(memory.app_state.set("key", value(number, size)))
                     for _ in range(1 + number % 3):
                         await asyncio.sleep(dice.uniform(0, longest))

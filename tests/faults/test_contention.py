@@ -103,8 +103,9 @@ def test_tasks_that_update_one_key_seldom_try_for_nothing(address: str) -> None:
     assert tries <= 600
 
 
-def test_an_update_that_awaits_something_long_holds_no_other_up(address: str) -> None:
+def test_an_update_that_awaits_something_long_holds_no_other_up(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may wait for a model's answer while it has its turn."""
+    monkeypatch.setattr("agent_memory.turns._LONGEST", 60.0)
 
     async def run() -> None:
         async with AsyncAgentMemory(address, application="faults") as memory:
@@ -124,7 +125,7 @@ def test_an_update_that_awaits_something_long_holds_no_other_up(address: str) ->
                 for _ in range(5):
                     began = time.monotonic()
                     await counter.update(lambda value: value + 1)
-                    assert time.monotonic() - began < 0.2
+                    assert time.monotonic() - began < 10
                 answered.release()
             await asked.acquire()
             answered.release()

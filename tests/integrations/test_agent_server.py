@@ -68,8 +68,10 @@ def langgraph() -> Path:
 
 
 @pytest.fixture(params=["file", "postgres", "http"])
-def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def address(request: pytest.FixtureRequest, tmp_path: Path, soak: bool) -> Iterator[str]:
     """The address of an empty store."""
+    if request.param != "file" and not soak:
+        pytest.skip("needs --soak: the Agent Server takes long to start")
     if request.param == "file":
         yield str(tmp_path / "memory.db")
     elif request.param == "http":

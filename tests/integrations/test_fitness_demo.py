@@ -167,22 +167,25 @@ def test_an_interrupt_while_the_demos_processes_start_prints_no_traceback() -> N
     assert (done.stdout, done.stderr) == ("it lives\n", "")
 
 
-def test_the_demo_runs_against_a_server_in_an_application_of_its_own(tmp_path: Path, server: ServerProcess) -> None:
-    done = run("demo", "--output", tmp_path, "--url", server.url)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "Nothing was lost." in done.stdout
-    assert re.search(rf"--url {server.url} --application demo-[\w-]+$", done.stdout, re.M)
+def test_the_demo_takes_an_application_of_its_own_in_a_server(
+    tmp_path: Path, server: ServerProcess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "_live", lambda *_: [])
+    main(["demo", "--output", str(tmp_path), "--url", server.url])
+    assert re.search(rf"--url {server.url} --application demo-[\w-]+$", capsys.readouterr().out, re.M)
 
 
-def test_the_demo_runs_in_an_application_that_is_named_and_empty(tmp_path: Path, server: ServerProcess) -> None:
-    arguments = ("demo", "--output", tmp_path, "--url", server.url, "--application", "shop")
+def test_the_demo_runs_against_a_server_in_an_application_that_is_named_and_empty(
+    tmp_path: Path, server: ServerProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["demo", "--output", str(tmp_path), "--url", server.url, "--application", "shop"]
     done = run(*arguments)
     assert (done.returncode, done.stderr) == (0, "")
+    assert "Nothing was lost." in done.stdout
     assert "--application shop" in done.stdout
 
-    again = run(*arguments)
-    assert again.returncode == 2
-    assert "'shop' is not empty" in again.stderr
+    assert main(arguments) == 2
+    assert "'shop' is not empty" in capsys.readouterr().err
     assert len(list(tmp_path.iterdir())) == 1  # the folder of the first
 
 

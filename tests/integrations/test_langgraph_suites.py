@@ -50,7 +50,7 @@ SUITES: Final = {
         "langgraph-checkpoint-sqlite", ("test_store.py", "test_async_store.py", "test_ttl.py"), (142, 11), (128, 25)
     ),
     "postgres": Suite(
-        "langgraph-checkpoint-postgres", ("test_store.py", "test_async_store.py"), (273, 26), (263, 36), 1
+        "langgraph-checkpoint-postgres", ("test_store.py", "test_async_store.py"), (273, 26), (263, 36), 3
     ),
 }
 

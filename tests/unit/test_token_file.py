@@ -37,16 +37,15 @@ def server(tokens: Path, tmp_path: Path) -> Iterator[ServerProcess]:
 
 
 @pytest.fixture
-def statuses(server: ServerProcess) -> Statuses:
+def statuses(server: ServerProcess) -> Iterator[Statuses]:
     """What a token is answered with, on connections that meet all workers."""
+    url = f"{server.url}/v1/namespaces/acme/applications/app/app_state/list"
+    with httpx.Client(trust_env=False, limits=httpx.Limits(max_keepalive_connections=0)) as http:
 
-    def ask(token: str) -> int:
-        url = f"{server.url}/v1/namespaces/acme/applications/app/app_state/list"
-        return httpx.post(
-            url, json={"prefix": ""}, headers={"authorization": f"Bearer {token}"}, trust_env=False
-        ).status_code
+        def ask(token: str) -> int:
+            return http.post(url, json={"prefix": ""}, headers={"authorization": f"Bearer {token}"}).status_code
 
-    return lambda token: {ask(token) for _ in range(12)}
+        yield lambda token: {ask(token) for _ in range(12)}
 
 
 def replace(file: Path, text: str) -> None:

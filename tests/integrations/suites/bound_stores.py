@@ -57,7 +57,8 @@ SKIPPED = {
 if "SUITE_SOAK" not in os.environ:
     # The SQLite suite's own begins 6,000.
     SKIPPED |= {
-        r"postgres: test_large_batches_async\b": "begins 60,000 calls at once, for a minute; with --soak it runs"
+        r"postgres: test_large_batches_async\b": "begins 60,000 calls at once, for a minute; with --soak it runs",
+        r"test_large_batches\[(pipe|pool)\]": "ways to connect to PostgreSQL; with --soak they run",
     }
 if URL:
     SKIPPED |= {
