@@ -77,8 +77,9 @@ def call(message: Message) -> Flow[Any]:
                 raise
             now = time.monotonic()
             failing_since = failing_since or now
-            seconds = pause(attempt) if error.retry_after is None else error.retry_after
-            if not (yield Sleep(seconds)):
+            # All who are refused at once hear of the same moment, and would be too many then as well.
+            wanted = error.retry_after
+            if not (yield Sleep(pause(attempt) if wanted is None else wanted * random.uniform(1.0, 1.5))):
                 raise
             # By the clock: where nobody answers at all, the tries take long and the pauses between them are short.
             if not told and now >= failing_since + _SILENT_SECONDS:

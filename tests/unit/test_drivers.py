@@ -317,6 +317,19 @@ def test_a_call_is_not_repeated_before_the_other_side_wants_it(drive: Driver) ->
     assert len(transport.sent) == 1
 
 
+def test_those_who_are_to_come_again_at_one_moment_come_one_after_the_other() -> None:
+    pauses: list[float] = []
+    for _ in range(20):
+        calling = call(Sweep())
+        next(calling)
+        effect = calling.throw(UnavailableError("no", retry_after=2))
+        assert isinstance(effect, Sleep)
+        pauses.append(effect.seconds)
+
+    assert min(pauses) >= 2
+    assert max(pauses) - min(pauses) > 0.2
+
+
 @pytest.mark.parametrize("code", ["closed", "disk_full", "disk_failed", "newer_schema", "timeout"])
 def test_what_a_repetition_cannot_mend_is_not_repeated(drive: Driver, code: str) -> None:
     transport = Failing(code)
