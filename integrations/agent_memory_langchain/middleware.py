@@ -161,8 +161,7 @@ class MemoryMiddleware(AgentMiddleware[Any, Any, Any]):
     def _with(self, request: ModelRequest[Any], block: str, kind: str, id: str) -> ModelRequest[Any]:
         if self.tools:
             request = with_optional_arguments(request)
-        mark = mark_of(kind, id)
-        request = request.override(messages=[for_entity(one, self._names, kind, mark) for one in request.messages])
+        request = request.override(messages=for_entity(request.messages, self._names, kind, mark_of(kind, id)))
         if not block:
             return request
         if self._placement == "system":

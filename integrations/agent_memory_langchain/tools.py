@@ -64,7 +64,7 @@ from .changes import (
     write,
 )
 from .faces import Faces
-from .marks import artifact_of, check_call, mark_of
+from .marks import Marks, check_call, mark_of, marked
 from .reading import read_document, read_items, safe_json
 from .render import Counter, count_by_characters
 from .schemas import Arguments, Definition, Refused, additions, forgettable, refusal, settable
@@ -74,7 +74,7 @@ LIST_LIMIT: Final = 50
 ANSWER_TOKENS: Final = 4_000
 _ABSENT: Final[Any] = None
 
-_Answer: TypeAlias = tuple[str, dict[str, str]]
+_Answer: TypeAlias = tuple[str, dict[str, Marks]]
 
 
 class MemoryTool(StructuredTool):
@@ -161,24 +161,25 @@ def _tool(faces: Faces, source: EntitySource, agent: str | None, operation: Oper
         config = injected.config if injected is not None else config or current_config()
         run = injected or current_runtime()
         kind, id = resolve_entity(source, run, config)
-        check_call(injected, operation.name, kind, mark_of(kind, id))
+        mark = mark_of(kind, id)
+        check_call(injected, operation.name, kind, mark)
         request_id, labels = request_labels(run, config, agent=agent, tool=operation.name)
         which = this_call(injected, sent)
         plan = explained(
             operation.name, operation.spec, lambda values: operation.plan(values, which), operation.arguments, sent
         )
-        return kind, id, request_id, labels, plan
+        return kind, id, request_id, labels, plan, marked([operation.name], mark)
 
     # LangChain tells an injected argument by its exact annotation: None cannot be part of it.
     def call(runtime: ToolRuntime = _ABSENT, config: RunnableConfig = _ABSENT, **sent: Any) -> _Answer:
-        kind, id, request_id, labels, plan = prepare(runtime, config, sent)
+        kind, id, request_id, labels, plan, marks = prepare(runtime, config, sent)
         with faces.sync.request(request_id, **labels):
-            return run_plan(plan, faces.sync.entity(kind, id)), artifact_of(mark_of(kind, id))
+            return run_plan(plan, faces.sync.entity(kind, id)), marks
 
     async def acall(runtime: ToolRuntime = _ABSENT, config: RunnableConfig = _ABSENT, **sent: Any) -> _Answer:
-        kind, id, request_id, labels, plan = prepare(runtime, config, sent)
+        kind, id, request_id, labels, plan, marks = prepare(runtime, config, sent)
         with faces.aio.request(request_id, **labels):
-            return await arun_plan(plan, faces.aio.entity(kind, id)), artifact_of(mark_of(kind, id))
+            return await arun_plan(plan, faces.aio.entity(kind, id)), marks
 
     return MemoryTool(
         name=operation.name,

@@ -21,7 +21,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 
 from agent_memory import AgentMemory, InvalidRequestError
-from agent_memory_langchain import MemoryMiddleware
+from agent_memory_langchain import MemoryMiddleware, memory_tools
 from tests.support.agents import Athlete, ScriptedModel, Session
 
 THREAD: Any = {"configurable": {"thread_id": "everybody"}}
@@ -76,6 +76,32 @@ def test_what_tools_told_one_user_is_not_shown_to_the_next(memory: AgentMemory) 
     say(agent, "ada")
     assert model.prompt.count("of ada") == 2 + 3
     assert "of bob" not in model.prompt
+
+
+def test_what_tools_refused_one_user_is_not_shown_to_the_next(memory: AgentMemory) -> None:
+    # Its words may be about what is stored.
+    model = ScriptedModel(
+        turns=[[("forget_session", {"item_id": "of ada"}), ("update_setup", {"km": -1})], "hello Ada"]
+    )
+    agent = agent_of(memory, model)
+    say(agent, "ada")
+    assert "there is no session with this item_id" in model.prompt
+    say(agent, "bob")
+    assert "there is no session with this item_id" not in model.prompt
+    assert "update_setup was refused" in model.prompt
+    say(agent, "ada")
+    assert "there is no session with this item_id" in model.prompt
+
+
+def test_a_tool_under_another_name_shows_no_other_user_either(memory: AgentMemory) -> None:
+    tools = memory_tools(memory, entity=("user", "user_id"), documents=[Athlete])
+    renamed = [tool.model_copy(update={"name": f"my_{tool.name}"}) for tool in tools]
+    shows: Any = MemoryMiddleware(memory, documents=[Athlete], entity=("user", "user_id"), tools=False)
+    model = ScriptedModel(turns=[[("my_read_athlete", {})], "hello Ada"])
+    agent = create_agent(model, renamed, middleware=[shows], context_schema=Context, checkpointer=InMemorySaver())
+    say(agent, "ada")
+    say(agent, "bob")
+    assert "of ada" not in model.prompt
 
 
 def test_so_it_is_in_async_runs(memory: AgentMemory) -> None:
@@ -160,6 +186,21 @@ def test_a_call_that_waited_changes_nothing_for_whoever_approves_it(
     assert memory.entity("place", "gym").document(Session, name="setup").get() == Session(
         kind="a place of everybody", km=1
     )
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_so_it_is_with_a_call_that_a_reviewer_gave_to_another_tool(memory: AgentMemory, swapped: bool) -> None:
+    saver, asks = InMemorySaver(), HumanInTheLoopMiddleware(interrupt_on={"update_setup": True})
+    say(
+        agent_of(memory, ScriptedModel(turns=[[("update_setup", {"km": 1})]]), asks, swapped=swapped, saver=saver),
+        "ada",
+    )
+    agent = agent_of(memory, ScriptedModel(turns=["done"]), asks, swapped=swapped, saver=saver)
+    with pytest.raises(InvalidRequestError, match="made for another user"):
+        agent.invoke(Command(resume={"decisions": [EDITED]}), THREAD, context=Context("bob"))
+    assert memory.entity("user", "bob").document(Athlete).get() == Athlete(name="words of bob")
+    agent.invoke(None, THREAD, context=Context("ada"))
+    assert memory.entity("user", "ada").document(Athlete).get() == Athlete(name="Edited")
 
 
 def test_calls_of_one_id_for_two_entities_are_told_apart(memory: AgentMemory) -> None:
