@@ -8,7 +8,6 @@ https://platform.openai.com/docs/guides/function-calling#strict-mode
 
 from __future__ import annotations
 
-import sys
 from typing import Any, cast
 
 from langchain.agents.middleware import ModelRequest
@@ -40,6 +39,8 @@ def with_optional_arguments(request: ModelRequest[Any]) -> ModelRequest[Any]:
 
 
 def _is_openai(model: Any) -> bool:
-    """Say whether a model speaks OpenAI's protocol by langchain-openai, which is loaded then."""
-    module = sys.modules.get("langchain_openai.chat_models.base")
-    return module is not None and isinstance(model, module.BaseChatOpenAI)
+    """Say whether a model speaks OpenAI's protocol by langchain-openai, as all that have this setting do.
+
+    What binds a model, falls back from it or configures it for each run is no such model, and shows its settings.
+    """
+    return hasattr(model, "use_responses_api")

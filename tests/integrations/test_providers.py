@@ -12,6 +12,7 @@ import pytest
 from langchain.agents import create_agent
 from langchain.agents.middleware import ModelFallbackMiddleware
 from langchain.agents.structured_output import ProviderStrategy
+from langchain.chat_models import init_chat_model
 from langchain_anthropic.chat_models import convert_to_anthropic_tool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_openai import ChatOpenAI
@@ -95,6 +96,38 @@ def test_so_they_may_where_the_answer_has_a_schema(memory: AgentMemory, answer: 
     assert output["structured_response"] in (Answer(text="saved"), {"text": "saved"})
     found = memory.entity("user", "bob").document(Athlete).get()
     assert found == Athlete(name="Bea", weight_kg=72, goals=["5k"])
+
+
+def configured(model: Any) -> Any:
+    options = {"api_key": "none", "http_client": model.http_client, "use_responses_api": model.use_responses_api}
+    return init_chat_model("openai:gpt-4.1", configurable_fields=("temperature",), **options)
+
+
+@pytest.mark.parametrize("responses", [False, True])
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda model: model.with_config(tags=["mine"]),
+        lambda model: model.with_fallbacks([Unavailable()]),
+        configured,
+    ],
+    ids=["bound", "fallbacks", "configured"],
+)  # fmt: skip
+def test_so_they_may_whatever_stands_around_the_model(memory: AgentMemory, around: Any, responses: bool) -> None:
+    provider = OpenAI()
+    model = around(provider.model(use_responses_api=responses))
+    agent_of(memory, model).invoke(ASK, context=BOB)
+    assert provider.function("update_athlete")["strict"] is False
+
+
+def test_so_may_a_model_that_each_run_gives_its_key(memory: AgentMemory, monkeypatch: Any) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    provider, settings = OpenAI(), {"configurable": {"api_key": "none"}}
+    model = init_chat_model(
+        "openai:gpt-4.1", configurable_fields=("api_key",), http_client=provider.model().http_client
+    )
+    agent_of(memory, model).invoke(ASK, settings, context=BOB)
+    assert provider.function("update_athlete")["strict"] is False
 
 
 class Unavailable(ScriptedModel):
