@@ -239,11 +239,11 @@ def _is_item(value: object, entry: Entry) -> bool:
 # -- writes ----------------------------------------------------------------------------------------------------------
 
 
-def minutes(ttl: Any) -> float:
-    """Return a time to live as it is; raise InvalidRequestError if it is none."""
-    if not isinstance(ttl, int | float) or not ttl > 0:
-        raise InvalidRequestError("ttl is a number of minutes above 0")
-    return ttl
+def minutes(time: Any, name: str = "ttl") -> float:
+    """Return a time as it is; raise InvalidRequestError if it is no number of minutes."""
+    if not isinstance(time, int | float) or not time > 0:
+        raise InvalidRequestError(f"{name} is a number of minutes above 0")
+    return time
 
 
 class _Put:

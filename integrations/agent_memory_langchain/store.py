@@ -128,12 +128,14 @@ class AgentMemoryStore(BaseStore):
         if self._sweeper is not None and self._sweeper.is_alive() and not self._stop_sweeper.is_set():
             stop = self._stop_sweeper
         else:
+            interval = sweep_interval_minutes or self.ttl_config.get("sweep_interval_minutes") or _SWEEP_MINUTES
+            # With less than nothing in between it would sweep without a pause.
+            seconds = minutes(interval, "sweep_interval_minutes") * 60.0
             # One that was told to stop, and still sweeps, keeps its own event.
             stop = self._stop_sweeper = threading.Event()
-            minutes = sweep_interval_minutes or self.ttl_config.get("sweep_interval_minutes") or _SWEEP_MINUTES
             self._sweeper = threading.Thread(
                 target=self._sweep_until_stopped,
-                args=(minutes * 60.0, stop, future),
+                args=(seconds, stop, future),
                 name="agent-memory-ttl",
                 daemon=True,
             )

@@ -646,6 +646,14 @@ def test_behind_a_server_there_is_nothing_to_sweep(server: Any) -> None:
         assert AgentMemoryStore(memory, ttl={"default_ttl": 1}).sweep_ttl() == 0
 
 
+def test_a_sweeper_without_a_pause_is_refused() -> None:
+    with AgentMemory("memory://", application="test") as memory:
+        store = AgentMemoryStore(memory, ttl={"sweep_interval_minutes": -1})
+        with pytest.raises(InvalidRequestError, match="sweep_interval_minutes is a number of minutes above 0"):
+            store.start_ttl_sweeper()
+        assert store.stop_ttl_sweeper()
+
+
 def test_a_sweeper_that_is_slow_to_stop_is_followed_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
     store = AgentMemoryStore(AgentMemory("memory://", application="test"), ttl={"default_ttl": 1})
     begun, go_on, swept = threading.Event(), threading.Event(), threading.Event()
