@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, TypedDict
 
 import pytest
@@ -245,6 +246,17 @@ def test_a_function_of_the_runtime_may_name_the_entity(memory: AgentMemory) -> N
     agent_of(memory, model, own=own).invoke(ASK, context=BOB)
     assert memory.entity("device", "of-bob").document(Athlete).get() == Athlete(name="Rex")
     assert 'name: "Rex"' in model.prompt
+
+
+def test_whom_a_server_has_authenticated_may_be_the_entity_whatever_the_caller_says(memory: AgentMemory) -> None:
+    model = ScriptedModel(turns=[[("update_athlete", {"name": "Bob"})]])
+    own = middleware(memory, entity=lambda runtime: ("user", runtime.server_info.user.identity))
+    # Where an Agent Server puts it.
+    settings = {"configurable": {"langgraph_auth_user": SimpleNamespace(identity="bob"), "user_id": "eve"}}
+    agent_of(memory, model, own=own).invoke(ASK, settings, context=Context("eve"))
+    assert list(memory.entities("user")) == ["bob"]
+    with pytest.raises(AttributeError):
+        agent_of(memory, model, own=own).invoke(ASK, context=Context("eve"))
 
 
 def test_two_middlewares_serve_two_entities(memory: AgentMemory) -> None:
