@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, cast
 
 import pydantic_core
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, RootModel, TypeAdapter, ValidationError
 
 from agent_memory import InvalidRequestError, SerializationError
 
@@ -34,10 +34,7 @@ class SchemaRules:
     """Which model an item has to be, if any: the first namespace that fits, there its key or else ``*``."""
 
     def __init__(self, schemas: Schemas | None) -> None:
-        self._rules = [(_pattern(namespace), dict(models)) for namespace, models in (schemas or {}).items()]
-        for one in (model for _, models in self._rules for model in models.values()):
-            if not (isinstance(one, type) and issubclass(one, BaseModel)):
-                raise InvalidRequestError("schemas= names Pydantic models by namespace and key")
+        self._rules = [_rule(*one) for one in (schemas or {}).items()]
         # Made here, so that a model that Pydantic cannot build fails at once.
         self._adapters = {model: TypeAdapter[Any](model) for _, models in self._rules for model in models.values()}
 
@@ -52,12 +49,13 @@ class SchemaRules:
     def to_model(self, model: type[BaseModel], value: Mapping[str, Any], where: str) -> BaseModel:
         """Return a value as its model; raise SerializationError with places and types of what is wrong, no values."""
         # A validation error's own text repeats the value, so it becomes neither cause nor context of ours.
+        adapter, sent = self._adapters[model], as_json(dict(value))
         try:
-            made = self._adapters[model].validate_json(pydantic_core.to_json(value, inf_nan_mode="constants"))
-            unknown = _unknown(model, value)
-            if not unknown:
+            made = _made(adapter, sent)
+            dropped = _dropped(adapter, made, sent)
+            if not dropped:
                 return made
-            problem = f"{model.__name__} has no field {', '.join(unknown)}"
+            problem = f"{model.__name__} has no field {', '.join(dropped)}"
         except ValidationError as error:
             problem = f"it is not a {model.__name__}: {_problems(error)}"
         except pydantic_core.PydanticSerializationError:
@@ -75,28 +73,71 @@ class SchemaRules:
             logger.warning("%s is not a %s: %s", item_name(namespace, key), model.__name__, _problems(error))
 
 
-def _pattern(namespace: Any) -> tuple[str, ...]:
-    if isinstance(namespace, str):
-        # Taken as its letters it would fit nothing, and nothing would be checked.
-        raise InvalidRequestError(f"a namespace in schemas= is a tuple of labels, such as ({namespace!r}, '*')")
-    return tuple(namespace)
+def _rule(namespace: Any, models: Any) -> tuple[tuple[str, ...], dict[str, type[BaseModel]]]:
+    """Return a rule; raise InvalidRequestError for one that would fit nothing, by which nothing would be checked."""
+    labels = cast("Sequence[Any]", namespace if isinstance(namespace, list | tuple) else ())
+    if not labels or not all(isinstance(one, str) for one in labels):
+        raise InvalidRequestError("a namespace in schemas= is a tuple of labels, such as ('user', '*')")
+    found: dict[Any, Any] = dict(cast("Mapping[Any, Any]", models)) if isinstance(models, Mapping) else {"": None}
+    if not all(isinstance(one, type) and issubclass(one, BaseModel) for one in found.values()):
+        raise InvalidRequestError("schemas= names Pydantic models by namespace and key")
+    return tuple(labels), found
 
 
-def _unknown(model: type[BaseModel], value: Mapping[str, Any]) -> list[str]:
-    """Return the fields of a value that its model would drop in silence."""
-    validators = model.__pydantic_decorators__.model_validators.values()
-    if model.model_config.get("extra") == "allow" or any(one.info.mode != "after" for one in validators):
-        # It keeps them, or may read fields under names that only its validators know.
-        return []
+def _made(adapter: TypeAdapter[Any], sent: Any) -> Any:
+    return adapter.validate_json(pydantic_core.to_json(sent, inf_nan_mode="constants"))
+
+
+def _dropped(adapter: TypeAdapter[Any], made: Any, sent: Any) -> list[str]:
+    """Return the places of what a model dropped in silence: no field of its, without which nothing is different."""
+    found: list[str] = []
+    for place, holder, key in list(_unknown(made, sent)):
+        one = holder.pop(key)
+        try:
+            # A validator of a field that runs before it may know it.
+            if adapter.dump_json(_made(adapter, sent)) == adapter.dump_json(made):
+                found.append(place)
+        except ValidationError:
+            pass
+        holder[key] = one
+    return sorted(found)
+
+
+def _unknown(made: Any, sent: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Iterate over what was sent under the name of no field: its place, what holds it, and its name there."""
+    if isinstance(made, RootModel):
+        yield from _unknown(cast("RootModel[Any]", made).root, sent, place)
+    elif isinstance(made, BaseModel) and isinstance(sent, dict):
+        held, names = cast("dict[str, Any]", sent), _names(type(made))
+        if not _takes_other_names(type(made)):
+            yield from ((f"{place}{key}", held, key) for key in held if key not in names)
+        for key, name in names.items():
+            yield from _unknown(getattr(made, name), held.get(key), f"{place}{key}.")
+    elif isinstance(made, Mapping) and isinstance(sent, dict):
+        for key, one in cast("dict[str, Any]", sent).items():
+            yield from _unknown(cast("Mapping[Any, Any]", made).get(key), one, f"{place}{key}.")
+    elif isinstance(made, list | tuple) and isinstance(sent, list):
+        for number, (one, other) in enumerate(zip(cast("Sequence[Any]", made), cast("list[Any]", sent), strict=False)):
+            yield from _unknown(one, other, f"{place}{number}.")
+
+
+def _names(model: type[BaseModel]) -> dict[Any, str]:
+    """Return the fields of a model by the names under which it is given them."""
     by_name = model.model_config.get("populate_by_name") or model.model_config.get("validate_by_name")
-    known: set[Any] = set()
+    found: dict[Any, str] = {}
     for name, field in model.model_fields.items():
         alias = field.validation_alias
         for choice in getattr(alias, "choices", [alias]):
-            known.add(getattr(choice, "path", [choice])[0])
+            found[getattr(choice, "path", [choice])[0]] = name
         if alias is None or by_name:
-            known.add(name)
-    return sorted(set(value) - known)
+            found[name] = name
+    return found
+
+
+def _takes_other_names(model: type[BaseModel]) -> bool:
+    """Say whether a model keeps what is no field of it, or may read it by its own validators."""
+    validators = model.__pydantic_decorators__.model_validators.values()
+    return model.model_config.get("extra") == "allow" or any(one.info.mode != "after" for one in validators)
 
 
 def item_name(namespace: tuple[str, ...], key: str) -> str:

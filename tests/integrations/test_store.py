@@ -22,7 +22,7 @@ from langgraph.store.base import (
     SearchOp,
 )
 from langgraph.store.base.batch import AsyncBatchedBaseStore
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, RootModel, field_validator, model_validator
 
 from agent_memory import AgentMemory, InvalidKeyError, InvalidRequestError, SerializationError, UnavailableError
 from agent_memory_langchain import AgentMemoryStore
@@ -362,6 +362,9 @@ def test_a_time_to_live_that_cannot_be_is_found_before_a_transaction_is_sent(fac
         {"ttl": 5},
         {"schemas": {"user": {"profile": Profile}}},
         {"schemas": {("user", "*"): {"profile": dict}}},
+        {"schemas": {("user", "*"): Profile}},
+        {"schemas": {("user", 5): {"profile": Profile}}},
+        {"schemas": {(): {"profile": Profile}}},
     ],
 )
 def test_a_configuration_that_would_do_nothing_is_refused(wrong: Any) -> None:
@@ -764,6 +767,48 @@ class Renamed(BaseModel):
     @classmethod
     def _take_the_old_name(cls, data: Any) -> Any:
         return {"kilograms": data["weight"]} if "weight" in data else data
+
+
+class Part(BaseModel):
+    part: str = ""
+    free: dict[str, Any] = {}
+
+
+class Whole(BaseModel):
+    one: Part = Part()
+    many: list[Part] = []
+    named: dict[str, Part] = {}
+
+    @field_validator("one", mode="before")
+    @classmethod
+    def _take_the_old_name(cls, data: Any) -> Any:
+        return {"part": data["old"]} if "old" in data else data
+
+
+class Wholes(RootModel[dict[str, Whole]]):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        ({"one": {"part": "a", "side": "left"}}, "one.side"),
+        ({"many": [{"part": "a"}, {"side": "left"}]}, "many.1.side"),
+        ({"named": {"knee": {"side": "left"}}}, "named.knee.side"),
+        ({5: 6}, "5"),
+    ],
+)
+def test_a_put_loses_nothing_in_silence_that_stands_deeper_in_it(
+    open_store: Callable[..., Faced], value: Any, place: str
+) -> None:
+    faced = open_store(schemas={("user", "*"): {"whole": Whole, "wholes": Wholes}})
+    with pytest.raises(SerializationError, match=rf"Whole has no field {place}$"):
+        faced.put(USER, "whole", value)
+    with pytest.raises(SerializationError, match=rf"Wholes has no field any\.{place}$"):
+        faced.put(USER, "wholes", {"any": value})
+    assert faced.search(USER) == []
+    faced.put(USER, "wholes", {"any": {"one": {"old": "a"}, "many": [{"free": {"side": {"left": 1}}}]}})
+    assert faced.get(USER, "wholes").value["any"]["one"] == {"part": "a", "free": {}}
 
 
 def test_the_model_of_a_key_goes_before_that_of_all_keys(open_store: Callable[..., Faced]) -> None:
