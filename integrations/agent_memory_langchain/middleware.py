@@ -145,6 +145,11 @@ class MemoryMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def _entity(self, request: ModelRequest[Any]) -> tuple[str, str]:
         self._refuse_namesakes(request.tools)
+        if getattr(request.model, "use_previous_response_id", None) is True:
+            raise InvalidRequestError(
+                "use_previous_response_id leaves the prompts of earlier turns with the provider, and with them the "
+                "memory of whomever they served: leave it out"
+            )
         return resolve_entity(self._source, request.runtime, current_config())
 
     def _refuse_namesakes(self, tools: Sequence[Any]) -> None:

@@ -157,6 +157,14 @@ def test_an_answer_that_makes_tools_strict_is_refused_before_the_model_is_called
     assert provider.sent == []
 
 
+def test_a_model_whose_provider_keeps_the_prompts_of_other_turns_is_refused(memory: AgentMemory) -> None:
+    provider = OpenAI()
+    agent = agent_of(memory, provider.model(use_responses_api=True, use_previous_response_id=True))
+    with pytest.raises(InvalidRequestError, match="leaves the prompts of earlier turns with the provider"):
+        agent.invoke(ASK, context=BOB)
+    assert provider.sent == []
+
+
 class Card(BaseModel):
     kind: Literal["card"]
     digits: str
