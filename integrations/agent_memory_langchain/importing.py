@@ -6,6 +6,7 @@ changed.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
@@ -135,7 +136,7 @@ class _Importer:
         wanted: dict[str, tuple[SourceItem, Any]] = {}
         untimed: dict[str, SourceItem] = {}
         for (key, item), snapshot in zip(items.items(), there, strict=True):
-            if snapshot is not None and snapshot.value == item.value:
+            if snapshot is not None and _same(snapshot.value, item.value):
                 self._count(unchanged=1)
                 imported = ((snapshot.entry.provenance or {}).get("reason") or "").startswith(_IMPORTED)
                 if imported and (snapshot.entry.created_at, snapshot.entry.updated_at) != (
@@ -222,6 +223,15 @@ def _set(key: str, item: SourceItem, snapshot: Any, vectors: Sequence[Sequence[f
     # The source's times stand here too, for a server does not take them over.
     reason = f"{_IMPORTED}, created {_text(item.created_at)}, updated {_text(item.updated_at)}"
     return Set(key, item.value, _JSON_OBJECT, expected=snapshot, ttl=ttl, reason=reason, vectors=vectors)
+
+
+def _same(stored: Any, given: Any) -> bool:
+    """Say whether two values are the same JSON: to Python, True is 1."""
+    return stored == given and _spelled(stored) == _spelled(given)
+
+
+def _spelled(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _text(time: datetime) -> str:

@@ -81,6 +81,15 @@ def test_what_was_changed_since_is_kept_unless_told_otherwise(source: Path, memo
     assert memory.app_state.get("user/1/item 7") == {"n": 7, "text": "tëxt"}
 
 
+def test_a_number_in_the_place_of_a_truth_is_another_value(memory: AgentMemory) -> None:
+    memory.app_state.set("user/1/done", {"all": [True], "one": 1})
+    source = InMemoryStore()
+    source.put(("user", "1"), "done", {"all": [1], "one": 1})
+    assert import_langgraph(source, memory) == ImportReport(kept=1)
+    assert import_langgraph(source, memory, overwrite=True) == ImportReport(copied=1)
+    assert import_langgraph(source, memory) == ImportReport(unchanged=1)
+
+
 def test_the_remaining_time_to_live_is_copied(source: Path, memory: AgentMemory) -> None:
     # As SqliteStore writes it at a put, and as it does at a refresh.
     later = datetime.now(UTC) + timedelta(hours=1)
