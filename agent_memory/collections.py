@@ -21,6 +21,9 @@ T = TypeVar("T")
 
 
 class _CollectionFlows(Generic[T]):
+    # With slots, `workouts.limit = 5` is an error and not lost.
+    __slots__ = ("_bound", "_client", "_prefix", "_value_type")
+
     def __init__(self, client: Client, prefix: str, value_type: Any, bound: Mapping[str, str] | None) -> None:
         typed_codec(value_type)
         self._client = client
@@ -128,6 +131,8 @@ class Collection(_CollectionFlows[T]):
     ``Document``.
     """
 
+    __slots__ = ()
+
     def add(self, value: T, *, id: str | None = None, ttl: float | None = None, reason: str | None = None) -> str:
         """Add an item and return its id.
 
@@ -172,6 +177,8 @@ class Collection(_CollectionFlows[T]):
 
 class AsyncCollection(_CollectionFlows[T]):
     """The async face of ``Collection``: the same methods, awaited."""
+
+    __slots__ = ()
 
     async def add(self, value: T, *, id: str | None = None, ttl: float | None = None, reason: str | None = None) -> str:
         """See ``Collection.add``."""

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 
 class _Context:
+    # With slots, `ctx.draft = 1` is an error and not lost.
+    __slots__ = ("_bound", "_client", "request_id")
+
     def __init__(self, client: Client, request_id: str, bound: Mapping[str, str]) -> None:
         self._client = client
         self._bound = bound
@@ -49,6 +52,8 @@ class RequestContext(_Context):
 
     Everything written through a context carries the request's id as provenance, from any thread or process.
     """
+
+    __slots__ = ()
 
     @staticmethod
     def get() -> RequestContext:
@@ -80,6 +85,8 @@ class RequestContext(_Context):
 
 class AsyncRequestContext(_Context):
     """The async face of ``RequestContext``."""
+
+    __slots__ = ()
 
     @staticmethod
     def get() -> AsyncRequestContext:

@@ -17,6 +17,9 @@ D = TypeVar("D")
 
 
 class _DocumentFlows(Generic[T]):
+    # With slots, `profile.name = "Ada"` is an error and not lost.
+    __slots__ = ("_values",)
+
     def __init__(self, values: Values[T]) -> None:
         self._values = values
 
@@ -61,6 +64,8 @@ class Document(_DocumentFlows[T]):
     seconds, without one a value stays. ``reason`` stands in the new version's ``entry.provenance``. Every call may
     raise UnavailableError, below it TimedOutError after the memory's ``timeout``.
     """
+
+    __slots__ = ()
 
     @overload
     def get(self) -> T | None: ...
@@ -135,6 +140,8 @@ class Document(_DocumentFlows[T]):
 
 class AsyncDocument(_DocumentFlows[T]):
     """The async face of ``Document``: the same methods, awaited."""
+
+    __slots__ = ()
 
     @overload
     async def get(self) -> T | None: ...

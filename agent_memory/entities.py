@@ -20,6 +20,9 @@ T = TypeVar("T")
 
 
 class _EntityKeys:
+    # With slots, `user.name = "Ada"` is an error and not lost.
+    __slots__ = ("_bound", "_client", "id", "kind", "prefix")
+
     def __init__(self, client: Client, kind: str, id: str, bound: Mapping[str, str] | None = None) -> None:
         self._client = client
         self._bound = bound
@@ -44,6 +47,8 @@ class _EntityKeys:
 class Entity(_EntityKeys):
     """What is remembered about one thing. Nothing reached from here belongs to another."""
 
+    __slots__ = ()
+
     def document(self, model: TypeForm[T], *, name: str | None = None) -> Document[T]:
         """Return the document of this model; ``name`` overrides the model's own."""
         return Document(self._values(model, name))
@@ -55,6 +60,8 @@ class Entity(_EntityKeys):
 
 class AsyncEntity(_EntityKeys):
     """The async face of ``Entity``."""
+
+    __slots__ = ()
 
     def document(self, model: TypeForm[T], *, name: str | None = None) -> AsyncDocument[T]:
         """See ``Entity.document``."""

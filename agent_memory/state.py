@@ -28,6 +28,9 @@ Operation: TypeAlias = Get | Set | Delete | Search | Parents
 class _StateFlows:
     """What both faces of a state do, as flows."""
 
+    # With slots, `ctx.state.draft = 1` is an error and not lost.
+    __slots__ = ("_bound", "_client", "_scope")
+
     def __init__(self, client: Client, scope: Scope, bound: Mapping[str, str] | None = None) -> None:
         self._client = client
         self._scope = scope
@@ -138,6 +141,8 @@ class _StateFlows:
 class State(_StateFlows):
     """The keys of one scope. Thread-safe. Without a condition, the last committed writer wins."""
 
+    __slots__ = ()
+
     @overload
     def get(self, key: str, *, default: D) -> Any | D: ...
     @overload
@@ -221,6 +226,8 @@ class State(_StateFlows):
 class AsyncState(_StateFlows):
     """The async face of ``State``: the same methods, awaited."""
 
+    __slots__ = ()
+
     @overload
     async def get(self, key: str, *, default: D) -> Any | D: ...
     @overload
@@ -288,6 +295,8 @@ class AsyncState(_StateFlows):
 class RequestState(State):
     """The state of one request: swept seven days after its last write."""
 
+    __slots__ = ()
+
     def clear(self) -> int:
         """Delete every key of this request; return how many there were."""
         return self._client.run(delete_all(self._scope, "", PAGE_LIMIT, self._client.write_id))
@@ -295,6 +304,8 @@ class RequestState(State):
 
 class AsyncRequestState(AsyncState):
     """The async face of ``RequestState``."""
+
+    __slots__ = ()
 
     async def clear(self) -> int:
         """See ``RequestState.clear``."""

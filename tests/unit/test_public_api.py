@@ -230,3 +230,16 @@ def test_the_first_use_of_a_store_imports_nothing() -> None:
         "    print(sorted(set(sys.modules) - before))\n"
     )
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_what_is_set_on_a_store_as_if_it_were_the_value_is_refused_not_lost() -> None:
+    with AgentMemory("memory://", application="fitness") as memory, memory.request("r") as context:
+        faces: list[Any] = []
+        for root in (memory, memory.aio):
+            entity = root.entity("user", "ada")
+            faces += [root.app_state, entity, entity.document(int), entity.collection(int)]
+        faces += [context, context.state, context.aio, context.aio.state]
+
+        for face in faces:
+            with pytest.raises(AttributeError):
+                face.name = "Ada"
