@@ -28,6 +28,13 @@ T = TypeVar("T")
 SCHEMES: Final = ("s3", "gs", "az")
 # What else a URL may hold the library leaves out without a word: two stores would meet behind one prefix.
 _URL: Final = re.compile(rf"({'|'.join(SCHEMES)})://[^/?#@:\x00-\x1f]+(/[^?#\x00-\x1f]*)?")
+# Where the environment names an endpoint. What is no address the library takes, and panics at its first request.
+_ENDPOINTS: Final = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    "gs": ("GOOGLE_BASE_URL",),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+}
+_ENDPOINT: Final = re.compile(r"https?://[^/?#\s]+(/[^?#\s]*)?")
 _BLOCK: Final = 8 * 1024 * 1024
 _AHEAD: Final = 4
 _BULK: Final = 1_000
@@ -247,9 +254,10 @@ def _open(url: str, once: float, timeout: float, **more: float) -> Any:
         "retry_timeout": timedelta(seconds=min(_RETRY_SECONDS, once)),
         "backoff": _BACKOFF,
     }
+    allow_http = _names_http(url)
     try:
         return cast(Any, store).from_url(
-            url, client_options={**options, "allow_http": _names_http()}, retry_config=retries
+            url, client_options={**options, "allow_http": allow_http}, retry_config=retries
         )
     except Exception as error:
         # The library's own text may repeat a secret from the environment.
@@ -294,10 +302,16 @@ def _no_bucket() -> UnavailableError:
     return UnavailableError("the object store has no such bucket", code="blobs_refused")
 
 
-def _names_http() -> bool:
-    """Say whether the environment names an endpoint without TLS: whoever writes http:// there means it."""
-    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "AZURE_STORAGE_ENDPOINT", "GOOGLE_BASE_URL")
-    return any(os.environ.get(name, "").startswith("http://") for name in names)
+def _names_http(url: str) -> bool:
+    """Say whether the environment names an endpoint without TLS: whoever writes http:// there means it.
+
+    Raises InvalidRequestError if it names one that is no address.
+    """
+    named = {name: os.environ[name] for name in _ENDPOINTS[url.partition(":")[0]] if name in os.environ}
+    for name, endpoint in named.items():
+        if not _ENDPOINT.fullmatch(endpoint):
+            raise InvalidRequestError(f"{name} is no http:// or https:// address: mend it, or unset it")
+    return any(endpoint.startswith("http://") for endpoint in named.values())
 
 
 def _etag(found: Any) -> str:

@@ -404,6 +404,19 @@ def test_the_endpoint_for_s3_alone_goes_first(s3: StrictS3, monkeypatch: pytest.
     ObjectBlobs(f"s3://{BUCKET}").ping()
 
 
+@pytest.mark.parametrize("endpoint", ["", "minio:9000", "http://", " http://127.0.0.1:1", "http://127.0.0.1:1?a=b"])
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [("AWS_ENDPOINT_URL", "s3://bucket"), ("GOOGLE_BASE_URL", "gs://bucket"), ("AZURE_ENDPOINT", "az://bucket")],
+)
+def test_an_endpoint_that_is_no_address_is_refused_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, url: str, endpoint: str
+) -> None:
+    monkeypatch.setenv(name, endpoint)
+    with pytest.raises(InvalidRequestError, match=name):
+        ObjectBlobs(url)
+
+
 def test_an_endpoint_without_tls_is_only_used_where_the_environment_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
