@@ -19,10 +19,10 @@ from typing import cast
 from .copying import copy
 from .errors import AgentMemoryError, InvalidRequestError, UnavailableError
 from .keys import check_scope_name
-from .maintenance import blob_folder, lie_here, remove_database
+from .maintenance import lie_here, remove_database
 from .memory import AgentMemory
 from .messages import Backup, Check
-from .opening import HTTP_SCHEMES, POSTGRES_SCHEMES, open_service, scheme_of
+from .opening import HTTP_SCHEMES, POSTGRES_SCHEMES, not_here, open_service, scheme_of
 from .service import StateService
 
 _NEEDS_SERVER = "the server needs packages that are not installed: pip install 'agent-memory[server]'"
@@ -141,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument("--drop", action="store_true", help="drop the index: search is exact again")
     index.set_defaults(run=_index_vectors)
 
-    copy = command("copy", "move a store: between files, PostgreSQL and object stores")
+    copy = command("copy", "copy a store: between files, PostgreSQL and object stores")
     copy.add_argument("source", help="a database file, or postgresql://…")
     copy.add_argument("target", help="a database file, or postgresql://…; what is there already is not copied again")
     copy.add_argument(
@@ -249,7 +249,7 @@ def _check(options: argparse.Namespace) -> int:
         print(f"{problem.kind}: {problem.place}: {problem.detail}{' (fixed)' if problem.fixed else ''}")
     print(f"{report.values} values, {report.objects} files, {len(report.problems)} problems")
     if lost:
-        print(f"agent-memory: {_not_here(options)}", file=sys.stderr)
+        print(f"agent-memory: {not_here(_store(options), options.blobs)}", file=sys.stderr)
     return 0 if report.ok else 1
 
 
@@ -373,12 +373,7 @@ def _open(options: argparse.Namespace) -> StateService:
 
 def _refuse_other_blobs(service: StateService, options: argparse.Namespace) -> None:
     if not lie_here(service.catalog, service.blobs):
-        raise InvalidRequestError(_not_here(options))
-
-
-def _not_here(options: argparse.Namespace) -> str:
-    place = options.blobs or str(blob_folder(Path(options.data)))
-    return f"none of the store's large values lies in {place!r}: say with --blobs where they lie"
+        raise InvalidRequestError(not_here(_store(options), options.blobs))
 
 
 if __name__ == "__main__":

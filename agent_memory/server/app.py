@@ -364,7 +364,9 @@ async def _unknown(_scope: Scope, _receive: Receive, _send: Send) -> None:
 
 
 def _no_route() -> ProtocolError:
-    return ProtocolError("there is nothing at this path", code="unknown_route")
+    return ProtocolError(
+        "there is nothing at this path; the address that clients take ends before /v1", code="unknown_route"
+    )
 
 
 def _check_json(scope: Scope) -> None:

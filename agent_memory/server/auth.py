@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
@@ -15,7 +15,8 @@ from ..keys import check_scope_name
 Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
 
 _LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
-_HOST: Final = re.compile(r"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
+_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\]")
+_HOST: Final = re.compile(rf"({_NAME.pattern})(:[0-9]{{1,5}})?")
 # Enough to find a token's line in the file by.
 _SHOWN_DIGITS: Final = 8
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
@@ -49,7 +50,9 @@ class LoopbackGate:
     A page's requests carry an Origin; a page whose own name was pointed at this machine carries that name as its Host.
     """
 
-    def __init__(self, allowed_hosts: Iterable[str] = ()) -> None:
+    def __init__(self, allowed_hosts: Sequence[str] = ()) -> None:
+        if not all(_NAME.fullmatch(name) for name in allowed_hosts):
+            raise InvalidRequestError("--allowed-host is a name or an address, without scheme and port")
         self._names = _LOCAL_NAMES | {name.lower() for name in allowed_hosts}
 
     def admit(self, headers: Headers) -> None:

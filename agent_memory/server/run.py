@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 
 from ..errors import AgentMemoryError, InvalidRequestError, UnavailableError
 from ..maintenance import lie_here
-from ..opening import open_service
+from ..opening import not_here, open_service
 from ..service import StateService
 from ..transports.trust import is_loopback
 from .app import Settings, create_app
@@ -124,7 +124,7 @@ def _serve(options: Options, settings: Settings, listeners: list[socket.socket],
     service = open_service(options.store, options.blobs)
     if announce:
         # Beside the start: an object store that does not answer must not hold it up.
-        threading.Thread(target=_warn_of_other_blobs, args=(service,), daemon=True).start()
+        threading.Thread(target=_warn_of_other_blobs, args=(service, options), daemon=True).start()
     if isinstance(settings.gate, TokenGate):
         # A thread that nobody waits for: the file may lie where reading it hangs.
         threading.Thread(target=_follow_tokens, args=(settings.gate, settings.log), daemon=True).start()
@@ -164,7 +164,7 @@ def _create_app(service: StateService, settings: Settings, listeners: list[socke
     return MetricsPort(app, metrics.text, listeners[1].getsockname()[1])
 
 
-def _warn_of_other_blobs(service: StateService) -> None:
+def _warn_of_other_blobs(service: StateService, options: Options) -> None:
     """Warn of a place for blobs that is not the store's: reads fail, and a sweep forgets what it did not delete.
 
     No more than that: if all of them are lost, what lies in the catalog can still be served.
@@ -175,7 +175,7 @@ def _warn_of_other_blobs(service: StateService) -> None:
         # What cannot be reached yet is not ready, and may be later; and the server may end while this looks.
         return
     if not here:
-        print("agent-memory: warning: none of the store's large values lies where --blobs says", file=sys.stderr)
+        print(f"agent-memory: warning: {not_here(options.store, options.blobs)}", file=sys.stderr)
 
 
 def _follow_tokens(gate: TokenGate, log: RequestLog) -> None:

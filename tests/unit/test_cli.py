@@ -149,6 +149,8 @@ def test_an_import_without_a_source_makes_no_target(tmp_path: Path, capsys: pyte
         ["--host", "no..host"],
         ["--public-url", "ftp://x"],
         ["--public-url", "http://["],
+        ["--allowed-host", "http://memory.local"],
+        ["--allowed-host", "memory.local:8420"],
         ["--token-file", "absent"],
     ],
     ids=" ".join,
@@ -266,7 +268,7 @@ def test_a_sweep_and_a_backup_where_the_large_values_do_not_lie_are_refused(
 
 def test_a_server_warns_where_the_large_values_do_not_lie(tmp_path: Path) -> None:
     store(tmp_path, str(tmp_path / "elsewhere")).rename(tmp_path / "server.db")
-    warning = "agent-memory: warning: none of the store's large values lies where --blobs says\n"
+    warning = f"agent-memory: warning: none of the store's large values lies in '{tmp_path}/server.db.blobs': "
 
     for options, expected in (([], 1), (["--blobs", str(tmp_path / "elsewhere")], 0)):
         with ServerProcess(tmp_path, *options) as server:
