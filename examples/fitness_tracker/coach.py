@@ -263,7 +263,7 @@ class _Answer:
         if not summary["workouts"]:
             return "I know of no workout yet."
         units, last = summary["units"], summary["last_week"]
-        text = f"This week {summary['this_week']:.1f} {units}, last week {last:.1f} {units}"
+        text = f"This week {summary['this_week']:.1f} {units} in all sports, last week {last:.1f} {units}"
         text += f"; {counted(summary['workouts'], 'workout')} in all, the latest: {summary['latest']}."
         return text + (f" Your goal: {_shown(goals)}." if goals else "")
 

@@ -132,6 +132,8 @@ _LEFT_OVER: Final = re.compile(
 _MOST_KM: Final = {"running": 350, "swimming": 250, "cycling": 1300, "walking": 250, "hiking": 250, "rowing": 350}
 """A little more than anybody has done in a day and a night."""
 _MOST_SECONDS: Final = 100 * 3600
+# A sentence is read without those before it: an answer alone, "5 km", would not be understood.
+_AGAIN: Final = " Tell me again, in one sentence."
 
 
 def _clauses(message: str) -> list[str]:
@@ -169,20 +171,19 @@ def _workout(text: str, today: date) -> Meaning | None:
     if left_over is not None:
         return Unclear(text, f'I cannot tell what "{left_over[0]}" means there, and stored nothing of it.')
     if len(found.durations_s) > 1:
-        return Unclear(text, "How long did it take in all?")
+        return Unclear(text, "How long did it take in all?" + _AGAIN)
     distance = found.distances[0] if found.distances else None
     duration = found.durations_s[0] if found.durations_s else None
     if distance is None and duration is None:
-        return Unclear(text, "How far was it, or how long did it take?")
+        return Unclear(text, "How far was it, or how long did it take?" + _AGAIN)
     days = set(found.days) or {today}
     day = days.pop()
     if days or day is None:
-        return Unclear(text, "Which day was that?")
+        return Unclear(text, "Which day was that?" + _AGAIN)
     km, units = distance or (None, "km")
     if not _possible(sports[0], km, duration):
-        return Unclear(
-            text, "That cannot be right, so I stored nothing of it. How far was it, and how long did it take?"
-        )
+        right = "That cannot be right, so I stored nothing of it. How far was it, and how long did it take?"
+        return Unclear(text, right + _AGAIN)
     return LogWorkout(sports[0], day, km, duration, units)
 
 
@@ -258,7 +259,7 @@ _RULES: Final = [
     ),
     _rule(r"(?:my birthday is(?: on)?|i was born on) (?:the )?(?P<day>.+)", _birthday),
     _rule(
-        r"(?:i (?:think|count) in|(?:please )?use) (?P<units>miles|kilomet(?:re|er)s|km)"
+        r"(?:i (?:think|count) in|i prefer|(?:please )?use) (?P<units>miles|kilomet(?:re|er)s|km)"
         r"(?:,? (?:please|from now on))?",
         _units,
     ),

@@ -119,7 +119,7 @@ def test_a_new_conversation_knows_what_an_earlier_one_was_told(talk: Talk) -> No
     assert later.say("Hello").answer.startswith("Hello Ada!")
     assert later.say("What's my weight?") == ("Your weight: 61 kg.", [])
     assert later.say("What did I say about my knee?").answer == 'You said: "My knee hurts".'
-    assert "This week 0.0 km, last week 5.0 km" in later.say("How am I doing?").answer
+    assert "This week 0.0 km in all sports, last week 5.0 km" in later.say("How am I doing?").answer
 
 
 def test_a_question_waits_for_what_is_told_in_the_same_message(talk: Talk) -> None:

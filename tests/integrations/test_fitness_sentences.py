@@ -77,6 +77,7 @@ def workout(
         ("I was born on 12 May 1990", SetField("profile", "birthday", "1990-05-12")),
         ("my birthday is May 12th, 1990", SetField("profile", "birthday", "1990-05-12")),
         ("please use miles", SetField("preferences", "units", "miles")),
+        ("I prefer miles", SetField("preferences", "units", "miles")),
         ("I hate mornings", AddToList("preferences", "dislikes", "mornings")),
         ("I don't like treadmills", AddToList("preferences", "dislikes", "treadmills")),
         ("I love trail runs", AddToList("preferences", "likes", "trail runs")),
@@ -125,10 +126,13 @@ def test_what_no_rule_fits_is_unclear(said: str) -> None:
 @pytest.mark.parametrize(
     ("said", "hint"),
     [
-        ("I ran", "How far was it, or how long did it take?"),
-        ("I ran 5 km last week", "Which day was that?"),
+        ("I ran", "How far was it, or how long did it take? Tell me again, in one sentence."),
+        ("I ran 5 km last week", "Which day was that? Tell me again, in one sentence."),
         ("I biked 20 km, then swam 1 km", "One workout in a sentence, please."),
-        ("I ran 5 km for 30 minutes, 10 s of them uphill", "How long did it take in all?"),
+        (
+            "I ran 5 km for 30 minutes, 10 s of them uphill",
+            "How long did it take in all? Tell me again, in one sentence.",
+        ),
     ],
 )
 def test_half_of_a_workout_leads_to_a_question(said: str, hint: str) -> None:
@@ -178,7 +182,7 @@ def test_a_number_that_no_rule_reads_is_asked_about(said: str, number: str) -> N
     ],
 )
 def test_a_day_that_is_still_to_come_or_cannot_be_told_is_asked_for(said: str) -> None:
-    assert understand(said, TODAY) == [Unclear(said, "Which day was that?")]
+    assert understand(said, TODAY) == [Unclear(said, "Which day was that? Tell me again, in one sentence.")]
 
 
 @pytest.mark.parametrize(
