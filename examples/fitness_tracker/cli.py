@@ -20,6 +20,7 @@ from agent_memory import AgentMemoryError
 from .importing import FIELDS, UnreadableFileError, add_activities, read_activities
 from .models import NotEmptyError, UnknownModelError, UnusableError, Workout
 from .opening import open_memory
+from .summary import printable
 
 SHOWN_LINES: Final = 20
 LEAVING: Final = ("quit", "exit", "bye")
@@ -58,7 +59,7 @@ def _chat(options: argparse.Namespace) -> int:
             console.print(f"{reads} {place}", style="dim", markup=False)
         for text in _said(console):
             line = Table.grid(padding=(0, 1))
-            line.add_row("coach", Text(conversation.say(text).answer))
+            line.add_row("coach", Text(printable(conversation.say(text).answer)))
             console.print(line)
     return 0
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group, OverflowMethod, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -21,7 +21,7 @@ from rich.text import Text
 from agent_memory import Entity
 
 from .models import Profile, Units, UnusableError, Workout
-from .summary import Training, Week, clock, counted, day_of, in_units, read_training
+from .summary import Training, Week, clock, counted, day_of, in_units, printable, read_training
 
 _COLOURS: Final = ("#2a6f97", "#e08e45", "#7a9e56", "#8e6c9f")
 _OTHERS: Final = "#a9aeb4"
@@ -61,9 +61,9 @@ def read_report(user: Entity, today: date) -> UserReport:
 
 def render_report(console: Console, report: UserReport) -> RenderableType:
     """Return the whole report for a terminal."""
-    parts: list[RenderableType] = [Text(f"{report.title}: {counted(len(report.workouts), 'workout')}", style="bold")]
+    parts: list[RenderableType] = [_said(f"{report.title}: {counted(len(report.workouts), 'workout')}", style="bold")]
     if report.profile.goals:
-        parts.append(Text("Goals: " + "; ".join(report.profile.goals)))
+        parts.append(_said("Goals: " + "; ".join(report.profile.goals)))
     if report.workouts:
         parts += [Text(), sports_table(report), Text("Latest workouts", style="bold"), latest_table(report)]
         parts.append(Text(f"Distance per week ({report.units})", style="bold"))
@@ -81,7 +81,7 @@ def sports_table(report: UserReport) -> Table:
         mine = [workout for workout in report.workouts if workout.sport == sport]
         distance = sum(workout.distance_km or 0.0 for workout in mine)
         seconds = sum(workout.duration_s or 0 for workout in mine)
-        table.add_row(sport, str(len(mine)), _distance(distance, report.units), clock(seconds))
+        table.add_row(_said(sport), str(len(mine)), _distance(distance, report.units), clock(seconds))
     return table
 
 
@@ -93,10 +93,10 @@ def latest_table(report: UserReport, limit: int = 5) -> Table:
     for workout in reversed(report.workouts[-limit:]):
         table.add_row(
             day_of(workout.when.date(), report.training.today),
-            workout.sport,
+            _said(workout.sport),
             _distance(workout.distance_km, report.units),
             clock(workout.duration_s),
-            Text(workout.note or "", overflow="ellipsis", no_wrap=True),
+            _said(" ".join((workout.note or "").split()), overflow="ellipsis", no_wrap=True),
         )
     return table
 
@@ -136,7 +136,11 @@ def save_chart(path: Path, reports: Sequence[UserReport]) -> None:
     if others:
         handles.append(Patch(color=_OTHERS, label="other sports"))
     if handles:
-        figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False, fontsize=9)
+        legend = figure.legend(
+            handles=handles, loc="outside upper right", ncols=len(handles), frameon=False, fontsize=9
+        )
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, format="png")  # without a format, matplotlib adds an ending to a name that has none
@@ -178,6 +182,11 @@ def _draw_weeks(panel: Axes, report: UserReport, colours: Mapping[str, str]) -> 
 
 def _sentence(words: str) -> str:
     return f"{words[0].upper()}{words[1:]}."
+
+
+def _said(text: str, *, style: str = "", overflow: OverflowMethod | None = None, no_wrap: bool | None = None) -> Text:
+    """Return what somebody said for a terminal, where none of it is markup."""
+    return Text(printable(text), style=style, overflow=overflow, no_wrap=no_wrap)
 
 
 def _distance(km: float | None, units: Units) -> str:

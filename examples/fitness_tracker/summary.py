@@ -113,3 +113,8 @@ def day_of(day: date, today: date) -> str:
 def counted(number: int, noun: str) -> str:
     """Write 1 workout, 2 workouts."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def printable(text: str) -> str:
+    """Return what somebody said without the characters that move a terminal's cursor, or more; lines stay lines."""
+    return "".join(one if one.isprintable() or one == "\n" else " " for one in text)

@@ -371,6 +371,20 @@ def test_a_chart_that_cannot_be_written_is_a_clear_error(
     assert re.fullmatch(r"fitness_tracker: the chart cannot be written to .*\n", capsys.readouterr().err)
 
 
+def test_report_shows_what_was_said_as_it_is_and_lets_none_of_it_reach_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, chart = str(tmp_path / "fitness.db"), tmp_path / "chart.png"
+    with AgentMemory(path, application="fitness") as memory:
+        for sport, note in (("[/b]", "[red]\x1b[31m"), (r"$\frac{$", "two\nlines")):
+            workout = Workout(sport=sport, when=datetime(2026, 4, 18, tzinfo=UTC), distance_km=5.0, note=note)
+            memory.entity("user", "ada").collection(Workout).add(workout)
+    assert main(["report", "--user", "ada", "--data", path, "--today", "2026-04-19", "--png", str(chart)]) == 0
+    out = capsys.readouterr().out
+    assert all(said in out for said in ("[/b]", r"$\frac{$", "[red] [31m", "two lines"))
+    assert "\x1b" not in out
+
+
 def test_the_chart_and_the_terminal_agree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     figures: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
