@@ -264,7 +264,7 @@ class _Put:
         if not key:
             raise InvalidKeyError("a key must not be empty")
         if not isinstance(op.value, Mapping):
-            raise InvalidRequestError(f"a value is a mapping, not a {type(op.value).__name__}")
+            raise InvalidRequestError(f"a value is a mapping, not {type(op.value).__name__}")
         if op.ttl is not None:
             self._ttl = minutes(op.ttl) * 60.0
         model = rules.model(namespace, key)
