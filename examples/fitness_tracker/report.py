@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -143,7 +144,10 @@ def save_chart(path: Path, reports: Sequence[UserReport]) -> None:
             text.set_parse_math(False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="png")  # without a format, matplotlib adds an ending to a name that has none
+        with warnings.catch_warnings():
+            # The box that is drawn for a character says enough.
+            warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+            figure.savefig(path, format="png")  # without a format, matplotlib adds an ending to a name that has none
     except OSError as error:
         raise UnusableError(f"the chart cannot be written to {path}: {error.strerror or error}") from None
 

@@ -376,7 +376,7 @@ def test_report_shows_what_was_said_as_it_is_and_lets_none_of_it_reach_the_termi
 ) -> None:
     path, chart = str(tmp_path / "fitness.db"), tmp_path / "chart.png"
     with AgentMemory(path, application="fitness") as memory:
-        for sport, note in (("[/b]", "[red]\x1b[31m"), (r"$\frac{$", "two\nlines")):
+        for sport, note in (("[/b]", "[red]\x1b[31m"), (r"$\frac{$", "two\nlines"), ("スキー", "")):
             workout = Workout(sport=sport, when=datetime(2026, 4, 18, tzinfo=UTC), distance_km=5.0, note=note)
             memory.entity("user", "ada").collection(Workout).add(workout)
     assert main(["report", "--user", "ada", "--data", path, "--today", "2026-04-19", "--png", str(chart)]) == 0
