@@ -54,7 +54,9 @@ def _newest_page(connection: apsw.Connection, request: Search, now: int) -> list
     places = f"SELECT rowid AS place FROM entry WHERE {where}{newer} AND {IS_LIVE} {_NEWEST_FIRST} LIMIT ?"
     bindings += [*sample, now]
     if request.offset:
-        strange = f"SELECT 1 FROM entry WHERE rowid IN ({places}) AND (value IS NULL OR NOT ({_IS_OBJECT})) LIMIT 1"
+        strange = (
+            f"SELECT 1 FROM entry WHERE rowid IN ({places}) AND (value IS NULL OR ({_IS_OBJECT}) IS NOT TRUE) LIMIT 1"
+        )
         if all_rows(connection, strange, (*bindings, request.offset)):
             return None
     sql = f"SELECT {COLUMNS} FROM ({places} OFFSET ?) CROSS JOIN entry ON entry.rowid = place {_NEWEST_FIRST}"

@@ -217,14 +217,14 @@ def test_a_filter_of_empty_parts_is_too_long_as_well(memory: Any) -> None:
         memory.app_state.search("", filter=condition)
 
 
-def test_json_with_blanks_before_it_is_found_by_no_search(memory: Any) -> None:
+@pytest.mark.parametrize("data", [b' {"n": 1}', b""], ids=["blank", "empty"])
+def test_json_that_does_not_begin_as_an_object_is_found_by_no_search(memory: Any, data: bytes) -> None:
     opened = unwrap(memory)
-    write = CommitWrite(
-        Scope(opened.namespace, opened.application), "blank", uuid7(), b' {"n": 1}', None, "application/json"
-    )
-    opened._client.transport().send(write, time.monotonic() + 10)
     memory.app_state.set("plain", {"n": 1})
+    write = CommitWrite(Scope(opened.namespace, opened.application), "other", uuid7(), data, None, "application/json")
+    opened._client.transport().send(write, time.monotonic() + 10)
 
+    assert memory.app_state.search("", offset=1) == []
     assert [hit.entry.key for hit in memory.app_state.search("")] == ["plain"]
     assert [hit.entry.key for hit in memory.app_state.search("", filter={"n": 1})] == ["plain"]
 
