@@ -300,6 +300,14 @@ def _copy(options: argparse.Namespace) -> int:
             print("agent-memory: the target is no whole copy; the next one goes on where this stopped", file=sys.stderr)
             raise
     print(f"{report.keys} keys, {report.copied} of them copied now, {report.bytes} bytes; {report.verified} compared")
+    for place in report.strays:
+        print(f"only in the target: {place}", file=sys.stderr)
+    if report.strays:
+        print(
+            "agent-memory: the source may have deleted these, and others like them, since an earlier copy; delete them "
+            "here too, or copy into an empty store",
+            file=sys.stderr,
+        )
     if scheme_of(options.target) in POSTGRES_SCHEMES:
         from .storage.postgres_copy import analyze
 

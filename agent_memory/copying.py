@@ -10,23 +10,30 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from typing import Final, NamedTuple
 
 from .errors import ConflictError, IntegrityError, UnavailableError
 from .service import StateService
 from .storage.blobs import blob_of, chunk_name, chunk_sizes
-from .storage.catalog import LIVE, STAGED, BlobRow, Catalog, StoredRow
+from .storage.catalog import LIVE, STAGED, BlobRow, Catalog, ScopeRow, StoredRow
+from .sweeping import REQUEST_SECONDS
 
 _PAGE: Final = 200
+_STRAYS: Final = 10
 
 
 class CopyReport(NamedTuple):
-    """What a copy did: keys it looked at (deletions included), keys and bytes it took over, keys it then compared."""
+    """What a copy did: keys it looked at (deletions included), keys and bytes it took over, keys it then compared.
+
+    ``strays`` are places of the target, ten at most, that the source has not, but may have deleted and forgotten.
+    """
 
     keys: int
     copied: int
     bytes: int
     verified: int
+    strays: tuple[str, ...]
 
 
 def copy(
@@ -50,7 +57,7 @@ def copy(
         total = None
     copied = size = done = 0
     for page in _pages(source.catalog):
-        rows = [row for row, _, same in _compared(target.catalog, page) if not same]
+        rows = [row for row, _, same in _compared(source.catalog, target.catalog, page) if not same]
         for row in rows:
             if row.row.blob_id is not None:
                 _copy_bytes(source, target, row, row.row.blob_id)
@@ -61,18 +68,17 @@ def copy(
         copied += len(rows)
         done += len(page)
         progress(done, total)
-    after = ""
-    while scopes := source.catalog.scopes(after=after, limit=_PAGE):
+    for scopes in _scopes(source.catalog):
         target.catalog.take_scopes(scopes)
-        after = scopes[-1].scope
-    return CopyReport(done, copied, size, verify(source, target))
+    strays = tuple(islice(_strays(source.catalog, target.catalog), _STRAYS))
+    return CopyReport(done, copied, size, verify(source, target), strays)
 
 
 def verify(source: StateService, target: StateService) -> int:
     """Compare every key of the source, and its bytes, with the target; return how many there were."""
     count = 0
     for page in _pages(source.catalog):
-        for row, other, same in _compared(target.catalog, page):
+        for row, other, same in _compared(source.catalog, target.catalog, page):
             if not same:
                 raise IntegrityError(f"{row.scope} {row.row.entry.key} is not in the copy as it is in the source")
             if other is not None:
@@ -81,38 +87,88 @@ def verify(source: StateService, target: StateService) -> int:
     return count
 
 
-def _pages(catalog: Catalog) -> Iterator[list[StoredRow]]:
-    place = ("", "")
+def _strays(source: Catalog, target: Catalog) -> Iterator[str]:
+    """Give live places of the target that an earlier copy may have brought before the source deleted and forgot them.
+
+    A floor says that there was such a version, and not of which key: they may be the target's own as well.
+    """
+    for scope, floor, _ in chain.from_iterable(_scopes(source)):
+        for page in _pages(target, (scope, "")) if floor else ():
+            now = target.clock()
+            own = {
+                _place(row)
+                for row in page
+                if row.scope == scope
+                and row.row.entry.version <= floor
+                and not (row.row.entry.deleted or _has_expired(row, now))
+            }
+            known = {_place(row) for row in source.stored_at(own)}
+            yield from sorted(f"{scope} {key}" for _, key in own - known)
+            if page[-1].scope != scope:
+                break
+
+
+def _scopes(catalog: Catalog) -> Iterator[list[ScopeRow]]:
+    after = ""
+    while scopes := catalog.scopes(after=after, limit=_PAGE):
+        yield scopes
+        after = scopes[-1].scope
+
+
+def _pages(catalog: Catalog, place: tuple[str, str] = ("", "")) -> Iterator[list[StoredRow]]:
     while page := catalog.stored(after=place, limit=_PAGE):
         yield page
         place = _place(page[-1])
 
 
-def _compared(catalog: Catalog, page: list[StoredRow]) -> Iterator[tuple[StoredRow, StoredRow | None, bool]]:
-    """Give each row with the one that is in its place, and whether that is the same, or was there and went by itself.
+def _compared(
+    source: Catalog, target: Catalog, page: list[StoredRow]
+) -> Iterator[tuple[StoredRow, StoredRow | None, bool]]:
+    """Give each row with the one that is in its place, and whether that is the same, or went by itself.
 
     Raises ConflictError where an application deleted it.
     """
-    found = {_place(row): row for row in catalog.stored_at([_place(row) for row in page])}
+    found = {_place(row): row for row in target.stored_at([_place(row) for row in page])}
+    missing = {row.scope for row in page if _place(row) not in found}
     # Looked at later than the rows: a sweep that takes a tombstone raises the floor.
-    floors = catalog.floors({row.scope for row in page if _place(row) not in found})
+    floors = {one.scope: one.version_floor for one in target.scopes_at(missing)}
+    origins = {one.scope: one for one in source.scopes_at(missing)}
+    now = target.clock()
     for row in page:
         other = found.get(_place(row))
-        if other is None:
-            yield row, None, _is_forgotten(catalog, row, floors.get(row.scope, 0))
+        if other is not None:
+            yield row, other, _facts(other) == _facts(row) or (_has_expired(row, now) and _is_tombstone_of(row, other))
         else:
-            yield row, other, _facts(other) == _facts(row)
+            forgotten = _is_swept(origins.get(row.scope), now) or _is_forgotten(row, floors.get(row.scope, 0), now)
+            yield row, None, forgotten
 
 
 def _place(row: StoredRow) -> tuple[str, str]:
     return row.scope, row.row.entry.key
 
 
-def _is_forgotten(catalog: Catalog, row: StoredRow, floor: int) -> bool:
+def _has_expired(row: StoredRow, now: int) -> bool:
+    expires_us = row.row.entry.expires_us
+    return expires_us is not None and expires_us <= now
+
+
+def _is_tombstone_of(row: StoredRow, other: StoredRow) -> bool:
+    """Say whether a row is what a sweep makes of another one that has expired."""
+    entry, left = row.row.entry, other.row.entry
+    return left.deleted and (left.version, left.etag) == (entry.version, entry.etag)
+
+
+def _is_swept(scope: ScopeRow | None, now: int) -> bool:
+    """Say whether a sweep takes all of a scope: the state of a request that is long over."""
+    last_write_us = None if scope is None else scope.last_write_us
+    return last_write_us is not None and last_write_us < now - REQUEST_SECONDS * 1_000_000
+
+
+def _is_forgotten(row: StoredRow, floor: int, now: int) -> bool:
     entry = row.row.entry
     if entry.version > floor:
         return False
-    if not entry.deleted and (entry.expires_us is None or entry.expires_us > catalog.clock()):
+    if not entry.deleted and not _has_expired(row, now):
         raise ConflictError(
             f"{row.scope} {entry.key} was deleted in the target; only an empty one takes it again", code="not_older"
         )

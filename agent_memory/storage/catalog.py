@@ -92,7 +92,11 @@ class StoredRow(NamedTuple):
 
 
 class ScopeRow(NamedTuple):
-    """What is known of a scope besides its rows."""
+    """What is known of a scope besides its rows.
+
+    ``version_floor`` is the highest version of its keys that were deleted and forgotten; ``last_write_us`` is known of
+    requests alone.
+    """
 
     scope: str
     version_floor: int
@@ -305,12 +309,12 @@ class Catalog(Protocol):
         """
         ...
 
-    def floors(self, scopes: Collection[str]) -> dict[str, int]:
-        """Return the highest version of each scope's keys that were deleted and forgotten, if there are any."""
-        ...
-
     def scopes(self, *, after: str, limit: int) -> list[ScopeRow]:
         """Return what is known of the scopes after this one, in byte order."""
+        ...
+
+    def scopes_at(self, names: Collection[str]) -> list[ScopeRow]:
+        """Return what is known of these scopes, in no order."""
         ...
 
     def take_scopes(self, rows: Sequence[ScopeRow]) -> None:

@@ -224,11 +224,11 @@ class PostgresCatalog:
         vectors = self._vectors
         self._pool.run(lambda session: postgres_copy.take(session, rows, self._now(), vectors))
 
-    def floors(self, scopes: Collection[str]) -> dict[str, int]:
-        return self._pool.run(lambda session: postgres_copy.floors(session, scopes))
-
     def scopes(self, *, after: str, limit: int) -> list[ScopeRow]:
         return self._pool.run(lambda session: postgres_copy.scopes(session, after, limit))
+
+    def scopes_at(self, names: Collection[str]) -> list[ScopeRow]:
+        return self._pool.run(lambda session: postgres_copy.scopes_at(session, names))
 
     def take_scopes(self, rows: Sequence[ScopeRow]) -> None:
         self._pool.run(lambda session: postgres_copy.take_scopes(session, rows))

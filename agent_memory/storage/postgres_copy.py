@@ -166,23 +166,18 @@ def _taken(stored_row: StoredRow) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def floors(session: Session, scopes: Collection[str]) -> dict[str, int]:
-    """See ``Catalog.floors``."""
-    return dict(
-        session.rows(
-            "SELECT scope, version_floor FROM agent_memory.scope WHERE scope = ANY(%(scopes)s::text[])",
-            {"scopes": Array("text", list(scopes))},
-        )
-    )
+_SCOPE: Final = "SELECT scope, version_floor, last_write_us FROM agent_memory.scope"
 
 
 def scopes(session: Session, after: str, limit: int) -> list[ScopeRow]:
     """See ``Catalog.scopes``."""
-    rows = session.rows(
-        "SELECT scope, version_floor, last_write_us FROM agent_memory.scope WHERE scope > %(after)s "
-        "ORDER BY scope LIMIT %(limit)s",
-        {"after": after, "limit": limit},
-    )
+    statement = f"{_SCOPE} WHERE scope > %(after)s ORDER BY scope LIMIT %(limit)s"
+    return [ScopeRow(*row) for row in session.rows(statement, {"after": after, "limit": limit})]
+
+
+def scopes_at(session: Session, names: Collection[str]) -> list[ScopeRow]:
+    """See ``Catalog.scopes_at``."""
+    rows = session.rows(f"{_SCOPE} WHERE scope = ANY(%(names)s::text[])", {"names": Array("text", list(names))})
     return [ScopeRow(*row) for row in rows]
 
 

@@ -358,13 +358,13 @@ class SqliteCatalog:
     def take(self, rows: Sequence[StoredRow]) -> None:
         self._transaction(lambda connection: sqlite_copy.take(connection, rows, self._clock()))
 
-    def floors(self, scopes: Collection[str]) -> dict[str, int]:
-        with self._reading() as connection:
-            return sqlite_copy.floors(connection, scopes)
-
     def scopes(self, *, after: str, limit: int) -> list[ScopeRow]:
         with self._reading() as connection:
             return sqlite_copy.scopes(connection, after, limit)
+
+    def scopes_at(self, names: Collection[str]) -> list[ScopeRow]:
+        with self._reading() as connection:
+            return sqlite_copy.scopes_at(connection, names)
 
     def take_scopes(self, rows: Sequence[ScopeRow]) -> None:
         self._transaction(lambda connection: sqlite_copy.take_scopes(connection, rows))

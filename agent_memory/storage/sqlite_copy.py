@@ -73,20 +73,19 @@ def take(connection: apsw.Connection, rows: Sequence[StoredRow], now: int) -> No
             all_rows(connection, "UPDATE blob SET state = ?, at_us = ? WHERE id = ?", (LIVE, now, row.blob_id))
 
 
-def floors(connection: apsw.Connection, scopes: Collection[str]) -> dict[str, int]:
-    """See ``Catalog.floors``."""
-    found = (all_rows(connection, "SELECT scope, version_floor FROM scope WHERE scope = ?", (one,)) for one in scopes)
-    return {scope: floor for rows in found for scope, floor in rows}
+_SCOPE: Final = "SELECT scope, version_floor, last_write_us FROM scope"
 
 
 def scopes(connection: apsw.Connection, after: str, limit: int) -> list[ScopeRow]:
     """See ``Catalog.scopes``."""
-    rows = all_rows(
-        connection,
-        "SELECT scope, version_floor, last_write_us FROM scope WHERE scope > ? ORDER BY scope LIMIT ?",
-        (after, limit),
-    )
+    rows = all_rows(connection, f"{_SCOPE} WHERE scope > ? ORDER BY scope LIMIT ?", (after, limit))
     return [ScopeRow(*row) for row in rows]
+
+
+def scopes_at(connection: apsw.Connection, names: Collection[str]) -> list[ScopeRow]:
+    """See ``Catalog.scopes_at``."""
+    found = (all_rows(connection, f"{_SCOPE} WHERE scope = ?", (name,)) for name in names)
+    return [ScopeRow(*row) for rows in found for row in rows]
 
 
 def take_scopes(connection: apsw.Connection, rows: Sequence[ScopeRow]) -> None:

@@ -16,7 +16,8 @@ import pytest
 from pydantic import BaseModel
 
 from agent_memory import AgentMemory, ConflictError, IntegrityError, UnavailableError
-from agent_memory.copying import copy
+from agent_memory.cli import main
+from agent_memory.copying import copy, verify
 from agent_memory.ids import uuid7
 from agent_memory.messages import JSON, Check, CommitWrite, Delete, PrepareRead, Scope, Search
 from agent_memory.opening import open_service
@@ -207,6 +208,72 @@ def test_what_is_gone_in_the_source_too_stops_no_copy_when_the_target_has_forgot
             memory.app_state.set("kept", 2)
         report = copy(source, target)
         assert (report.copied, report.verified) == (1, 3)
+
+
+DAY_US = 86_400 * 1_000_000
+
+
+@pytest.mark.parametrize("days", [0, 3, 8])
+def test_what_a_sweep_takes_from_the_target_while_it_is_compared_stops_no_copy(
+    tmp_path: Path, elsewhere: str, days: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path / "source.db")
+
+    def swept(source: StateService, target: StateService) -> int:
+        # A tombstone that the first sweep makes is taken by the second one.
+        for _ in range(2):
+            target.sweep()
+            now[0] += days * DAY_US
+        return verify(source, target)
+
+    with ends(tmp_path, elsewhere) as (source, target):
+        now = [source.catalog.clock() + 3_601 * 1_000_000]
+        for service in (source, target):
+            monkeypatch.setattr(service.catalog, "_clock", lambda: now[0])
+        monkeypatch.setattr("agent_memory.copying.verify", swept)
+        assert copy(source, target).verified == 8
+        assert target.handle(PrepareRead(SCOPE, "soon")) is None
+        assert copy(source, target).copied == 0
+
+
+def test_a_value_whose_time_began_anew_in_the_source_takes_the_place_of_its_tombstone(
+    tmp_path: Path, elsewhere: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path / "source.db")
+    with ends(tmp_path, elsewhere) as (source, target):
+        copy(source, target)
+        now = source.catalog.clock()
+        for service in (source, target):
+            monkeypatch.setattr(service.catalog, "_clock", lambda: now)
+        source.catalog.touch(SCOPE, ["soon"])
+        now += 3_599 * 1_000_000
+        source.catalog.touch(SCOPE, ["soon"])
+        now += 2 * 1_000_000
+        assert target.sweep().expired == 1
+        assert copy(source, target).copied == 1
+        assert target.handle(PrepareRead(SCOPE, "soon")) is not None
+
+
+def test_what_the_source_deleted_and_forgot_since_an_earlier_copy_is_named(
+    tmp_path: Path, elsewhere: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled(tmp_path / "source.db")
+    with ends(tmp_path, elsewhere) as (source, target):
+        assert copy(source, target).strays == ()
+        target.handle(CommitWrite(SCOPE, "own", uuid7(), b"1", None))
+        target.handle(CommitWrite(Scope("default", "other"), "own", uuid7(), b"1", None))
+        for key in ("large", "user/ada/profile"):
+            source.handle(Delete(SCOPE, key, uuid7()))
+        assert copy(source, target).strays == ()
+        source.handle(Delete(SCOPE, "empty", uuid7()))
+        assert source.catalog.drop_tombstones(before=source.catalog.clock() + 1, limit=100) == 4
+
+    places = [str(tmp_path / "source.db"), elsewhere, "--target-blobs", str(tmp_path / "blobs")]
+    assert main(["copy", *places]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("only in the target: default/app empty\nonly in the target: default/app own\nagent-memory:")
+    with ends(tmp_path, elsewhere) as (_, target):
+        assert target.handle(PrepareRead(SCOPE, "own")) is not None
 
 
 def test_what_takes_long_to_copy_is_not_swept_meanwhile(
