@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from collections.abc import Mapping
 from typing import Final
 
@@ -49,6 +51,9 @@ def check_parents(request: ListParents) -> None:
 def check_vector(vector: bytes) -> None:
     if not 0 < len(vector) <= 4 * MAX_DIMENSIONS or len(vector) % 4:
         raise InvalidRequestError(f"a vector is 1 to {MAX_DIMENSIONS} little-endian 32-bit floats")
+    # As doubles so many floats never add up to infinity by themselves.
+    if not math.isfinite(sum(struct.unpack(f"<{len(vector) // 4}f", vector))):
+        raise InvalidRequestError("the numbers of a vector are finite")
 
 
 def check_offset(offset: int) -> None:
@@ -98,6 +103,18 @@ def check_write_id(write_id: str) -> None:
         raise InvalidRequestError("a write id has 1 to 128 characters")
 
 
+def check_text(text: str | None, what: str) -> None:
+    """Refuse what not every catalog can hold as a text."""
+    if text is None or (text.isascii() and "\0" not in text):
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequestError(f"{what} must be valid Unicode; it has a lone surrogate") from None
+    if "\0" in text:
+        raise InvalidRequestError(f"{what} must not contain NUL")
+
+
 def check_write(request: CommitWrite | Delete) -> None:
     if request.write_id is not None:
         check_write_id(request.write_id)
@@ -116,3 +133,6 @@ def check_write(request: CommitWrite | Delete) -> None:
         check_ttl(request.ttl_seconds)
         if not request.content_type or len(request.content_type) > 255:
             raise InvalidRequestError("content_type has 1 to 255 characters")
+        check_text(request.content_type, "content_type")
+        check_text(request.signature, "a signature")
+        check_text(request.schema_name, "schema_name")

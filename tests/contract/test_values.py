@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import math
+import struct
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, Field, SecretStr, computed_field
 
-from agent_memory import DeserializationError, IntegrityError, SchemaError, SerializationError
-from agent_memory.messages import INLINE_LIMIT
+from agent_memory import DeserializationError, IntegrityError, InvalidRequestError, SchemaError, SerializationError
+from agent_memory.ids import uuid7
+from agent_memory.messages import INLINE_LIMIT, JSON, CommitWrite, Scope
 from tests.support.models import Aliased, Point, Profile
 
 CHUNK = 128 * 1024
@@ -200,3 +203,22 @@ def test_large_models_come_back(chunked: Any) -> None:
     chunked.app_state.set("key", value)
 
     assert chunked.app_state.get("key", as_type=Profile) == value
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"content_type": "text\0plain"},
+        {"schema_name": "\0"},
+        {"signature": "v1:\0"},
+        {"vectors": (struct.pack("<2f", math.nan, 1),)},
+        {"vectors": (struct.pack("<3f", math.inf, -math.inf, 1),)},
+    ],
+    ids=["content type", "schema name", "signature", "not a number", "infinite"],
+)
+def test_what_one_catalog_could_not_hold_is_refused_by_all(store: Any, memory: Any, wrong: dict[str, Any]) -> None:
+    write = CommitWrite(Scope("default", store.application), "key", uuid7(), b"{}", None, JSON)
+    with pytest.raises(InvalidRequestError):
+        store.send(memory, write._replace(**wrong))
+
+    assert store.send(memory, write).version == 1
