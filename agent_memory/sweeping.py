@@ -80,37 +80,31 @@ class SweepAfterWrites:
         self._next = time.monotonic() + _EVERY_SECONDS
         self._closing = threading.Event()
         self._has_written = self._has_swept = False
-        self.running = threading.Lock()
+        self.thread: threading.Thread | None = None
 
     def after_write(self) -> None:
         """Sweep, if it is time to, on a thread: the writer, and those behind it, do not wait for an object store."""
         self._has_written = True
-        if time.monotonic() < self._next or not self.running.acquire(blocking=False):
+        if time.monotonic() < self._next or (self.thread is not None and self.thread.is_alive()):
             return
         self._next = time.monotonic() + _EVERY_SECONDS
-        self._has_swept = True
-        try:
-            threading.Thread(target=self._run, name="agent-memory-sweep", daemon=True).start()
-        except RuntimeError:
-            # No thread is to be had. The write before it is done and must not look as if it were not.
-            self.running.release()
-
-    def _run(self) -> None:
-        try:
-            self._sweep_all()
-        finally:
-            self.running.release()
+        # No lock says that it runs: Ctrl-C behind its acquiring would leave it taken, and nothing could be closed.
+        self.thread = threading.Thread(target=self._sweep_all, name="agent-memory-sweep", daemon=True)
+        # No thread may be to be had. The write before it is done and must not look as if it were not.
+        with suppress(RuntimeError):
+            self.thread.start()
 
     def _sweep_all(self) -> None:
         """Sweep in pieces, and rest as long as each took: of the one writer that a file has others need the most."""
+        rest = 0.0
         # The next one tries again.
         with suppress(AgentMemoryError):
-            while True:
+            while not self._closing.wait(rest):
+                self._has_swept = True
                 began = time.monotonic()
                 if max(self._sweep(_SMALL_SWEEP)) < _SMALL_SWEEP:
                     return
-                if self._closing.wait(time.monotonic() - began):
-                    return
+                rest = time.monotonic() - began
 
     def close(self, *, sweep: bool) -> None:
         """Begin no other sweep, and wait for the end of one that has begun.
@@ -120,6 +114,8 @@ class SweepAfterWrites:
         """
         self._next = math.inf
         self._closing.set()
-        with self.running, suppress(AgentMemoryError):
-            if sweep and self._has_written and not self._has_swept:
+        if self.thread is not None and self.thread.is_alive():
+            self.thread.join()
+        if sweep and self._has_written and not self._has_swept:
+            with suppress(AgentMemoryError):
                 self._sweep(_AT_ONCE)

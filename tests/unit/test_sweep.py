@@ -569,8 +569,8 @@ def test_an_embedded_store_sweeps_after_a_write_once_a_minute(tmp_path: Path, mo
         monkeypatch.setattr(time, "monotonic", lambda: later)
         memory.app_state.set("k", 2)
         memory.app_state.set("k", 3)
-        with service._sweeper.running:
-            assert len(sweeps) == 1
+        service._sweeper.thread.join()
+        assert len(sweeps) == 1
         assert sweeps[0] is not None, "a bounded number of things"
 
 
@@ -593,8 +593,8 @@ def test_an_embedded_store_sweeps_until_nothing_is_left(tmp_path: Path, monkeypa
         leave_behind(tmp_path / "store.db", 1_050)
         monkeypatch.setattr(service._sweeper, "_next", 0.0)
         memory.app_state.set("k", 1)
-        with service._sweeper.running:
-            assert left(service) == 0, "a hundred a minute would never keep up with two a second"
+        service._sweeper.thread.join()
+        assert left(service) == 0, "a hundred a minute would never keep up with two a second"
 
 
 def test_processes_that_live_for_less_than_a_minute_sweep_too(tmp_path: Path) -> None:
@@ -678,6 +678,28 @@ def test_a_write_is_done_where_no_thread_is_to_be_had(tmp_path: Path, monkeypatc
         monkeypatch.undo()
 
 
+def test_an_interrupt_while_a_sweep_is_begun_keeps_no_store_from_closing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> threading.Thread:
+        raise KeyboardInterrupt
+
+    memory = AgentMemory(tmp_path / "store.db", application="app")
+    sweeper = memory._client.transport().service._sweeper
+    leave_behind(tmp_path / "store.db", 10)
+    monkeypatch.setattr(sweeper, "_next", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "Thread", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            memory.app_state.set("k", 1)
+    closing = threading.Thread(target=memory.close, daemon=True)
+    closing.start()
+    closing.join(10)
+    assert not closing.is_alive()
+    with AgentMemory(tmp_path / "store.db", application="app") as memory:
+        assert left(memory._client.transport().service) == 0
+
+
 def test_a_sweep_that_fails_does_not_make_the_write_before_it_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -691,8 +713,8 @@ def test_a_sweep_that_fails_does_not_make_the_write_before_it_fail(
         monkeypatch.setattr(service._sweeper, "_next", 0.0)
         entry = memory.app_state.set("k", 1)
         assert entry.version == 1
-        with service._sweeper.running:
-            assert memory.app_state.get("k") == 1
+        service._sweeper.thread.join()
+        assert memory.app_state.get("k") == 1
 
 
 def test_a_chunk_s_place_does_not_leave_the_blob_folder(service: StateService) -> None:
