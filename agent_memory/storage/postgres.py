@@ -33,7 +33,6 @@ from .migrations.postgres import VECTOR_SCHEMA, check_schema, migrate
 from .postgres_apply import Context, apply
 from .postgres_binding import Array
 from .postgres_connections import Pool, Session, Settings
-from .postgres_errors import psycopg
 from .postgres_rows import DATABASE_TIME, NOW, live, to_row
 from .postgres_search import list_keys, list_segments
 from .postgres_sweep import BLOB_COLUMNS
@@ -128,23 +127,8 @@ class PostgresCatalog:
     # -- reads -------------------------------------------------------------------------------------------------------
 
     def read(self, scope: Scope, key: str) -> Row | None:
-        # The hottest path: no context managers and no closures here.
-        values = (scope.path, key, None if self._clock is None else self._clock())
-        pool = self._pool
-        session = pool.acquire()
-        try:
-            session.reader.execute(_READ, values, binary=True)
-            row = session.reader.fetchone()
-        except psycopg.Error as error:
-            failure = pool.failed(session, error)
-            if not failure.again:
-                raise failure.error from None
-            return pool.run(lambda session: _read(session, values))
-        except BaseException:
-            pool.release(session)
-            raise
-        pool.release(session)
-        return None if row is None else to_row(row)
+        values = (scope.path, key, self._now())
+        return self._pool.run(lambda session: _read(session, values))
 
     def list(self, request: List) -> list[Row]:
         return self._pool.run(lambda session: list_keys(session, request, self._now()))

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import random
 import re
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from ..errors import InvalidRequestError, UnavailableError
 from .postgres_binding import adapters
-from .postgres_errors import Failure, NoAnswer, abc, adapt, conninfo, pq, psycopg, translate, unconnected, waiting
+from .postgres_errors import NoAnswer, abc, adapt, conninfo, pq, psycopg, translate, unconnected, waiting
 
 T = TypeVar("T")
 Connection: TypeAlias = "psycopg.Connection[tuple[Any, ...]]"
@@ -104,7 +104,10 @@ class Pool:
         self._settings = settings
         self._context = adapters()
         self._idle: deque[Session] = deque()
-        self._free = threading.Semaphore(settings.connections)
+        # No semaphore, which is written in Python: one that Ctrl-C interrupts may stay locked for ever.
+        self._places: SimpleQueue[None] = SimpleQueue()
+        for _ in range(settings.connections):
+            self._places.put(None)
         self._closed = False
 
     def run(self, work: Callable[[Session], T]) -> T:
@@ -113,67 +116,53 @@ class Pool:
         What it does is safe to repeat: a write is known by its write id, a sweep finds what is left.
         """
         for attempt in range(1, _ATTEMPTS + 1):
-            session = self.acquire()
+            held: list[None] = []
             try:
-                result = work(session)
-            except (psycopg.Error, UnicodeEncodeError) as error:
-                failure = self.failed(session, error)
-                if not failure.again or attempt == _ATTEMPTS or (failure.lost and attempt > 1):
-                    raise failure.error from None
-                if not failure.lost:
-                    # Those that met in a deadlock would meet again if all waited alike.
-                    time.sleep(0.005 * attempt * random.uniform(1, 2))
-            except BaseException:
-                self.release(session)
-                raise
-            else:
-                self.release(session)
-                return result
+                # In one step the place is taken and known to be: Ctrl-C may come after any call.
+                held.extend(map(self._places.get, (True,), (self._settings.wait,)))
+                session = self._take()
+                try:
+                    return work(session)
+                except (psycopg.Error, UnicodeEncodeError) as error:
+                    failure = translate(error, lost=session.connection.closed)
+                    if failure.lost:
+                        session.connection.close()
+                        self._drop_idle()
+                finally:
+                    # A session that an interrupt keeps from it is closed with the last reference to it.
+                    self._give_back(session)
+            except Empty:
+                raise UnavailableError(
+                    "all connections to PostgreSQL are in use: open fewer calls at once, or allow more connections",
+                    code="overloaded",
+                    retry_after=1.0,
+                ) from None
+            finally:
+                # No call before it, after which an interrupt may come.
+                if held:
+                    self._places.put(None)
+            if not failure.again or attempt == _ATTEMPTS or (failure.lost and attempt > 1):
+                raise failure.error from None
+            if not failure.lost:
+                # Those that met in a deadlock would meet again if all waited alike.
+                time.sleep(0.005 * attempt * random.uniform(1, 2))
         raise AssertionError("the last attempt returns or raises")
 
-    def acquire(self) -> Session:
-        """Take a session; it must be released, or handed to ``failed``."""
-        if not self._free.acquire(timeout=self._settings.wait):
-            raise UnavailableError(
-                "all connections to PostgreSQL are in use: open fewer calls at once, or allow more connections",
-                code="overloaded",
-                retry_after=1.0,
-            )
+    def _take(self) -> Session:
+        if self._closed:
+            raise UnavailableError("this memory is closed", code="closed")
         try:
-            if self._closed:
-                raise UnavailableError("this memory is closed", code="closed")
-            try:
-                return self._idle.pop()
-            except IndexError:
-                return self._open()
-        except BaseException:
-            self._free.release()
-            raise
+            return self._idle.pop()
+        except IndexError:
+            return self._open()
 
-    def release(self, session: Session) -> None:
-        """Give a session back; one that is not between transactions is rolled back, or dropped."""
-        try:
-            status = session.connection.pgconn.transaction_status
-            if status != pq.TransactionStatus.IDLE:
-                self._settle(session, status)
-            elif self._closed:
-                session.connection.close()
-            else:
-                session.idle_since = time.monotonic()
-                self._keep(session)
-        finally:
-            self._free.release()
-
-    def failed(self, session: Session, error: Exception) -> Failure:
-        """Give back a session whose work raised ``error``, and say what that means."""
-        failure = translate(error, lost=session.connection.closed)
-        if failure.lost:
-            session.connection.close()
-            self._drop_idle()
-            self._free.release()
+    def _give_back(self, session: Session) -> None:
+        """Keep a session; one that is not between transactions is rolled back, or dropped."""
+        status = session.connection.pgconn.transaction_status
+        if status != pq.TransactionStatus.IDLE:
+            self._settle(session, status)
         else:
-            self.release(session)
-        return failure
+            self._keep(session)
 
     def close(self) -> None:
         self._closed = True
@@ -192,7 +181,7 @@ class Pool:
             session.connection.close()
 
     def _keep(self, session: Session) -> None:
-        now = time.monotonic()
+        session.idle_since = now = time.monotonic()
         if self._closed or now - session.born > _LIFETIME_SECONDS:
             session.connection.close()
             return

@@ -11,14 +11,19 @@ import statistics
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent_memory import AgentMemory, AsyncAgentMemory
+from agent_memory.ids import uuid7
+from agent_memory.messages import CommitWrite, Scope
 from agent_memory.operations import Get
+from agent_memory.storage.postgres import PostgresCatalog
 from tests.faults.processes import counter_of, value
+from tests.support.postgres import PostgresServer
 
 
 @pytest.fixture(params=["embedded", "http"])
@@ -322,4 +327,30 @@ def test_reads_that_are_interrupted_leave_later_ones_no_old_value_and_a_fork_no_
             os._exit(0)
         os.waitpid(child, 0)
         assert time.monotonic() - began < 5
+    assert interrupted > 100
+
+
+def test_calls_to_postgresql_that_are_interrupted_leave_every_connection_to_later_ones(
+    interrupt: Callable[[float], None], soak: bool
+) -> None:
+    dice, interrupted = random.Random(33), 0
+    with PostgresServer() as server, closing(PostgresCatalog(server.database(), connections=4)) as catalog:
+        scope = Scope("default", "faults")
+        for _ in range(20_000 if soak else 3_000):
+            try:
+                interrupt(dice.uniform(0.00001, 0.0005))
+                try:
+                    catalog.read(scope, "k")
+                    catalog.write(CommitWrite(scope, "k", uuid7(), b"1", None))
+                finally:
+                    interrupt(0)
+            except KeyboardInterrupt:
+                interrupted += 1
+        at_once, done = threading.Barrier(4), threading.Semaphore(0)
+        for _ in range(4):
+            # Where one hangs, the test is not to.
+            threading.Thread(
+                target=lambda: (catalog._pool.run(lambda _: at_once.wait(20)), done.release()), daemon=True
+            ).start()
+        assert all(done.acquire(timeout=20) for _ in range(4))
     assert interrupted > 100

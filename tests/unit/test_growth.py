@@ -171,10 +171,10 @@ def large_database() -> Iterator[str]:
 def session(large_database: str) -> Iterator[Session]:
     """A session in a transaction that is rolled back."""
     catalog = PostgresCatalog(large_database)
-    session = catalog._pool.acquire()  # pyright: ignore[reportPrivateUsage]
+    session = catalog._pool._take()  # pyright: ignore[reportPrivateUsage]
     with session.connection.transaction(force_rollback=True):
         yield session
-    catalog._pool.release(session)  # pyright: ignore[reportPrivateUsage]
+    catalog._pool._give_back(session)  # pyright: ignore[reportPrivateUsage]
     catalog.close()
 
 
