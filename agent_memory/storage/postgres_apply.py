@@ -7,15 +7,15 @@ still deadlock are repeated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from ..errors import ConflictError, InvalidRequestError, TimedOutError, UnavailableError
 from ..messages import JSON, CommitWrite, Delete, Entry, List, ListParents, PrepareRead, Scope, Search, Write
 from .catalog import COLUMNS, LoadBlob, Operation, Row, add_up
 from .postgres_binding import Array, Vector
-from .postgres_connections import Cursor, Session, psycopg
+from .postgres_connections import Connection, Cursor, Session, psycopg
 from .postgres_rows import LIVE, NOW, to_row
 from .postgres_search import list_keys, list_parents, search
 from .postgres_writes import Kind, finish, is_simple, kind_of, start
@@ -245,16 +245,22 @@ def _read(session: Session, operations: Sequence[Operation], context: Context) -
     step: _Step = {}
     for index, operation in enumerate(operations):
         step.setdefault(operation.scope.path if isinstance(operation, PrepareRead) else index, []).append(index)
-    with ExitStack() as stack:
-        if len(step) > 1:
-            connection = session.connection
-            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-            connection.read_only = True
-            stack.callback(setattr, connection, "isolation_level", None)
-            stack.callback(setattr, connection, "read_only", None)
-            stack.enter_context(connection.transaction())
+    with _snapshot(session.connection) if len(step) > 1 else nullcontext():
         _carry_out(batch, [step], plain=False)
     return batch.results
+
+
+@contextmanager
+def _snapshot(connection: Connection) -> Generator[None]:
+    try:
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        connection.read_only = True
+        with connection.transaction():
+            yield
+    finally:
+        # A connection without an answer is closed by now, and takes no settings: that error would hide the first one.
+        if not connection.closed:
+            connection.isolation_level = connection.read_only = None
 
 
 def _one(session: Session, operations: Sequence[Operation], context: Context, plain: bool) -> list[Any]:

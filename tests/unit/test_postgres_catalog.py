@@ -608,6 +608,19 @@ def test_a_server_that_hangs_is_waited_for_no_longer_than_a_statement_may_take(
     assert capfd.readouterr().err == ""
 
 
+def test_reads_in_one_transaction_that_are_not_answered_are_not_sent_again(address: str) -> None:
+    with closing(PostgresCatalog(address, statement_seconds=0.5)) as catalog:
+        ((backend,),) = catalog._pool.run(lambda session: session.rows("SELECT pg_backend_pid()"))
+        process = psutil.Process(backend)
+        process.suspend()
+        try:
+            with pytest.raises(UnavailableError, match="does not answer"):
+                apply(catalog, PrepareRead(SCOPE, "k"), List(SCOPE, ""))
+        finally:
+            process.resume()
+        assert apply(catalog, PrepareRead(SCOPE, "k"), List(SCOPE, "")) == [None, []]
+
+
 # -- vectors ---------------------------------------------------------------------------------------------------------
 
 
