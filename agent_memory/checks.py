@@ -98,11 +98,6 @@ def check_provenance(provenance: Mapping[str, str]) -> None:
         raise LimitExceededError(f"provenance may have at most {MAX_PROVENANCE_BYTES} bytes")
 
 
-def check_write_id(write_id: str) -> None:
-    if not 0 < len(write_id) <= 128:
-        raise InvalidRequestError("a write id has 1 to 128 characters")
-
-
 def check_text(text: str | None, what: str) -> None:
     """Refuse what not every catalog can hold as a text."""
     if text is None or (text.isascii() and "\0" not in text):
@@ -113,6 +108,12 @@ def check_text(text: str | None, what: str) -> None:
         raise InvalidRequestError(f"{what} must be valid Unicode; it has a lone surrogate") from None
     if "\0" in text:
         raise InvalidRequestError(f"{what} must not contain NUL")
+
+
+def check_write_id(write_id: str) -> None:
+    if not 0 < len(write_id) <= 128:
+        raise InvalidRequestError("a write id has 1 to 128 characters")
+    check_text(write_id, "a write id")
 
 
 def check_write(request: CommitWrite | Delete) -> None:
