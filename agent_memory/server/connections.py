@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import resource
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from ..errors import ProtocolError
 from ..wire import encode_error
@@ -20,6 +20,10 @@ _MOST_FILES: Final = 65_536
 _OTHER_FILES: Final = 256
 _HEAD_BYTES: Final = 64 * 1024
 _HEAD_SECONDS: Final = 20.0
+# Kept, each takes forty times as many bytes as the shortest has.
+_MOST_HEADERS: Final = 128
+# Clients of ours wait for an answer before they ask again.
+_WAITING_REQUESTS: Final = 4
 # Of a body that is refused; a client that sends it all before it reads the answer goes on with its connection.
 _DISCARDED: Final = 64 * 1024 * 1024
 _SAY_THAT_A_BODY_FOLLOWS: Final = (b"content-length", b"transfer-encoding")
@@ -44,8 +48,8 @@ def _most_connections() -> int:
 class BoundedProtocol(HttpToolsProtocol):
     """Ends a connection whose request line, headers, trailers or refused body go on and on, or do not end in time.
 
-    The parser itself would keep them all, and uvicorn's own limit is one between requests. What is no HTTP at all is
-    refused like everything else.
+    And one that sends much before it is answered. The parser itself would keep it all, and uvicorn's own limit is one
+    between requests. What is no HTTP at all is refused like everything else.
     """
 
     _in_head = False
@@ -65,13 +69,18 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
+        if len(self.pipeline) == _WAITING_REQUESTS:
+            raise ProtocolError("too many requests wait for those before them")
         self._in_head, self._discarded_bytes = True, 0
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # What stands behind a body is none of the headers by which a request is judged.
-        if self._in_head:
-            super().on_header(name, value)
+        if not self._in_head:
+            return
+        if len(self.headers) == _MOST_HEADERS:
+            raise ProtocolError("a request has too many headers")
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._in_head, self._kept_bytes = False, 0
@@ -88,6 +97,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._kept_bytes = 0
+        if self.pipeline and len(self.cycle.body) + len(body) > _HEAD_BYTES:
+            # It waits like a head, and nothing reads it before its turn comes.
+            self.transport.abort()
         if self.cycle.response_complete:
             self._discarded_bytes += len(body)
             if self._discarded_bytes > _DISCARDED:
@@ -111,6 +123,12 @@ class BoundedProtocol(HttpToolsProtocol):
             self._head_timer = None
 
     def send_400_response(self, msg: str) -> None:
+        cycle = cast("RequestResponseCycle | None", self.cycle)
+        ahead = cycle is not None and not cycle.response_complete and (cycle.response_started or not cycle.more_body)
+        if ahead or self.pipeline:
+            # It would pass for the answer to the request before, or for a part of that.
+            self.transport.abort()
+            return
         _, body = encode_error(ProtocolError(msg, code="malformed_http"))
         head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: {PROBLEM_TYPE}\r\ncontent-length: {len(body)}\r\n"
         self.transport.write(f"{head}connection: close\r\n\r\n".encode() + body)

@@ -704,6 +704,65 @@ def _statuses(server: ServerProcess, *pieces: bytes) -> list[int]:
     return [int(status) for status in re.findall(rb"HTTP/1\.1 ([0-9]{3})", answers)]
 
 
+def test_a_head_of_very_many_headers_is_refused(server: ServerProcess) -> None:
+    """Kept, a header of four bytes takes forty times as many."""
+    head = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+
+    assert _statuses(server, head + b"a:\r\n" * 127 + b"\r\n") == [200]
+    assert _statuses(server, head + b"a:\r\n" * 128 + b"\r\n") == [400]
+
+
+def test_some_requests_may_wait_for_those_before_them_and_come_in_order(server: ServerProcess) -> None:
+    paths = (b"healthz", b"nowhere", b"readyz", b"openapi.json", b"nowhere")
+    requests = b"".join(b"GET /%s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path for path in paths)
+    answers = raw(server.url, requests.removesuffix(b"\r\n") + b"Connection: close\r\n\r\n")
+
+    assert re.findall(rb"HTTP/1\.1 ([0-9]{3})", answers) == [b"200", b"404", b"200", b"200", b"404"]
+
+
+@pytest.mark.parametrize(
+    "waiting",
+    [
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 5,
+        b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 80000\r\n\r\n" + bytes(80_000),
+        b"no HTTP\r\n\r\n",
+    ],
+    ids=["many", "much", "no HTTP"],
+)
+def test_what_may_not_wait_for_an_answer_closes_the_connection_and_is_no_answer(
+    waiting: bytes,
+) -> None:
+    assert asyncio.run(_behind_a_request_without_an_answer(waiting)) == b""
+
+
+async def _behind_a_request_without_an_answer(waiting: bytes) -> bytes:
+    """Return what is answered to bytes that come behind a request which takes for ever."""
+
+    async def never(scope: Any, receive: Any, send: Any) -> None:
+        while True:
+            # As what waits for a client to leave does.
+            for one in state.connections:
+                cast(connections.BoundedProtocol, one).flow.resume_reading()
+            await asyncio.sleep(0.01)
+
+    config = uvicorn.Config(never, log_config=None, lifespan="off")
+    config.load()
+    state = ServerState()
+    loop = asyncio.get_running_loop()
+    listener = await loop.create_server(lambda: connections.BoundedProtocol(config, state, {}), "127.0.0.1", 0)
+    async with listener:
+        reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
+        writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" + waiting)
+        try:
+            return await asyncio.wait_for(reader.read(), 5)
+        except ConnectionError:
+            return b""
+        finally:
+            writer.close()
+            for task in state.tasks:
+                task.cancel()
+
+
 @pytest.mark.parametrize(
     "encodings", ["Transfer-Encoding: gzip, chunked\r\n", "Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n"]
 )
