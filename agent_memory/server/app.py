@@ -22,7 +22,7 @@ from ..service import StateService
 from ..storage.blobs import URL_SECONDS, FileBlobs, chunk_name
 from ..storage.object_blobs import ObjectBlobs
 from ..transports.local import LocalTransport
-from ..wire import BODY_LIMIT, VERBS, decode_request, encode_reply
+from ..wire import BODY_LIMIT, VERBS, decode_request, encode_reply, parts_of
 from .asgi import (
     BLOCK,
     Disconnected,
@@ -79,9 +79,7 @@ def create_app(service: StateService, settings: Settings | None = None) -> ASGIA
     settings = settings or Settings(LoopbackGate(), RequestLog(sys.stderr))
     urls = BlobUrls(service.catalog.secret("blob-urls"))
     transport = LocalTransport(service)
-    shared = _Shared(
-        Shares(_REQUESTS), Shares(_SEARCHES), Shares(BODY_BYTES), Shares(ANSWER_BYTES), anyio.CapacityLimiter(_PARSERS)
-    )
+    shared = _Shared(Shares(_REQUESTS), Shares(_SEARCHES), Shares(BODY_BYTES), Shares(ANSWER_BYTES), Shares(_PARSERS))
     routes = [
         Route(
             f"/v1/namespaces/{{namespace}}/applications/{{application}}/{state}/{{verb}}",
@@ -167,7 +165,7 @@ class _Shared(NamedTuple):
     searches: Shares
     bodies: Shares
     answers: Shares
-    parsers: anyio.CapacityLimiter
+    parsers: Shares
 
 
 class VerbEndpoint:
@@ -226,16 +224,23 @@ class VerbEndpoint:
         path: dict[str, str] = scope["path_params"]
         namespace, application, verb = path["namespace"], path["application"], path["verb"]
 
-        async def make_room(size: int) -> None:
-            turn = self._shared.bodies.turn(namespace, "large bodies", _CALL_SECONDS, body_bytes(size))
-            await large.enter_async_context(turn)
+        change: Callable[[int], None] | None = None
 
-        raw = await read_body(scope, receive, BODY_LIMIT, SMALL_BODY, make_room)
-        return await _heavy(
-            len(raw) > SMALL_BODY,
-            lambda: decode_request(verb, namespace, application, self._state, raw),
-            self._shared.parsers,
-        )
+        async def make_room(count: int) -> None:
+            nonlocal change
+            turn = self._shared.bodies.turn(namespace, "large bodies", _CALL_SECONDS, count)
+            change = await large.enter_async_context(turn)
+
+        raw = await read_body(scope, receive, BODY_LIMIT, SMALL_BODY, lambda size: make_room(body_bytes(size)))
+        kept = body_bytes(len(raw), parts_of(raw))
+        if change is not None:
+            change(kept)
+        elif kept:
+            await make_room(kept)
+        else:
+            return decode_request(verb, namespace, application, self._state, raw)
+        async with self._shared.parsers.turn(namespace, "large bodies", _CALL_SECONDS):
+            return await anyio.to_thread.run_sync(decode_request, verb, namespace, application, self._state, raw)
 
     def _make_room(
         self, large: contextlib.AsyncExitStack, namespace: str, count: int, seconds: float = _CALL_SECONDS
@@ -318,8 +323,8 @@ class Fixed:
         await answer(send, 200, self._body, _JSON)
 
 
-async def _heavy(large: bool, work: Callable[[], Any], threads: anyio.CapacityLimiter | None = None) -> Any:
-    return await anyio.to_thread.run_sync(work, limiter=threads) if large else work()
+async def _heavy(large: bool, work: Callable[[], Any]) -> Any:
+    return await anyio.to_thread.run_sync(work) if large else work()
 
 
 def _may_take_long(message: StateMessage) -> bool:

@@ -1,7 +1,7 @@
 """What requests take of a worker's memory, reckoned before they take it: few large ones at once, any number of small.
 
-In bytes of memory, not of JSON: a body is there as text and as values too, what an answer carries as rows, in base64
-and as JSON.
+In bytes of memory, not of JSON: a body is there as text and as values too, of which the smallest take the most, what an
+answer carries as rows, in base64 and as JSON.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from ..messages import (
 from ..storage.catalog import READ_LIMIT
 
 SMALL_BODY: Final = 128 * 1024
-"""A body up to this takes no part: each verb but a batch needs less."""
+"""A body up to this takes no part, if it has few parts: each verb but a batch needs less."""
+
+SMALL_PARTS: Final = 1_000
 
 BODY_BYTES: Final = 256 * 1024**2
 ANSWER_BYTES: Final = 512 * 1024**2
@@ -32,11 +34,15 @@ ANSWER_BYTES: Final = 512 * 1024**2
 _ENTRY: Final = 8 * 1024
 _CHUNK: Final = 1024
 _SMALL: Final = 512 * 1024
+# An object of one field, and its place in a list.
+_PART: Final = 200
+# A batch of a thousand writes has about 20,000.
+_USUAL_PARTS: Final = 25_000
 
 
-def body_bytes(size: int) -> int:
-    """Return what a body takes until it is answered."""
-    return 3 * size if size > SMALL_BODY else 0
+def body_bytes(size: int, parts: int = _USUAL_PARTS) -> int:
+    """Return what a body takes until it is answered, 0 if that is little."""
+    return 3 * size + parts * _PART if size > SMALL_BODY or parts > SMALL_PARTS else 0
 
 
 def answer_bytes(message: Message) -> int:

@@ -3,7 +3,7 @@
 from .bodies import BODY_LIMIT, LOGGED_ID, VERBS
 from .problems import decode_error, encode_error
 from .replies import decode_reply, encode_reply
-from .requests import decode_request, encode_request
+from .requests import decode_request, encode_request, parts_of
 
 __all__ = [
     "BODY_LIMIT",
@@ -15,4 +15,5 @@ __all__ = [
     "encode_error",
     "encode_reply",
     "encode_request",
+    "parts_of",
 ]

@@ -32,8 +32,8 @@ from ..messages import (
 from .blobs import as_is, blob_body, blob_of, from_base64, inline, inline_bytes, to_base64
 from .bodies import VERB_OF, VERBS
 
-# Parsed, each part takes up to 200 bytes. A batch of a thousand writes has about 20,000.
-_MOST_COMMAS: Final = 250_000
+_MOST_PARTS: Final = 250_000
+_LISTED_ERRORS: Final = 100
 
 
 def encode_request(message: Message) -> tuple[str, bytes]:
@@ -195,8 +195,13 @@ def decode_request(verb: str, namespace: str, application: str, state: str, raw:
     return _DECODERS[verb](Scope(namespace, application, check_request_id(request_id)), body, None)
 
 
+def parts_of(raw: bytes) -> int:
+    """Return about how many values there are in JSON; more of them have no comma between them only deep inside."""
+    return raw.count(b",")
+
+
 def _parse(raw: bytes) -> Any:
-    if raw.count(b",") > _MOST_COMMAS:
+    if parts_of(raw) > _MOST_PARTS:
         raise LimitExceededError("a request body has too many parts")
     try:
         value = json.loads(
@@ -250,6 +255,9 @@ def _validated(adapter: TypeAdapter[Any], value: Any) -> Any:
 
 
 def _places(error: ValidationError) -> str:
+    if (count := error.error_count()) > _LISTED_ERRORS:
+        # All of them would be listed for the first three: a second for a body that was there in a millisecond.
+        return f"{count} fields are not what this verb takes"
     found = error.errors(include_url=False, include_context=False, include_input=False)
     return "; ".join(f"{'.'.join(map(str, one['loc']))[:80] or 'body'}: {one['type']}" for one in found[:3])
 

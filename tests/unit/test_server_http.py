@@ -13,6 +13,7 @@ import re
 import resource
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from datetime import datetime
@@ -1096,6 +1097,34 @@ def test_a_search_that_nobody_waits_for_any_more_is_not_carried_out(
         over.set()
         service.close()
     assert searching == ["first", "waits"]
+
+
+@pytest.mark.parametrize(("parts", "size"), [(200_000, 1), (18_000, 1), (9, 60_000)], ids=["many", "small", "few"])
+def test_bodies_of_many_parts_take_the_memory_that_these_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int, size: int
+) -> None:
+    monkeypatch.setattr(app, "BODY_BYTES", 60 * 1024 * 1024)
+    monkeypatch.setattr(app, "_CALL_SECONDS", 1.0)
+    service = open_service(str(tmp_path / "store.db"), None)
+    service._methods = {**service._methods, Search: lambda _: time.sleep(2) or []}  # type: ignore[misc]
+    served = app.create_app(service, app.Settings(LoopbackGate(), RequestLog(io.StringIO())))
+    body = json.dumps({"prefix": "", "filter": {"a": [{"": "x" * size}] * parts}})
+    kept, most = len(body) * 3 + parts * 200, 40 * 1024 * 1024
+
+    async def ask() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(served), base_url="http://localhost") as http:
+            path, headers = (
+                "/v1/namespaces/acme/applications/any/app_state/search",
+                {"Content-Type": "application/json"},
+            )
+            return await asyncio.gather(*(http.post(path, content=body, headers=headers) for _ in range(40)))
+
+    answers = asyncio.run(ask())
+    service.close()
+    reasons = [answer.json().get("detail", "") for answer in answers]
+    assert len(reasons) - reasons.count("too many large bodies at once") <= most // kept
+    if kept * 40 > most:
+        assert "too many large bodies at once" in reasons
 
 
 def test_an_answer_that_nobody_fetches_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -257,6 +257,11 @@ def test_a_malformed_body_is_described_without_its_values() -> None:
     assert str(caught.value) == "state_key: string_type; version: int_type"
 
 
+def test_a_body_of_very_many_faults_is_described_by_their_number() -> None:
+    with pytest.raises(InvalidRequestError, match=r"^60000 fields are not"):
+        decode_request("batch", "a", "b", "app_state", b'{"operations": [%s]}' % b",".join([b"0"] * 60_000))
+
+
 @pytest.mark.parametrize(
     ("operand", "complaint"),
     [
