@@ -25,6 +25,7 @@ from ..transports.local import LocalTransport
 from ..wire import BODY_LIMIT, VERBS, decode_request, encode_reply, parts_of
 from .asgi import (
     BLOCK,
+    KEPT,
     Disconnected,
     MethodNotAllowedError,
     Pace,
@@ -209,15 +210,15 @@ class VerbEndpoint:
                 expected = answer_bytes(message)
                 change = await self._make_room(large, namespace, expected) if expected else None
                 body = await self._body(scope, receive, namespace, message)
-                if len(body) > BLOCK:
+                if len(body) > KEPT:
                     # With its places still taken: who is slow to fetch it keeps it in memory, and nothing else.
                     del message
-                    if change is None:
-                        await self._make_room(large, namespace, len(body), seconds=0)
-                    else:
+                    if change is not None:
                         change(len(body))
+                    elif len(body) > BLOCK:
+                        await self._make_room(large, namespace, len(body), seconds=0)
                     return await answer(Pace().of(send), 200, body, _JSON)
-        # Less is in the connection's hands at once, and the clock of each step is a fifth of a small request.
+        # The clock of each step is a fifth of a small request.
         await answer(send, 200, body, _JSON)
 
     async def _message(self, scope: Scope, receive: Receive, large: contextlib.AsyncExitStack) -> StateMessage:

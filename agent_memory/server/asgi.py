@@ -24,6 +24,9 @@ BODY_SECONDS: Final = 20.0
 BLOCK: Final = 1024 * 1024
 """How much of a transfer is in memory at most."""
 
+KEPT: Final = 64 * 1024
+"""How much of an answer may stay with a connection when all else of the request is over."""
+
 # Bytes a second that a transfer has to reach: a link of half a megabit is enough.
 _SLOWEST: Final = 50_000
 
@@ -152,7 +155,7 @@ async def next_part(receive: Receive) -> tuple[bytes, bool]:
 async def answer(
     send: Send, status: int, body: bytes, content_type: bytes, headers: Sequence[tuple[bytes, bytes]] = ()
 ) -> None:
-    """Send a whole answer; nothing in between may keep it."""
+    """Send a whole answer, and wait until no more than KEPT of it is left; nothing in between may keep it."""
     fields = [
         (b"content-type", content_type),
         (b"content-length", str(len(body)).encode()),
@@ -160,9 +163,9 @@ async def answer(
         *headers,
     ]
     await send({"type": "http.response.start", "status": status, "headers": fields})
-    # In pieces, each of which waits until the one before is nearly gone.
+    # In pieces, each of which waits until the one before is nearly gone; of a long answer the last one is empty.
     start = 0
-    while start + BLOCK < len(body):
+    while start + KEPT < len(body):
         await send({"type": "http.response.body", "body": body[start : start + BLOCK], "more_body": True})
         start += BLOCK
     await send({"type": "http.response.body", "body": body[start:]})

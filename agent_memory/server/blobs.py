@@ -129,9 +129,9 @@ class BlobEndpoint:
                 start += len(block)
                 if leaving.done():
                     raise Disconnected
-                await send({"type": "http.response.body", "body": block, "more_body": start < end})
-            if scope["method"] == "HEAD" or place.size == 0:
-                await send({"type": "http.response.body", "body": b""})
+                await send({"type": "http.response.body", "body": block, "more_body": True})
+            # What this waits for is that the last block is nearly gone.
+            await send({"type": "http.response.body", "body": b""})
         finally:
             leaving.cancel()
             os.close(file)
