@@ -24,7 +24,6 @@ from ..storage.object_blobs import ObjectBlobs
 from ..transports.local import LocalTransport
 from ..wire import BODY_LIMIT, VERBS, decode_request, encode_reply, parts_of
 from .asgi import (
-    BLOCK,
     KEPT,
     Disconnected,
     MethodNotAllowedError,
@@ -40,7 +39,7 @@ from .auth import Gate, LoopbackGate, host_of
 from .blob_urls import BlobUrls
 from .blobs import BlobEndpoint
 from .log import RequestLog
-from .memory import ANSWER_BYTES, BODY_BYTES, SMALL_BODY, answer_bytes, body_bytes
+from .memory import ANSWER_BYTES, BODY_BYTES, SMALL_BODY, answer_bytes, body_bytes, reply_bytes
 from .openapi import document
 from .shares import Shares
 
@@ -209,14 +208,18 @@ class VerbEndpoint:
                 message = await self._message(scope, receive, large)
                 expected = answer_bytes(message)
                 change = await self._make_room(large, namespace, expected) if expected else None
-                body = await self._body(scope, receive, namespace, message)
+                reply = await self._reply(receive, namespace, message)
+                made = reply_bytes(reply)
+                if change is not None:
+                    change(made)
+                elif made:
+                    change = await self._make_room(large, namespace, made, seconds=0)
+                body = await self._body(scope, message, reply)
                 if len(body) > KEPT:
                     # With its places still taken: who is slow to fetch it keeps it in memory, and nothing else.
-                    del message
+                    del message, reply
                     if change is not None:
                         change(len(body))
-                    elif len(body) > BLOCK:
-                        await self._make_room(large, namespace, len(body), seconds=0)
                     return await answer(Pace().of(send), 200, body, _JSON)
         # The clock of each step is a fifth of a small request.
         await answer(send, 200, body, _JSON)
@@ -248,8 +251,7 @@ class VerbEndpoint:
     ) -> Awaitable[Callable[[int], None]]:
         return large.enter_async_context(self._shared.answers.turn(namespace, "large answers", seconds, count))
 
-    async def _body(self, scope: Scope, receive: Receive, namespace: str, message: StateMessage) -> bytes:
-        reply = await self._reply(receive, namespace, message)
+    async def _body(self, scope: Scope, message: StateMessage, reply: Any) -> bytes:
         return await _heavy(
             _is_large(message, reply) or (self._remote and _names_chunks(reply)),
             lambda: encode_reply(message, reply, self._address(scope, message)),

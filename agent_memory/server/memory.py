@@ -6,21 +6,26 @@ answer carries as rows, in base64 and as JSON.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final, cast
 
 from ..messages import (
     BATCH_INLINE_LIMIT,
     INLINE_LIMIT,
     Batch,
+    Blob,
+    Found,
+    Hit,
     List,
     ListParents,
     ListSegments,
     Message,
+    Page,
     PrepareRead,
     PrepareWrite,
     Search,
+    SegmentPage,
 )
-from ..storage.catalog import READ_LIMIT
+from ..storage.catalog import READ_LIMIT, entry_bytes, text_bytes
 
 SMALL_BODY: Final = 128 * 1024
 """A body up to this takes no part, if it has few parts: each verb but a batch needs less."""
@@ -53,6 +58,30 @@ def answer_bytes(message: Message) -> int:
         found = _found_bytes(message)
     most = found + 4 * min(found, BATCH_INLINE_LIMIT)
     return most if most > _SMALL else 0
+
+
+def reply_bytes(reply: Any) -> int:
+    """Return what a reply and the answer that is made of it take, or 0 if that is little."""
+    most = _made_bytes(reply)
+    return most if most > _SMALL else 0
+
+
+def _made_bytes(reply: Any) -> int:
+    match reply:
+        case Found(entry, data, blob):
+            return entry_bytes(entry) + 4 * len(data or b"") + _made_bytes(blob)
+        case Blob():
+            return len(reply.chunks) * _CHUNK
+        case Hit():
+            return _made_bytes(reply.found)
+        case Page():
+            return sum(map(_made_bytes, reply.found))
+        case SegmentPage():
+            return sum(map(text_bytes, reply.segments))
+        case list():
+            return sum(map(_made_bytes, cast("list[Any]", reply)))
+        case _:
+            return 0
 
 
 def _found_bytes(message: Message) -> int:

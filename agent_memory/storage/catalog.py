@@ -130,15 +130,27 @@ def add_up(carried: int, found: Iterable[Row | str]) -> int:
     """
     carried += sum(map(_kept, found))
     if carried > READ_LIMIT:
-        raise LimitExceededError(f"one batch may find {READ_LIMIT // 1024**2} MiB of values; ask for less at once")
+        raise LimitExceededError(
+            f"one batch may find {READ_LIMIT // 1024**2} MiB of values and entries; ask for less at once"
+        )
     return carried
 
 
 def _kept(found: Row | str) -> int:
-    if isinstance(found, str):
-        return _NAME_BYTES + len(found)
-    entry = found.entry
-    return _ENTRY_BYTES + len(found.data or b"") + len(entry.key) + sum(map(len, (entry.provenance or {}).values()))
+    return text_bytes(found) if isinstance(found, str) else len(found.data or b"") + entry_bytes(found.entry)
+
+
+def entry_bytes(entry: Entry) -> int:
+    """Return what an entry takes of the memory of who answers with it."""
+    texts = [entry.key, entry.content_type, entry.signature or "", entry.schema_name or ""]
+    for pair in (entry.provenance or {}).items():
+        texts += pair
+    return _ENTRY_BYTES + text_bytes("".join(texts))
+
+
+def text_bytes(text: str) -> int:
+    """Return what a text takes of memory, in a row and in JSON: there a character may become six, in several copies."""
+    return _NAME_BYTES + 4 * len(text) * (1 if text.isascii() and text.isprintable() else 4)
 
 
 def holds(condition: AllOf, row: Row, load: LoadBlob) -> bool:

@@ -133,6 +133,29 @@ def test_a_batch_of_listings_finds_no_more_than_fits(server: ServerProcess) -> N
         assert problem(api.post("batch", {"operations": [listing] * 100})) == (413, "limit_exceeded")
 
 
+def test_entries_take_what_they_are_in_json(server: ServerProcess) -> None:
+    """A control character of a key is six in JSON, of which there are several copies while it is made."""
+    odd = "\1" * 2_000
+    with httpx.Client(trust_env=False, timeout=20) as http:
+        api = Api(http, server.url, "acme", "any")
+        for start in range(0, 1000, 50):
+            writes = [
+                {
+                    "verb": "commit_write",
+                    "state_key": f"{number:04}{odd}",
+                    "blob": inline(b"{}"),
+                    "provenance": {odd: odd},
+                }
+                for number in range(start, start + 50)
+            ]
+            assert api.post("batch", {"operations": writes}).status_code == 200
+        listing = {"verb": "list", "prefix": "", "limit": 1_000}
+        assert len(api.post("batch", {"operations": [listing]}).json()["results"][0]["entries"]) == 1000
+        assert problem(api.post("batch", {"operations": [listing] * 10})) == (413, "limit_exceeded")
+
+    assert taken(server) < 256
+
+
 def test_clients_that_send_and_fetch_much_at_once_are_all_served(server: ServerProcess) -> None:
     failed: list[Exception] = []
 

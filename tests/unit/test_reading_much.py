@@ -16,7 +16,12 @@ from agent_memory.messages import (
     INLINE_LIMIT,
     JSON,
     Batch,
+    Blob,
+    Chunk,
     CommitWrite,
+    Entry,
+    Found,
+    Hit,
     List,
     Page,
     PrepareRead,
@@ -25,6 +30,7 @@ from agent_memory.messages import (
     Scope,
     Search,
 )
+from agent_memory.server.memory import reply_bytes
 from agent_memory.service import StateService
 from agent_memory.storage import catalog as catalogs
 from agent_memory.storage import sqlite
@@ -106,6 +112,18 @@ def test_a_batch_that_finds_too_much_is_refused_and_writes_nothing(
         service.handle(Batch(SCOPE, (CommitWrite(SCOPE, "new", uuid7(), b"1", None, JSON), search, search)))
 
     assert service.handle(read("new")) is None
+
+
+def test_an_answer_takes_room_for_the_chunks_that_it_names() -> None:
+    """A read of one key may name 10,000."""
+    entry = Entry("k", 1, "1-e", 1, "", "", None, None, None, 0, 0, None, None, False)
+    chunks = tuple(Chunk("blob/1", 65_536) for _ in range(10_000))
+    found = Found(entry, None, Blob("blob", chunks))
+
+    assert reply_bytes(Found(entry, b"x" * 65_536, None)) == 0
+    assert 8_000_000 < reply_bytes(found) < 16_000_000
+    for reply in (Page([found] * 3, None), [Hit(found, None)] * 3, [found, Page([found], None), [Hit(found, 0.5)]]):
+        assert reply_bytes(reply) == 3 * reply_bytes(found)
 
 
 def test_an_answer_names_no_more_chunks_than_a_client_takes(

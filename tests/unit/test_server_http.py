@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
 from agent_memory import AgentMemory, UnavailableError
-from agent_memory.messages import Batch, Entry, Found, Hit, List, Page, Scope, Search
+from agent_memory.messages import Batch, Blob, Chunk, Entry, Found, Hit, List, Page, Scope, Search
 from agent_memory.opening import open_service
 from agent_memory.operations import Set
 from agent_memory.server import app, connections
@@ -1125,6 +1125,24 @@ def test_bodies_of_many_parts_take_the_memory_that_these_take(
     assert len(reasons) - reasons.count("too many large bodies at once") <= most // kept
     if kept * 40 > most:
         assert "too many large bodies at once" in reasons
+
+
+def test_an_answer_that_names_many_chunks_takes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "ANSWER_BYTES", 12 * 1024 * 1024)
+    service = open_service(str(tmp_path / "store.db"), None)
+    entry = Entry("k", 1, "1-e", 1, "", "", None, None, None, 0, 0, None, None, False)
+    place = uuid.uuid4()
+    found = Found(entry, None, Blob("b", tuple(Chunk(f"blob:{place}/{number}", 65_536) for number in range(10_000))))
+    monkeypatch.setattr(service, "read_at_once", lambda _: (True, found))
+    served = app.create_app(service, app.Settings(LoopbackGate(), RequestLog(io.StringIO())))
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(served), base_url="http://localhost") as http:
+            path = "/v1/namespaces/acme/applications/any/app_state/prepare_read"
+            return await http.post(path, json={"state_key": "k"})
+
+    assert problem(asyncio.run(ask())) == (503, "overloaded")
+    service.close()
 
 
 @pytest.mark.parametrize("values", [2, 100])
