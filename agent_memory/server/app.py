@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import AgentMemoryError, ProtocolError, UnavailableError
 from ..keys import check_scope_name
-from ..messages import Batch, Blob, Chunk, Found, Hit, List, ListParents, Page, PrepareWrite, Search
+from ..messages import Batch, Blob, Chunk, CommitWrite, Found, Hit, List, ListParents, Page, PrepareWrite, Search
 from ..messages import Message as StateMessage
 from ..service import StateService
 from ..storage.blobs import URL_SECONDS, FileBlobs, chunk_name
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 _REQUESTS: Final = 192
 # They compute, much of it in Python: more of them at once only hold up each other and all else.
 _SEARCHES: Final = 4
+# Each reads all that was uploaded, on one of the threads for whatever is neither a read of a key nor a quick write.
+_COMMITS: Final = 16
 # What a body is while it is parsed, in text of up to four bytes a letter, is none of the room for bodies.
 _PARSERS: Final = 2
 _CALL_SECONDS: Final = 10.0
@@ -79,7 +81,14 @@ def create_app(service: StateService, settings: Settings | None = None) -> ASGIA
     settings = settings or Settings(LoopbackGate(), RequestLog(sys.stderr))
     urls = BlobUrls(service.catalog.secret("blob-urls"))
     transport = LocalTransport(service)
-    shared = _Shared(Shares(_REQUESTS), Shares(_SEARCHES), Shares(BODY_BYTES), Shares(ANSWER_BYTES), Shares(_PARSERS))
+    shared = _Shared(
+        Shares(_REQUESTS),
+        Shares(_SEARCHES),
+        Shares(_COMMITS),
+        Shares(BODY_BYTES),
+        Shares(ANSWER_BYTES),
+        Shares(_PARSERS),
+    )
     routes = [
         Route(
             f"/v1/namespaces/{{namespace}}/applications/{{application}}/{state}/{{verb}}",
@@ -159,10 +168,11 @@ class BrokenAnswerError(Exception):
 
 
 class _Shared(NamedTuple):
-    """What all tenants share, in requests and searches at once and in bytes."""
+    """What all tenants share, in requests, searches and commits of uploads at once and in bytes."""
 
     requests: Shares
     searches: Shares
+    commits: Shares
     bodies: Shares
     answers: Shares
     parsers: Shares
@@ -259,11 +269,15 @@ class VerbEndpoint:
 
     async def _reply(self, receive: Receive, namespace: str, message: StateMessage) -> Any:
         deadline = time.monotonic() + _CALL_SECONDS
-        if not _may_take_long(message):
+        if _searches(message):
+            turn = self._shared.searches.turn(namespace, "searches", _CALL_SECONDS)
+        elif _commits_uploads(message):
+            turn = self._shared.commits.turn(namespace, "commits of uploads", _CALL_SECONDS)
+        else:
             return await self._transport.asend(message, deadline)
         leaving = asyncio.ensure_future(wait_until_gone(receive))
         try:
-            async with self._shared.searches.turn(namespace, "searches", _CALL_SECONDS):
+            async with turn:
                 if leaving.done():
                     # Who has left may have asked again, and would wait for what nobody waits for.
                     raise Disconnected
@@ -330,11 +344,17 @@ async def _heavy(large: bool, work: Callable[[], Any]) -> Any:
     return await anyio.to_thread.run_sync(work) if large else work()
 
 
-def _may_take_long(message: StateMessage) -> bool:
+def _searches(message: StateMessage) -> bool:
     """Say whether a message may look at all that a tenant has."""
     if isinstance(message, Batch):
-        return any(map(_may_take_long, message.operations))
+        return any(map(_searches, message.operations))
     return isinstance(message, Search | ListParents)
+
+
+def _commits_uploads(message: StateMessage) -> bool:
+    if isinstance(message, Batch):
+        return any(map(_commits_uploads, message.operations))
+    return isinstance(message, CommitWrite) and message.blob is not None
 
 
 def _is_large(message: Any, reply: Any) -> bool:

@@ -1044,6 +1044,44 @@ def test_searches_of_one_tenant_leave_threads_for_those_of_another(tmp_path: Pat
         service.close()
 
 
+def test_commits_of_uploads_of_one_tenant_leave_threads_for_others(tmp_path: Path) -> None:
+    service = open_service(str(tmp_path / "store.db"), None)
+    over = threading.Event()
+    commits: list[str] = []
+
+    def digest(blob_id: str, _: list[int], _sha256: str | None = None) -> None:
+        commits.append(blob_id)
+        over.wait(10)
+
+    service.blobs.digest = digest  # type: ignore[method-assign]
+    served = app.create_app(service, app.Settings(LoopbackGate(), RequestLog(io.StringIO())))
+
+    async def go() -> None:
+        transport = httpx.ASGITransport(served)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            hog = "/v1/namespaces/hog/applications/any/app_state"
+            place = (await http.post(f"{hog}/prepare_write", json={"state_key": "k", "size": 100_000})).json()["blob"]
+            write = {"state_key": "k", "blob": place}
+            batch = {"operations": [{"verb": "commit_write", **write}]}
+            asked = [
+                asyncio.create_task(http.post(f"{hog}/{verb}", json=body))
+                for verb, body in [("commit_write", write), ("batch", batch)] * 30
+            ]
+            while not commits:
+                await asyncio.sleep(0.01)
+            others = await http.post("/v1/namespaces/other/applications/any/app_state/list", json={"prefix": ""})
+            assert others.status_code == 200
+            assert len(commits) <= 11
+            over.set()
+            assert {problem(one) for one in await asyncio.gather(*asked)} == {(409, "blob_incomplete")}
+
+    try:
+        asyncio.run(asyncio.wait_for(go(), 9))
+    finally:
+        over.set()
+        service.close()
+
+
 def test_a_search_that_nobody_waits_for_any_more_is_not_carried_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
