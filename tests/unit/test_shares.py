@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+from collections import Counter
 from contextlib import ExitStack, suppress
 
 import pytest
@@ -142,3 +144,55 @@ def test_places_that_are_given_back_within_a_turn_go_to_whoever_waits() -> None:
             pass
 
     asyncio.run(go())
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_whoever_comes_leaves_waits_and_changes_its_mind_every_place_is_given_back(seed: int) -> None:
+    """Against a count of what each tenant has: never too much, nobody waits for what is free, and none is left."""
+    chance = random.Random(seed)
+    places = chance.choice([1, 2, 3, 4, 9, 64, 1000])
+    shares, held, wishes = Shares(places), Counter[str](), dict[int, tuple[str, int]]()
+
+    def may(tenant: str, count: int) -> bool:
+        return held[tenant] + count - 1 < 2 * (places - held.total() - count + 1)
+
+    async def work(number: int) -> None:
+        tenant, count = chance.choice("abcd"), chance.choice([1, 1, 2, places // 3 + 1, places])
+        wishes[number] = tenant, count
+        try:
+            async with shares.turn(tenant, "places", chance.choice([0, 0.001, 0.01]), count) as change:
+                del wishes[number]
+                held[tenant] += count
+                try:
+                    for wanted in chance.choices([0, 1, count, 2 * count], k=2):
+                        await asyncio.sleep(chance.random() / 300)
+                        change(wanted)
+                        held[tenant] += wanted - count
+                        count = wanted
+                finally:
+                    held[tenant] -= count
+        finally:
+            wishes.pop(number, None)
+
+    async def go() -> None:
+        tasks: list[asyncio.Task[None]] = []
+        for number in range(100):
+            tasks.append(asyncio.create_task(work(number)))
+            await asyncio.sleep(chance.choice([0, 0, 0.001]))
+            if chance.random() < 0.4:
+                chance.choice(tasks).cancel()
+            # Who got a turn finds out some steps later.
+            for _ in range(100):
+                await asyncio.sleep(0)
+                if not any(may(*wish) for wish in wishes.values()):
+                    break
+            else:
+                pytest.fail("somebody waits for what is free")
+            assert held.total() <= places
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            assert result is None or isinstance(result, UnavailableError | asyncio.CancelledError)
+
+    asyncio.run(go())
+    assert held.total() == 0
+    with ExitStack() as stack:
+        assert _takes(shares, stack, "acme") == (2 * places + 2) // 3
