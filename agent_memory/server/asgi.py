@@ -24,6 +24,8 @@ BODY_SECONDS: Final = 20.0
 BLOCK: Final = 1024 * 1024
 """How much of a transfer is in memory at most."""
 
+JSON: Final = b"application/json"
+
 KEPT: Final = 64 * 1024
 """How much of an answer may stay with a connection when all else of the request is over."""
 
@@ -132,6 +134,13 @@ class Pace:
             raise UnavailableError("the bytes did not travel in time", code="request_timeout")
 
         return hurried
+
+
+def no_route() -> ProtocolError:
+    """Return what is raised where a path leads nowhere."""
+    return ProtocolError(
+        "there is nothing at this path; the address that clients take ends before /v1", code="unknown_route"
+    )
 
 
 class MethodNotAllowedError(ProtocolError):

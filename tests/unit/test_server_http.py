@@ -33,11 +33,11 @@ from agent_memory import AgentMemory, UnavailableError
 from agent_memory.messages import Batch, Blob, Chunk, Entry, Found, Hit, List, Page, Scope, Search
 from agent_memory.opening import open_service
 from agent_memory.operations import Set
-from agent_memory.server import app, connections
-from agent_memory.server.app import _is_large
+from agent_memory.server import app, connections, probes, verbs
 from agent_memory.server.asgi import refuse
 from agent_memory.server.auth import LoopbackGate
 from agent_memory.server.log import RequestLog, ServerEvents
+from agent_memory.server.verbs import _is_large
 from tests.support.api import Api, inline, part_files, problem, raw, wait_for
 from tests.support.server import ServerProcess
 
@@ -184,7 +184,7 @@ def test_the_description_says_which_fields_a_request_needs_and_what_a_refusal_is
 def test_a_store_that_hangs_is_not_ready_and_keeps_one_thread_however_often_it_is_asked(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(app, "_PING_SECONDS", 0.02)
+    monkeypatch.setattr(probes, "_PING_SECONDS", 0.02)
     service = open_service(str(tmp_path / "store.db"))
     hanging = threading.Event()
     monkeypatch.setattr(service.blobs, "ping", hanging.wait)
@@ -1085,7 +1085,7 @@ def test_commits_of_uploads_of_one_tenant_leave_threads_for_others(tmp_path: Pat
 def test_a_search_that_nobody_waits_for_any_more_is_not_carried_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "_SEARCHES", 1)
+    monkeypatch.setattr(verbs, "_SEARCHES", 1)
     service = open_service(str(tmp_path / "store.db"), None)
     searching: list[str] = []
     over = threading.Event()
@@ -1141,8 +1141,8 @@ def test_a_search_that_nobody_waits_for_any_more_is_not_carried_out(
 def test_bodies_of_many_parts_take_the_memory_that_these_take(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int, size: int
 ) -> None:
-    monkeypatch.setattr(app, "BODY_BYTES", 60 * 1024 * 1024)
-    monkeypatch.setattr(app, "_CALL_SECONDS", 1.0)
+    monkeypatch.setattr(verbs, "BODY_BYTES", 60 * 1024 * 1024)
+    monkeypatch.setattr(verbs, "_CALL_SECONDS", 1.0)
     service = open_service(str(tmp_path / "store.db"), None)
     service._methods = {**service._methods, Search: lambda _: time.sleep(2) or []}  # type: ignore[misc]
     served = app.create_app(service, app.Settings(LoopbackGate(), RequestLog(io.StringIO())))
@@ -1166,7 +1166,7 @@ def test_bodies_of_many_parts_take_the_memory_that_these_take(
 
 
 def test_an_answer_that_names_many_chunks_takes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "ANSWER_BYTES", 12 * 1024 * 1024)
+    monkeypatch.setattr(verbs, "ANSWER_BYTES", 12 * 1024 * 1024)
     service = open_service(str(tmp_path / "store.db"), None)
     entry = Entry("k", 1, "1-e", 1, "", "", None, None, None, 0, 0, None, None, False)
     place = uuid.uuid4()
