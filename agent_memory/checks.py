@@ -113,12 +113,12 @@ def check_text(text: str | None, what: str) -> None:
 def check_write_id(write_id: str) -> None:
     if not 0 < len(write_id) <= 128:
         raise InvalidRequestError("a write id has 1 to 128 characters")
-    check_text(write_id, "a write id")
 
 
 def check_write(request: CommitWrite | Delete) -> None:
     if request.write_id is not None:
         check_write_id(request.write_id)
+        check_text(request.write_id, "a write id")
     if request.if_match is not None and not request.if_match.strip():
         raise InvalidRequestError("if_match is blank; leave it out to write without a condition")
     if request.provenance is not None:
