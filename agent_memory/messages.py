@@ -156,7 +156,7 @@ class PrepareWrite(NamedTuple):
 
 
 class CommitWrite(NamedTuple):
-    """Make ``data``, or the uploaded ``blob``, the key's new version -> Entry. Fails as a whole with ConflictError.
+    """Make inline or uploaded bytes the new version of a key -> Entry. Fails as a whole with ConflictError.
 
     ``write_id`` names the change, so that it is made once however often it is sent; None for one that nobody sends
     twice. The version expires ``ttl_seconds`` after the commit, by the catalog's clock; with ``keep_ttl`` when the

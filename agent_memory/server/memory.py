@@ -52,10 +52,9 @@ def body_bytes(size: int, parts: int = _USUAL_PARTS) -> int:
 
 def answer_bytes(message: Message) -> int:
     """Return what may be found for a message and made into an answer, or 0 if that is little."""
-    if isinstance(message, Batch):
-        found = min(sum(map(_found_bytes, message.operations)), READ_LIMIT)
-    else:
-        found = _found_bytes(message)
+    operations = message.operations if isinstance(message, Batch) else (message,)
+    # What asks for more is refused when it is carried out, with its reason: it must not wait here for room.
+    found = min(sum(map(_found_bytes, operations)), READ_LIMIT)
     most = found + 4 * min(found, BATCH_INLINE_LIMIT)
     return most if most > _SMALL else 0
 

@@ -335,6 +335,12 @@ def test_bytes_that_are_not_one_sound_json_object_are_malformed(api: Api, conten
         ("prepare_write", {"state_key": "a", "size": 2**30, "chunk_size": 65_536}, (413, "limit_exceeded")),
         ("list", {"prefix": "", "limit": 0}, (400, "invalid_request")),
         ("list", {"prefix": "", "limit": 1_001}, (400, "invalid_request")),
+        # More than there is room for in the server: waiting for room would not help.
+        ("list", {"prefix": "", "limit": 2**40}, (400, "invalid_request")),
+        ("list_segments", {"prefix": "", "limit": 2**40}, (400, "invalid_request")),
+        ("list_parents", {"prefix": "", "limit": 2**40}, (400, "invalid_request")),
+        ("search", {"prefix": "", "limit": 5_000}, (400, "invalid_request")),
+        ("prepare_write", {"state_key": "a", "size": 2**50, "chunk_size": 65_536}, (413, "limit_exceeded")),
         ("list", {"prefix": "a", "cursor": "b"}, (400, "invalid_request")),
         ("batch", {"operations": []}, (413, "limit_exceeded")),
         ("batch", {"operations": [{"verb": "delete", "state_key": "a"}] * 1_001}, (413, "limit_exceeded")),
