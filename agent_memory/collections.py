@@ -158,7 +158,7 @@ class Collection(_CollectionFlows[T]):
         return Document(self._values(item_id))
 
     def list(self, *, limit: int | None = None, reverse: bool = False, after: str | None = None) -> list[Snapshot[T]]:
-        """Return items in the byte order of their ids (``reverse``: newest first), those behind the id ``after``.
+        """Return items in the byte order of their ids (``reverse``: the last first), those behind the id ``after``.
 
         At most ``limit``, or all of them; the id of the last one is the next call's ``after``.
         """

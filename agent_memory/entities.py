@@ -45,7 +45,10 @@ class _EntityKeys:
 
 
 class Entity(_EntityKeys):
-    """What is remembered about one thing. Nothing reached from here belongs to another."""
+    """What is remembered about one thing. Nothing reached from here belongs to another.
+
+    ``prefix`` is what every key of this entity starts with, in the application state.
+    """
 
     __slots__ = ()
 

@@ -166,7 +166,7 @@ class AgentMemory(_AgentMemory):
         """Take away what nobody can reach any more: abandoned uploads, overwritten and expired values, old requests.
 
         A store that no server tends does so by itself, after every minute's first write; one all in files also when it
-        is closed, if its process wrote and lived for less than a minute. A server does it all the time.
+        is closed, if its process wrote and lived for less than a minute. A server does it once a minute.
         """
         return self._client.run(call(Sweep()))
 
