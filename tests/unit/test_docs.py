@@ -61,6 +61,14 @@ def test_every_field_of_a_request_stands_in_the_protocol_beside_its_verb(verb: s
     assert set(VERBS[verb].request.json_schema()["properties"]) <= {*re.findall(r"`(\w+)", row[1]), *beside}
 
 
+def test_the_protocol_names_the_verbs_that_no_batch_takes() -> None:
+    row = re.search(r"^\| `batch` \| .*but for (.*?) \|", (ROOT / "docs" / "protocol.md").read_text(), re.M)
+    assert row is not None
+    taken = VERBS["batch"].request.json_schema()["properties"]["operations"]["items"]["discriminator"]["mapping"]
+
+    assert {*re.findall(r"`(\w+)`", row[1])} == VERBS.keys() - taken.keys() - {"batch"}
+
+
 def test_every_code_of_a_refused_request_stands_in_the_protocol_beside_its_status() -> None:
     table = re.findall(r"^\| (\d{3}[\d, ]*) \| (.*) \|$", (ROOT / "docs" / "protocol.md").read_text(), re.M)
     told = {
