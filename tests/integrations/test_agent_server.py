@@ -90,9 +90,10 @@ def api(langgraph: Path, address: str, tmp_path: Path) -> Iterator[httpx.Client]
     app = tmp_path / "app"
     app.mkdir()
     recipe = (ROOT / "docs" / "langchain.md").read_text().partition("### Agent Server\n")[2].partition("\n### ")[0]
-    blocks: dict[str, str] = dict(re.findall(r"```(\w+)\n(.*?)```", recipe, re.DOTALL))
-    (app / "langgraph.json").write_text(blocks["json"])
-    (app / "store.py").write_text(blocks["py"])
+    for name, block in (("langgraph.json", r"```json\n(.*?)```"), ("store.py", r"```py\n(# store\.py.*?)```")):
+        found = re.search(block, recipe, re.DOTALL)
+        assert found is not None, name
+        (app / name).write_text(found[1])
     (app / "agent.py").write_text(AGENT)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
