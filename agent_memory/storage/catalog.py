@@ -149,8 +149,8 @@ def entry_bytes(entry: Entry) -> int:
 
 
 def text_bytes(text: str) -> int:
-    """Return what a text takes of memory, in a row and in JSON: there a character may become six, in several copies."""
-    return _NAME_BYTES + 4 * len(text) * (1 if text.isascii() and text.isprintable() else 4)
+    """Return what a text takes of memory: once as itself, and in three copies of its JSON."""
+    return _NAME_BYTES + len(text) * (1 if text.isascii() else 4) + 3 * len(pydantic_core.to_json(text))
 
 
 def holds(condition: AllOf, row: Row, load: LoadBlob) -> bool:

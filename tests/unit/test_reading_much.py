@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +37,7 @@ from agent_memory.service import StateService
 from agent_memory.storage import catalog as catalogs
 from agent_memory.storage import sqlite
 from agent_memory.storage.blobs import FileBlobs
+from agent_memory.storage.catalog import text_bytes
 from agent_memory.storage.sqlite import SqliteCatalog
 
 SCOPE = Scope("default", "app")
@@ -124,6 +127,16 @@ def test_an_answer_takes_room_for_the_chunks_that_it_names() -> None:
     assert 8_000_000 < reply_bytes(found) < 16_000_000
     for reply in (Page([found] * 3, None), [Hit(found, None)] * 3, [found, Page([found], None), [Hit(found, 0.5)]]):
         assert reply_bytes(reply) == 3 * reply_bytes(found)
+
+
+@pytest.mark.parametrize("letter", ["n", "é", "\u043a", "日", "🏃", "\x01"])
+@pytest.mark.parametrize("often", [1, 100])
+def test_a_text_takes_room_for_itself_and_its_json_and_no_other_letters(letter: str, often: int) -> None:
+    """The reason of one change may have lines, dashes and an emoji among English words."""
+    text = "They said:\n" + "prefers runs in the morning; " * 100 + letter * 30 * often
+    least = sys.getsizeof(text) + 2 * len(json.dumps(text, ensure_ascii=False).encode())
+
+    assert least <= text_bytes(text) <= 2.5 * least
 
 
 def test_an_answer_names_no_more_chunks_than_a_client_takes(
