@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import sys
 from contextlib import suppress
 from typing import Any, Final, cast
 
@@ -129,7 +130,11 @@ class BoundedProtocol(HttpToolsProtocol):
             # It would pass for the answer to the request before, or for a part of that.
             self.transport.abort()
             return
-        _, body = encode_error(ProtocolError(msg, code="malformed_http"))
+        # What uvicorn has caught is the parser's, which says why it was stopped by its context.
+        failure = sys.exception()
+        reason = failure.__context__ if failure is not None else None
+        detail = str(reason) if isinstance(reason, ProtocolError) else msg
+        _, body = encode_error(ProtocolError(detail, code="malformed_http"))
         head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: {PROBLEM_TYPE}\r\ncontent-length: {len(body)}\r\n"
         self.transport.write(f"{head}connection: close\r\n\r\n".encode() + body)
         self.transport.close()

@@ -719,6 +719,20 @@ def test_a_head_of_very_many_headers_is_refused(server: ServerProcess) -> None:
     assert _statuses(server, head + b"a:\r\n" * 128 + b"\r\n") == [400]
 
 
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        (b"a:\r\n" * 128, b"a request has too many headers"),
+        (b"Connection: upgrade\r\nUpgrade: h2c\r\nContent-Length: 1\r\n", b"asks for another protocol"),
+        (b"Transfer-Encoding: gzip, chunked\r\n", b"a body is chunked or as it is"),
+        (b"no header\r\n", b"Invalid HTTP request received."),
+    ],
+    ids=["headers", "upgrade", "encoding", "no HTTP"],
+)
+def test_the_refusal_of_a_head_says_why(server: ServerProcess, fields: bytes, reason: bytes) -> None:
+    assert reason in raw(server.url, b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\n" + fields + b"\r\n")
+
+
 def test_some_requests_may_wait_for_those_before_them_and_come_in_order(server: ServerProcess) -> None:
     paths = (b"healthz", b"nowhere", b"readyz", b"openapi.json", b"nowhere")
     requests = b"".join(b"GET /%s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path for path in paths)
