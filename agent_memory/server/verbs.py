@@ -106,7 +106,7 @@ class VerbEndpoint:
                 expected = answer_bytes(message)
                 change = await self._make_room(large, namespace, expected) if expected else None
                 reply = await self._reply(receive, namespace, message)
-                made = reply_bytes(reply)
+                made = await _heavy(_is_large(message, reply), lambda: reply_bytes(reply))
                 if change is not None:
                     change(made)
                 elif made:

@@ -37,6 +37,7 @@ from agent_memory.server import app, connections, probes, verbs
 from agent_memory.server.asgi import refuse
 from agent_memory.server.auth import LoopbackGate
 from agent_memory.server.log import RequestLog, ServerEvents
+from agent_memory.server.memory import reply_bytes
 from agent_memory.server.verbs import _is_large
 from tests.support.api import Api, inline, part_files, problem, raw, wait_for
 from tests.support.server import ServerProcess
@@ -1201,6 +1202,32 @@ def test_an_answer_that_names_many_chunks_takes_room(tmp_path: Path, monkeypatch
 
     assert problem(asyncio.run(ask())) == (503, "overloaded")
     service.close()
+
+
+def test_a_long_answer_is_not_reckoned_on_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of a batch may name 100,000 entries, which take a quarter of a second."""
+    reckoned: list[int] = []
+
+    def reckon(reply: Any) -> int:
+        reckoned.append(threading.get_ident())
+        return reply_bytes(reply)
+
+    monkeypatch.setattr(verbs, "reply_bytes", reckon)
+    with AgentMemory(str(tmp_path / "store.db"), application="any") as memory:
+        memory.app_state.batch([Set(f"k{number}", number) for number in range(200)])
+    service = open_service(str(tmp_path / "store.db"), None)
+    served = app.create_app(service, app.Settings(LoopbackGate(), RequestLog(io.StringIO())))
+
+    async def ask(verb: str, body: dict[str, Any]) -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(served), base_url="http://localhost") as http:
+            return await http.post(f"/v1/namespaces/default/applications/any/app_state/{verb}", json=body)
+
+    assert len(asyncio.run(ask("list", {"prefix": "", "limit": 200})).json()["entries"]) == 200
+    assert asyncio.run(ask("prepare_read", {"state_key": "k1"})).status_code == 200
+    service.close()
+
+    long, short = reckoned
+    assert long != short == threading.get_ident()
 
 
 @pytest.mark.parametrize("values", [2, 100])
