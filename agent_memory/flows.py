@@ -32,13 +32,12 @@ from .messages import (
     Found,
     GetRange,
     List,
-    ListParents,
     Message,
+    Operation,
     PrepareRead,
     PrepareWrite,
     PutChunk,
     Scope,
-    Search,
 )
 
 T = TypeVar("T")
@@ -280,11 +279,7 @@ def _put(
 # -- several keys ----------------------------------------------------------------------------------------------------
 
 
-def batch(
-    scope: Scope,
-    operations: Sequence[PrepareRead | CommitWrite | Delete | List | Search | ListParents],
-    transfer: Transfer,
-) -> Flow[list[Any]]:
+def batch(scope: Scope, operations: Sequence[Operation], transfer: Transfer) -> Flow[list[Any]]:
     """Carry out operations in one transaction -> for each read ``(bytes, Entry) | None``, else what the message gives.
 
     Small values travel in the one message; larger ones are uploaded before it and fetched after it.
@@ -311,7 +306,7 @@ def batch(
     return replies
 
 
-def alone(operation: PrepareRead | CommitWrite | Delete | List | Search | ListParents, transfer: Transfer) -> Flow[Any]:
+def alone(operation: Operation, transfer: Transfer) -> Flow[Any]:
     """Carry out one operation as the message that it is: a small read is then answered on the event loop itself."""
     if isinstance(operation, PrepareRead):
         return (yield from read(operation, transfer))

@@ -266,7 +266,7 @@ class Batch(NamedTuple):
     """Carry out several operations in order, in one transaction, all or none -> list of their replies."""
 
     scope: Scope
-    operations: tuple[PrepareRead | CommitWrite | Delete | List | Search | ListParents, ...]
+    operations: tuple[Operation, ...]
 
 
 class PutChunk(NamedTuple):
@@ -332,6 +332,9 @@ class Hit(NamedTuple):
 
 
 Write: TypeAlias = CommitWrite | Delete
+Operation: TypeAlias = PrepareRead | Write | List | Search | ListParents
+"""What may be part of a batch."""
+
 Maintenance: TypeAlias = Sweep | Check | Backup | SetTimes
 Message: TypeAlias = (
     PrepareRead

@@ -14,6 +14,7 @@ from .messages import (
     Hit,
     List,
     ListParents,
+    Operation,
     Page,
     PrepareRead,
     Scope,
@@ -21,7 +22,7 @@ from .messages import (
     SegmentPage,
 )
 from .storage.blobs import BlobStore, blob_of
-from .storage.catalog import GARBAGE, BlobRow, Catalog, LoadBlob, Operation, Row
+from .storage.catalog import GARBAGE, BlobRow, Catalog, LoadBlob, Row
 
 _PUTS_AT_ONCE: Final = 16
 # Each is a URL of some hundred bytes: more would be an answer that no client of ours takes.

@@ -33,6 +33,7 @@ from .messages import (
     ListParents,
     ListSegments,
     Message,
+    Operation,
     Page,
     PrepareRead,
     PrepareWrite,
@@ -45,7 +46,7 @@ from .messages import (
 )
 from .replies import Replies, segment_page
 from .storage.blobs import BlobStore, FileBlobs, blob_of, chunk_name, chunk_sizes
-from .storage.catalog import STAGED, BlobRow, Catalog, Operation, Row, Times, has_writes
+from .storage.catalog import STAGED, BlobRow, Catalog, Row, Times, has_writes
 from .storage.sqlite import SqliteCatalog
 from .sweeping import SweepAfterWrites, SweepReport, sweep
 

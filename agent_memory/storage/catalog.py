@@ -13,7 +13,7 @@ import pydantic_core
 
 from ..errors import ConflictError, LimitExceededError
 from ..filters import AllOf, matches
-from ..messages import CommitWrite, Delete, Entry, List, ListParents, PrepareRead, Scope, Search, Write
+from ..messages import CommitWrite, Delete, Entry, List, ListParents, Operation, Scope, Write
 
 Clock: TypeAlias = Callable[[], int]
 """Microseconds since 1970."""
@@ -111,7 +111,6 @@ class Times(NamedTuple):
     updated_us: int
 
 
-Operation: TypeAlias = PrepareRead | CommitWrite | Delete | List | Search | ListParents
 LoadBlob: TypeAlias = Callable[[Row], bytes]
 """Gives the bytes of a row whose value is a blob."""
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 from ..errors import UnavailableError
-from ..messages import Entry, List, Scope, Write
+from ..messages import Entry, List, Operation, Scope, Write
 from . import postgres_copy
 from . import postgres_sweep as sweep
 from .catalog import (
@@ -22,7 +22,6 @@ from .catalog import (
     BlobRow,
     Clock,
     LoadBlob,
-    Operation,
     Row,
     ScopeRow,
     StoredRow,

@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from ..errors import ConflictError, InvalidRequestError, TimedOutError, UnavailableError
-from ..messages import JSON, CommitWrite, Delete, Entry, List, ListParents, PrepareRead, Scope, Search, Write
-from .catalog import COLUMNS, LoadBlob, Operation, Row, add_up
+from ..messages import JSON, CommitWrite, Delete, Entry, List, ListParents, Operation, PrepareRead, Scope, Search, Write
+from .catalog import COLUMNS, LoadBlob, Row, add_up
 from .postgres_binding import Array, Vector
 from .postgres_connections import Connection, Cursor, Session, psycopg
 from .postgres_rows import LIVE, NOW, to_row
