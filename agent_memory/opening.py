@@ -18,7 +18,7 @@ from .signing import Keyring
 from .storage.blobs import BlobStore, FileBlobs
 from .storage.catalog import Catalog
 from .storage.sqlite import SqliteCatalog
-from .storage.sqlite_connections import BUSY_SECONDS
+from .storage.sqlite_busy import BUSY_SECONDS
 from .transports.local import LocalTransport
 
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")

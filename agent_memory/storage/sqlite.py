@@ -46,7 +46,9 @@ from .catalog import (
     add_up,
     has_writes,
 )
-from .sqlite_connections import BUSY_SECONDS, Connections, translate
+from .sqlite_busy import BUSY_SECONDS
+from .sqlite_connections import Connections
+from .sqlite_errors import translate
 from .sqlite_rows import IS_LIVE, TimeLimit, all_rows, key_range, live_row, to_row
 from .sqlite_search import list_parents, search
 from .sqlite_writes import carry_out

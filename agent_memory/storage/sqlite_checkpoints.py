@@ -7,12 +7,13 @@ which no reader needs it: readers that overlap all the time keep it growing. (Me
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import apsw
+
+from .sqlite_busy import waiting
 
 _EVERY_ROWS: Final = 64
 """A hook of SQLite's, called after each commit, would take 2 µs of it. Values in the catalog add 4 MiB in between, and
@@ -28,12 +29,11 @@ reader stays: at a second each, six of them held all writers up for six in a row
 class Checkpoints:
     """Looks at the length of a database's log from time to time, after a commit and before the next one.
 
-    ``waiting`` makes what SQLite does while it has to wait, for so many seconds; as a rule ``busy_seconds``.
+    ``busy_seconds`` is how long the connection waits otherwise.
     """
 
-    def __init__(self, database: Path, busy_seconds: float, waiting: Callable[[float], Callable[[int], bool]]) -> None:
+    def __init__(self, database: Path, busy_seconds: float) -> None:
         self._busy_seconds = busy_seconds
-        self._waiting = waiting
         # SQLite follows symbolic links before it names the log.
         self._log = f"{os.path.realpath(database)}-wal"
         self._rows = 0
@@ -52,9 +52,9 @@ class Checkpoints:
                 self._patient_from = _LONG_BYTES
             elif length >= self._patient_from:
                 self._patient_from = 2 * length
-                connection.set_busy_handler(self._waiting(min(length / _BYTES_A_SECOND, self._busy_seconds)))
+                connection.set_busy_handler(waiting(min(length / _BYTES_A_SECOND, self._busy_seconds)))
                 try:
                     # New readers take what is in the database by then, so that it waits for one read at most.
                     connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
                 finally:
-                    connection.set_busy_handler(self._waiting(self._busy_seconds))
+                    connection.set_busy_handler(waiting(self._busy_seconds))

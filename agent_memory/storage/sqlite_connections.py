@@ -1,13 +1,11 @@
 """The connections of one process to one SQLite file: one that writes, a pool of readers, and what a fork does to them.
 
-The writer stands under a lock and begins every transaction with ``BEGIN IMMEDIATE``; readers never wait for it. Here
-too SQLite's errors get the names of ours.
+The writer stands under a lock and begins every transaction with ``BEGIN IMMEDIATE``; readers never wait for it.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import threading
 import time
 import weakref
@@ -21,22 +19,15 @@ from typing import Any, Final, TypeVar, cast
 import apsw
 
 from ..disk import disk_error, write_trial
-from ..errors import (
-    AgentMemoryError,
-    IntegrityError,
-    InvalidRequestError,
-    LimitExceededError,
-    UnavailableError,
-)
+from ..errors import InvalidRequestError, UnavailableError
 from .catalog import Clock
 from .migrations.sqlite import MIGRATIONS
+from .sqlite_busy import retry_busy, waiting
 from .sqlite_checkpoints import Checkpoints
+from .sqlite_errors import translate, translated
 from .sqlite_rows import all_rows
 
 T = TypeVar("T")
-
-BUSY_SECONDS: Final = 1.0
-"""How long one attempt waits for another write, at most; the flow tries again until the call's deadline."""
 
 _IDLE_READERS: Final = 16
 _FORK_SECONDS: Final = 10.0
@@ -117,9 +108,9 @@ class Connections:
         self._closed = False
         self._make_file()
         try:
-            checkpoints = Checkpoints(path, busy_seconds, _waiting)
-            self.writing = Writing(_retry_busy(self._open), busy_seconds, checkpoints)
-            _retry_busy(self._prepare_file)
+            checkpoints = Checkpoints(path, busy_seconds)
+            self.writing = Writing(retry_busy(self._open), busy_seconds, checkpoints)
+            retry_busy(self._prepare_file)
         except apsw.Error as error:
             raise translate(error).about(repr(path.name)) from None
         _open_files.add(self)
@@ -137,7 +128,7 @@ class Connections:
     def _open(self) -> apsw.Connection:
         # A file that was taken away meanwhile is not made anew here, readable by others.
         connection = apsw.Connection(str(self._path), flags=apsw.SQLITE_OPEN_READWRITE)
-        connection.set_busy_handler(_waiting(self._busy_seconds))
+        connection.set_busy_handler(waiting(self._busy_seconds))
         all_rows(connection, "PRAGMA trusted_schema = OFF")
         all_rows(connection, f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
         all_rows(connection, "PRAGMA fullfsync = ON")
@@ -288,67 +279,3 @@ if hasattr(os, "register_at_fork"):
         after_in_parent=lambda: _after_fork(child=False),
         after_in_child=lambda: _after_fork(child=True),
     )
-
-
-# -- errors ----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def translated() -> Generator[None]:
-    try:
-        yield
-    except apsw.Error as error:
-        raise translate(error) from None
-
-
-def translate(error: apsw.Error) -> AgentMemoryError:
-    """Name what went wrong without SQLite's own text, which may repeat a value."""
-    match error:
-        case apsw.BusyError() | apsw.LockedError():
-            return UnavailableError("the database is busy with another process's write")
-        case apsw.FullError():
-            return UnavailableError("the disk is full; nothing was changed", code="disk_full")
-        case apsw.IOError():
-            return UnavailableError("the disk failed; nothing was changed", code="disk_failed")
-        case apsw.CantOpenError() | apsw.ReadOnlyError() | apsw.PermissionsError():
-            return UnavailableError("the database cannot be opened for writing; check the file and its folder")
-        case apsw.NotADBError() | apsw.CorruptError():
-            return IntegrityError("the database file is damaged, or no SQLite database; restore it from a backup")
-        case apsw.TooBigError():
-            return LimitExceededError("the value is too large for the catalog")
-        case apsw.ConnectionClosedError():
-            return UnavailableError("this memory is closed", code="closed")
-        case _:
-            return UnavailableError(f"the database failed: {type(error).__name__}", code="database_failed")
-
-
-def _waiting(seconds: float) -> Callable[[int], bool]:
-    """Return what SQLite is to do while another process writes: look again within a millisecond, for so many seconds.
-
-    Its own pauses grow to 100 ms, and a process that writes all the time has the lock whenever such a pause is over: of
-    eight that updated one key for three seconds, one made a single update.
-    """
-    end = 0.0
-
-    def wait(attempt: int) -> bool:
-        nonlocal end
-        now = time.monotonic()
-        if attempt == 0:
-            end = now + seconds
-        time.sleep(random.uniform(0.0002, 0.001))
-        return now < end
-
-    return wait
-
-
-def _retry_busy(function: Callable[[], T]) -> T:
-    """Opening meets Busy without SQLite's own waiting when another process switches the file to WAL or recovers it."""
-    deadline = time.monotonic() + 10
-    while True:
-        try:
-            return function()
-        except (apsw.BusyError, apsw.LockedError, UnavailableError) as error:
-            final = isinstance(error, UnavailableError) and error.code != UnavailableError.code
-            if final or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from agent_memory import AgentMemory, AsyncAgentMemory, UnavailableError
 from agent_memory.ids import uuid7
 from agent_memory.messages import CommitWrite, Scope
-from agent_memory.storage import sqlite_connections
+from agent_memory.storage import sqlite_checkpoints
 from agent_memory.storage.sqlite import SqliteCatalog
 from tests.faults.processes import Child, Report, counter_of, value
 
@@ -498,8 +498,8 @@ def test_readers_that_overlap_all_the_time_do_not_make_the_log_grow(
 
 def test_a_reader_that_stays_holds_writers_up_a_few_times_only(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     allowed: list[float] = []
-    waiting = sqlite_connections._waiting
-    monkeypatch.setattr(sqlite_connections, "_waiting", lambda seconds: allowed.append(seconds) or waiting(seconds))
+    waiting = sqlite_checkpoints.waiting
+    monkeypatch.setattr(sqlite_checkpoints, "waiting", lambda seconds: allowed.append(seconds) or waiting(seconds))
     with closing(SqliteCatalog(database, durable=False, busy_seconds=0.3)) as catalog:
         reader = apsw.Connection(str(database))
         reader.execute("BEGIN").execute("SELECT count(*) FROM entry").fetchall()
