@@ -64,6 +64,12 @@ def successor(prefix: str) -> str | None:
     return None
 
 
+def end_of_parent(parent: str) -> str:
+    """Return the smallest key above every key below a parent, which ends with ``/``."""
+    # "0" follows "/" in every encoding of text.
+    return f"{parent[:-1]}0"
+
+
 def _check_text(text: object, what: str, limit: int) -> str:
     if not isinstance(text, str):
         raise InvalidKeyError(f"{what} must be a string, not {type(text).__name__}")

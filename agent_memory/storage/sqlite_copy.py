@@ -10,6 +10,7 @@ import apsw
 
 from .catalog import COLUMNS, LIVE, ScopeRow, StoredRow, not_older
 from .sqlite_rows import all_rows, to_row
+from .sqlite_vectors import keep_vectors
 from .sqlite_writes import raise_floor, retire
 
 _STORED: Final = f"SELECT {COLUMNS}, scope, ttl_us, vectors FROM entry"
@@ -67,8 +68,7 @@ def take(connection: apsw.Connection, rows: Sequence[StoredRow], now: int) -> No
                 len(vectors),
             ),
         )  # fmt: skip
-        for number, embedding in enumerate(vectors):
-            all_rows(connection, "INSERT INTO vector VALUES (?, ?, ?, ?)", (scope, entry.key, number, embedding))
+        keep_vectors(connection, scope, entry.key, vectors)
         if row.blob_id is not None:
             all_rows(connection, "UPDATE blob SET state = ?, at_us = ? WHERE id = ?", (LIVE, now, row.blob_id))
 

@@ -13,7 +13,7 @@ import apsw
 from ..errors import TimedOutError
 from ..keys import successor
 from ..messages import Entry, Scope
-from .catalog import Row
+from .catalog import COLUMNS, Row
 
 _STEPS: Final = 100_000
 """Steps of SQLite between two looks at the clock: about a millisecond."""
@@ -22,6 +22,11 @@ _new: Final = cast(Any, tuple).__new__
 """What the constructors of NamedTuples come down to: without their way there a row takes half the time."""
 
 IS_LIVE: Final = "NOT deleted AND (expires_us IS NULL OR expires_us > ?)"
+IS_JSON: Final = "content_type = 'application/json'"
+IS_OBJECT: Final = f"{IS_JSON} AND (value IS NULL OR substr(value, 1, 1) = x'7b')"
+"""That a value is a JSON object, or a large one that may be."""
+
+SELECT_ROW: Final = f"SELECT {COLUMNS} FROM entry WHERE scope = ? AND key = ?"
 
 
 def all_rows(connection: apsw.Connection, statement: str, bindings: Sequence[Any] = ()) -> list[Any]:
@@ -75,6 +80,12 @@ def live_row(row: Any, now: int) -> Row | None:
     if row[13] or (row[11] is not None and row[11] <= now):
         return None
     return to_row(row)
+
+
+def read_row(connection: apsw.Connection, scope: str, key: str, now: int) -> Row | None:
+    """Return the row of a key, None if it is absent, deleted or expired."""
+    rows = all_rows(connection, SELECT_ROW, (scope, key))
+    return live_row(rows[0], now) if rows else None
 
 
 def key_range(

@@ -9,9 +9,9 @@ from typing import Any, Final, TypeAlias
 
 import apsw
 
-from ..errors import ConflictError
-from ..messages import CommitWrite, Entry, Write
-from .catalog import COLUMNS, GARBAGE, LIVE, STAGED
+from ..errors import ConflictError, InvalidRequestError
+from ..messages import JSON, CommitWrite, Entry, Write
+from .catalog import GARBAGE, LIVE, STAGED
 from .rules import (
     Current,
     Receipt,
@@ -24,8 +24,8 @@ from .rules import (
     swept_requests,
     write_digest,
 )
-from .sqlite_rows import IS_LIVE, all_rows, live_row
-from .sqlite_search import forget_vectors, keep_vectors
+from .sqlite_rows import IS_LIVE, all_rows, read_row
+from .sqlite_vectors import forget_vectors, keep_vectors
 
 Run: TypeAlias = Callable[..., Any]
 """Executes a statement with its bindings."""
@@ -77,8 +77,7 @@ def _change(connection: apsw.Connection, run: Run, request: Write, digest: bytes
     found = rows[0] if rows else None
     current = Current._make(found[:6]) if found else None
     if not conditions_hold(request, current):
-        rows = all_rows(connection, f"SELECT {COLUMNS} FROM entry WHERE scope = ? AND key = ?", (scope, key))
-        raise condition_failed(request, live_row(rows[0], now) if rows else None)
+        raise condition_failed(request, read_row(connection, scope, key, now))
     entry = None
     if isinstance(request, CommitWrite) or (current is not None and current.live):
         entry, ttl_us = next_entry(request, digest, current, 0 if current else floor_of(connection, scope), now)
@@ -111,7 +110,9 @@ def _put(
     if isinstance(request, CommitWrite):
         data, vectors = request.data, len(request.vectors)
         if vectors:
-            keep_vectors(connection, request)
+            if request.content_type != JSON:
+                raise InvalidRequestError("only a JSON value can have vectors")
+            keep_vectors(connection, request.scope.path, request.key, request.vectors)
         if request.blob is not None:
             blob_id = request.blob.id
             chunk_size = _claim(connection, request, blob_id, entry.updated_us)

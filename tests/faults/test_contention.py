@@ -399,7 +399,7 @@ def test_times_to_live_that_are_restarted_at_once_share_a_transaction(database: 
         with ThreadPoolExecutor(len(keys)) as pool:
             with catalog._writing.lock:
                 readers = [pool.submit(catalog.touch, scope, [key]) for key in keys]
-                while len(catalog._touches.keys) < len(keys):
+                while len(catalog._touches._group.places) < len(keys):
                     time.sleep(0.001)
             for reader in readers:
                 reader.result(10)
@@ -423,14 +423,14 @@ def test_readers_that_restart_times_to_live_wait_no_longer_than_a_writer_would(d
 def test_times_to_live_are_restarted_again_after_one_that_a_signal_kept_from_it(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(_: object) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     scope = Scope("default", "faults")
     with closing(SqliteCatalog(database, busy_seconds=0.1)) as catalog:
         catalog.write(CommitWrite(scope, "k", uuid7(), b"{}", None, sha256="0" * 64, ttl_seconds=100))
         with monkeypatch.context() as patch:
-            patch.setattr(catalog, "_carry_out", interrupted)
+            patch.setattr(catalog._touches, "_carry_out", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 catalog.touch(scope, ["k"])
         with pytest.raises(UnavailableError):

@@ -24,7 +24,7 @@ EXTRAS = {
     "agent_memory/server/": ["server"],
     "agent_memory/storage/object_blobs.py": ["s3"],
     "agent_memory/storage/postgres_errors.py": ["postgres"],
-    "agent_memory/storage/sqlite_search.py": ["vectors"],
+    "agent_memory/storage/sqlite_vectors.py": ["vectors"],
     "integrations/agent_memory_langchain/": ["langchain"],
     "integrations/agent_memory_langchain/sources.py": ["postgres"],
     "examples/": ["examples"],

@@ -35,7 +35,7 @@ from agent_memory.messages import (
 from agent_memory.server.memory import reply_bytes
 from agent_memory.service import StateService
 from agent_memory.storage import catalog as catalogs
-from agent_memory.storage import sqlite
+from agent_memory.storage import sqlite_apply
 from agent_memory.storage.blobs import FileBlobs
 from agent_memory.storage.catalog import text_bytes
 from agent_memory.storage.sqlite import SqliteCatalog
@@ -108,7 +108,7 @@ def test_a_batch_that_finds_too_much_is_refused_and_writes_nothing(
     service: StateService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(catalogs, "READ_LIMIT", 30 * 1024 * 1024)
-    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 60.0)
+    monkeypatch.setattr(sqlite_apply, "BUSY_SECONDS", 60.0)
     search = Search(SCOPE, "", limit=1_000, max_inline_size=INLINE_LIMIT)
     assert len(service.handle(search)) == 300
     with pytest.raises(LimitExceededError):

@@ -13,7 +13,7 @@ from agent_memory import AgentMemory, TimedOutError
 from agent_memory.flows import call
 from agent_memory.messages import Check
 from agent_memory.operations import Delete, Search, Set
-from agent_memory.storage import sqlite, sqlite_rows, sqlite_writes
+from agent_memory.storage import sqlite_apply, sqlite_rows, sqlite_writes
 from agent_memory.wire import decode_error, encode_error
 from agent_memory.wire.problems import PROBLEM_TYPE
 
@@ -36,7 +36,7 @@ def memory(tmp_path: Path) -> Iterator[AgentMemory]:
 def test_a_batch_that_writes_does_not_search_for_longer_than_others_wait(
     memory: AgentMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(sqlite_apply, "BUSY_SECONDS", 0.2)
     searches = [Search("", filter=EVERYBODY, limit=1, offset=100 * STEP)] * 900
     began = time.monotonic()
 
@@ -54,8 +54,8 @@ def test_what_a_batch_writes_takes_nothing_from_the_time_of_its_searches(
         time.sleep(0.5)
         return sqlite_writes.carry_out(*arguments)
 
-    monkeypatch.setattr(sqlite, "carry_out", slow)
-    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.4)
+    monkeypatch.setattr(sqlite_apply, "carry_out", slow)
+    monkeypatch.setattr(sqlite_apply, "BUSY_SECONDS", 0.4)
 
     replies = memory.app_state.batch([Set("user/1/doc", {"text": "y"}), Search("user/1/")])
 
@@ -65,7 +65,7 @@ def test_what_a_batch_writes_takes_nothing_from_the_time_of_its_searches(
 def test_a_search_of_a_server_that_took_too_long_is_not_sent_again(
     memory: AgentMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "_SEARCH_SECONDS", 0)
+    monkeypatch.setattr(sqlite_apply, "_SEARCH_SECONDS", 0)
     with pytest.raises(TimedOutError) as caught:
         memory.app_state.search("")
     status, body = encode_error(caught.value)
@@ -80,7 +80,7 @@ def test_a_search_of_a_server_that_took_too_long_is_not_sent_again(
 def test_a_search_ends_when_its_time_is_over(
     memory: AgentMemory, monkeypatch: pytest.MonkeyPatch, condition: dict[str, object]
 ) -> None:
-    monkeypatch.setattr(sqlite, "_SEARCH_SECONDS", 0.001)
+    monkeypatch.setattr(sqlite_apply, "_SEARCH_SECONDS", 0.001)
     monkeypatch.setattr(sqlite_rows, "_STEPS", 1_000)
     with pytest.raises(TimedOutError, match="search took too long"):
         memory.app_state.search("", filter=condition, limit=1, offset=100 * STEP)
