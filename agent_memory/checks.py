@@ -10,7 +10,7 @@ from typing import Final
 from .errors import InvalidRequestError, LimitExceededError
 from .filters import parse
 from .keys import check_key, check_prefix, check_request_id
-from .messages import PAGE_LIMIT, CommitWrite, Delete, List, ListParents, Scope, Search
+from .messages import JSON, PAGE_LIMIT, CommitWrite, Delete, List, ListParents, Scope, Search
 
 MAX_PROVENANCE_BYTES: Final = 4_096
 MAX_DIMENSIONS: Final = 8_192
@@ -129,6 +129,8 @@ def check_write(request: CommitWrite | Delete) -> None:
             check_vector(vector)
         if len(request.vectors) > MAX_VECTORS:
             raise LimitExceededError(f"a value may have at most {MAX_VECTORS} vectors")
+        if request.vectors and request.content_type != JSON:
+            raise InvalidRequestError("only a JSON value can have vectors")
         if request.if_match is not None and request.if_none_match:
             raise InvalidRequestError("if_match and if_none_match exclude each other")
         check_ttl(request.ttl_seconds)

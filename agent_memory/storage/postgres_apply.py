@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from ..errors import ConflictError, InvalidRequestError, TimedOutError, UnavailableError
-from ..messages import JSON, CommitWrite, Delete, Entry, List, ListParents, Operation, PrepareRead, Scope, Search, Write
+from ..messages import CommitWrite, Delete, Entry, List, ListParents, Operation, PrepareRead, Scope, Search, Write
 from .catalog import COLUMNS, LoadBlob, Row, add_up
 from .postgres_binding import Array, Vector
 from .postgres_connections import Connection, Cursor, Session, psycopg
@@ -68,8 +68,8 @@ def apply(session: Session, operations: Sequence[Operation], context: Context) -
     writes = [operation for operation in operations if isinstance(operation, CommitWrite | Delete)]
     if not writes:
         return _read(session, operations, context)
-    for write in writes:
-        _check_vectors(write, context)
+    if context.vectors is None and any(isinstance(write, CommitWrite) and write.vectors for write in writes):
+        raise no_vectors()
     carry_out = _one if len(operations) == 1 and is_simple(writes[0]) else _together
     plain = False
     for _ in range(_ATTEMPTS):
@@ -90,15 +90,6 @@ def apply(session: Session, operations: Sequence[Operation], context: Context) -
     raise UnavailableError("PostgreSQL: this key is written too often by others; try again")
 
 
-def _check_vectors(write: Write, context: Context) -> None:
-    if not isinstance(write, CommitWrite) or not write.vectors:
-        return
-    if write.content_type != JSON:
-        raise InvalidRequestError("only a JSON value can have vectors")
-    if context.vectors is None:
-        raise no_vectors()
-
-
 def no_vectors() -> InvalidRequestError:
     return InvalidRequestError(
         "semantic search needs the PostgreSQL extension pgvector: install it on the server, run agent-memory migrate, "
@@ -109,27 +100,22 @@ def no_vectors() -> InvalidRequestError:
 # -- why a write was not carried out ---------------------------------------------------------------------------------
 
 
-def receipt(session: Session, write: Write) -> Receipt | None:
-    """Return what is known of an earlier attempt at a write."""
-    rows = session.rows(_RECEIPT, {"scope": write.scope.path, "id": write.write_id})
-    return Receipt(*rows[0]) if rows else None
-
-
 def _answer(session: Session, write: Write, context: Context) -> Entry | None:
     """Return what a write that was not carried out is answered with, or raise ConflictError.
 
     Raises _Missed if nothing stands in its way by now.
     """
-    known = receipt(session, write)
-    if known is not None:
-        return replay(write, known)
-    rows = session.rows(_CURRENT, {"scope": write.scope.path, "key": write.key, "now": context.now})
-    row = rows[0] if rows else None
-    current = None if row is None else Current(row[1], row[2], row[17], row[9], row[11], row[18])
+    for known in session.rows(_RECEIPT, {"scope": write.scope.path, "id": write.write_id}):
+        return replay(write, Receipt(*known))
+    place = {"scope": write.scope.path, "key": write.key}
+    row = current = None
+    for *columns, live, ttl_us in session.rows(_CURRENT, {**place, "now": context.now}):
+        row = to_row(columns)
+        current = Current(row.entry.version, row.entry.etag, live, row.entry.created_us, row.entry.expires_us, ttl_us)
     if not conditions_hold(write, current):
-        raise condition_failed(write, to_row(row) if current is not None and current.live else None)
+        raise condition_failed(write, row if current is not None and current.live else None)
     blob = write.blob if isinstance(write, CommitWrite) else None
-    if blob is not None and not session.rows(_STAGED, {"id": blob.id, "scope": write.scope.path, "key": write.key}):
+    if blob is not None and not session.rows(_STAGED, {**place, "id": blob.id}):
         raise ConflictError("the prepared write has expired; prepare it again", code="blob_gone")
     raise _Missed
 

@@ -9,8 +9,8 @@ from typing import Any, Final, TypeAlias
 
 import apsw
 
-from ..errors import ConflictError, InvalidRequestError
-from ..messages import JSON, CommitWrite, Entry, Write
+from ..errors import ConflictError
+from ..messages import CommitWrite, Entry, Write
 from .catalog import GARBAGE, LIVE, STAGED
 from .rules import (
     Current,
@@ -110,8 +110,6 @@ def _put(
     if isinstance(request, CommitWrite):
         data, vectors = request.data, len(request.vectors)
         if vectors:
-            if request.content_type != JSON:
-                raise InvalidRequestError("only a JSON value can have vectors")
             keep_vectors(connection, request.scope.path, request.key, request.vectors)
         if request.blob is not None:
             blob_id = request.blob.id
