@@ -47,6 +47,7 @@ from .messages import (
 from .replies import Replies, segment_page
 from .storage.blobs import BlobStore, FileBlobs, blob_of, chunk_name, chunk_sizes
 from .storage.catalog import STAGED, BlobRow, Catalog, Row, Times, has_writes
+from .storage.rules import blob_gone
 from .storage.sqlite import SqliteCatalog
 from .sweeping import SweepAfterWrites, SweepReport, sweep
 
@@ -186,10 +187,10 @@ class StateService:
         known = self.catalog.blob(request.write_id or "")
         wanted = (request.scope.path, request.key, request.size, request.chunk_size)
         if known is None or (known.scope, known.key, known.size, known.chunk_size) != wanted:
-            raise ConflictError("the prepared write has expired; prepare it again", code="blob_gone")
+            raise blob_gone()
         # What is never committed would otherwise lie there for as long as somebody asks for its URLs.
         if self.catalog.clock() - made_us(known.id) > _LONGEST_UPLOAD_US or not self.catalog.renew(known.id):
-            raise ConflictError("the prepared write has expired; prepare it again", code="blob_gone")
+            raise blob_gone()
 
     def write(self, request: Write) -> Entry | None:
         """Commit a write -> Entry, or carry out a deletion -> Entry | None."""
@@ -265,10 +266,11 @@ class StateService:
             raise InvalidRequestError("a write needs inline data or a prepared blob")
         known = self.catalog.blob(request.blob.id)
         if known is None or (known.scope, known.key) != (request.scope.path, request.key):
-            raise ConflictError("the prepared write has expired; prepare it again", code="blob_gone")
+            raise blob_gone()
+        blob = blob_of(known.id, known.size, known.chunk_size)
         if known.state != STAGED and request.sha256 is not None:
             # A repeated commit: the receipt answers it, its bytes may be gone by now.
-            return request._replace(blob=blob_of(known.id, known.size, known.chunk_size))
+            return request._replace(blob=blob)
         sizes = chunk_sizes(known.size, known.chunk_size)
         if [chunk.size for chunk in request.blob.chunks] != sizes:
             raise InvalidRequestError("the chunks to commit are not the ones that were prepared")
@@ -283,7 +285,7 @@ class StateService:
                 raise InvalidRequestError("a chunk's etag is not the one of the bytes that were uploaded")
         if request.sha256 is not None and request.sha256 != sha256:
             raise InvalidRequestError("the uploaded bytes do not have the sha256 that the commit names")
-        return request._replace(sha256=sha256, blob=blob_of(known.id, known.size, known.chunk_size))
+        return request._replace(sha256=sha256, blob=blob)
 
     def _explained(self, error: ConflictError, requests: Sequence[Any]) -> ConflictError:
         """Put the current value where the writer asked for it."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
-from ..errors import ConflictError, InvalidRequestError, TimedOutError, UnavailableError
+from ..errors import InvalidRequestError, TimedOutError, UnavailableError
 from ..messages import CommitWrite, Delete, Entry, List, ListParents, Operation, PrepareRead, Scope, Search, Write
 from .catalog import COLUMNS, LoadBlob, Row, add_up
 from .postgres_binding import Array, Vector
@@ -19,7 +19,7 @@ from .postgres_connections import Connection, Cursor, Session, psycopg
 from .postgres_rows import LIVE, NOW, to_row
 from .postgres_search import list_keys, list_parents, search
 from .postgres_writes import Kind, finish, is_simple, kind_of, start
-from .rules import Current, Receipt, condition_failed, conditions_hold, replay
+from .rules import Current, Receipt, blob_gone, condition_failed, conditions_hold, replay
 
 _ATTEMPTS: Final = 20
 _PIPELINE_BYTES: Final = 32 * 1024
@@ -116,7 +116,7 @@ def _answer(session: Session, write: Write, context: Context) -> Entry | None:
         raise condition_failed(write, row if current is not None and current.live else None)
     blob = write.blob if isinstance(write, CommitWrite) else None
     if blob is not None and not session.rows(_STAGED, {**place, "id": blob.id}):
-        raise ConflictError("the prepared write has expired; prepare it again", code="blob_gone")
+        raise blob_gone()
     raise _Missed
 
 

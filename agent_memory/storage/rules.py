@@ -92,6 +92,11 @@ def condition_failed(write: Write, found: Row | None) -> ConflictError:
     return ConflictError("the key is not at the version that was expected", found=found)
 
 
+def blob_gone() -> ConflictError:
+    """Return the error of a write whose blob is no longer staged for its key."""
+    return ConflictError("the prepared write has expired; prepare it again", code="blob_gone")
+
+
 def next_entry(
     write: Write, digest: bytes, current: Current | None, floor: int, now_us: int
 ) -> tuple[Entry, int | None]:

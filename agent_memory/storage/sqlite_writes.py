@@ -9,12 +9,12 @@ from typing import Any, Final, TypeAlias
 
 import apsw
 
-from ..errors import ConflictError
 from ..messages import CommitWrite, Entry, Write
 from .catalog import GARBAGE, LIVE, STAGED
 from .rules import (
     Current,
     Receipt,
+    blob_gone,
     condition_failed,
     conditions_hold,
     etag_of,
@@ -133,7 +133,7 @@ def _claim(connection: apsw.Connection, request: CommitWrite, blob_id: str, now:
         (LIVE, now, blob_id, request.scope.path, request.key, STAGED),
     )
     if not claimed:
-        raise ConflictError("the prepared write has expired; prepare it again", code="blob_gone")
+        raise blob_gone()
     return claimed[0][0]
 
 
