@@ -6,7 +6,8 @@ also knows every blob that was ever handed out and not yet forgotten, and the re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, cast
 
 import pydantic_core
@@ -45,6 +46,11 @@ COLUMNS: Final = (
     "created_us, updated_us, expires_us, provenance, deleted, blob_id, chunk_size, value"
 )
 """The columns that make a Row, in the order in which every catalog reads them."""
+
+
+def provenance_text(provenance: Mapping[str, str] | None) -> str | None:
+    """Return provenance as a catalog stores it: JSON, or NULL where there is none."""
+    return json.dumps(dict(provenance)) if provenance else None
 
 
 class ScoredRow(NamedTuple):

@@ -105,11 +105,12 @@ def _answer(session: Session, write: Write, context: Context) -> Entry | None:
 
     Raises _Missed if nothing stands in its way by now.
     """
-    for known in session.rows(_RECEIPT, {"scope": write.scope.path, "id": write.write_id}):
-        return replay(write, Receipt(*known))
+    if known := session.rows(_RECEIPT, {"scope": write.scope.path, "id": write.write_id}):
+        return replay(write, Receipt(*known[0]))
     place = {"scope": write.scope.path, "key": write.key}
     row = current = None
-    for *columns, live, ttl_us in session.rows(_CURRENT, {**place, "now": context.now}):
+    if rows := session.rows(_CURRENT, {**place, "now": context.now}):
+        *columns, live, ttl_us = rows[0]
         row = to_row(columns)
         current = Current(row.entry.version, row.entry.etag, live, row.entry.created_us, row.entry.expires_us, ttl_us)
     if not conditions_hold(write, current):

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from array import array
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final
 
-from ..messages import JSON
-from .catalog import COLUMNS, LIVE, ScopeRow, StoredRow, not_older
+from .catalog import COLUMNS, LIVE, ScopeRow, StoredRow, not_older, provenance_text
 from .postgres_apply import no_vectors
 from .postgres_binding import Array, Vector
 from .postgres_connections import UNLIMITED, Session, connect, execute
 from .postgres_errors import numeric, psycopg, translate
 from .postgres_rows import NOW, retire, to_row
-from .postgres_writes import projectable
+from .postgres_writes import is_searchable, projectable
 
 _STORED: Final = f"SELECT {COLUMNS}, scope, ttl_us FROM agent_memory.entry"
 _PLACES: Final = "unnest(%(scopes)s::text[], %(keys)s::text[]) AS place (scope, key)"
@@ -158,11 +156,10 @@ def _taken(stored_row: StoredRow) -> tuple[Any, ...]:
     """Return a row as the values of _TAKEN."""
     scope, row, ttl_us, _ = stored_row
     entry, data = row.entry, row.data
-    searchable = entry.content_type == JSON and not entry.deleted and (data is None or data[:1] == b"{")
-    provenance = json.dumps(dict(entry.provenance)) if entry.provenance else None
+    searchable = not entry.deleted and is_searchable(entry.content_type, data)
     return (
-        scope, *entry[:12], provenance, entry.deleted, row.blob_id, row.chunk_size, ttl_us, searchable,
-        searchable and data is not None and projectable(data), data,
+        scope, *entry[:12], provenance_text(entry.provenance), entry.deleted, row.blob_id, row.chunk_size, ttl_us,
+        searchable, searchable and data is not None and projectable(data), data,
     )  # fmt: skip
 
 

@@ -15,7 +15,6 @@ receipts and the rows are read, and the write is repeated, answered from its rec
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Sequence
 from functools import lru_cache
@@ -25,6 +24,7 @@ from typing import Any, Final, NamedTuple
 import pydantic_core
 
 from ..messages import JSON, CommitWrite, Entry, Write
+from .catalog import provenance_text
 from .postgres_binding import Array
 from .postgres_connections import Cursor, Statement, positional
 from .postgres_rows import LIVE, NOW, retire
@@ -90,20 +90,24 @@ def finish(writes: Sequence[Write], rows: Sequence[Any]) -> dict[str, Entry | No
 
 def _input(write: Write, plain: bool) -> tuple[Any, ...]:
     """Return a write as the values of _FIELDS."""
-    provenance = json.dumps(dict(write.provenance)) if write.provenance else None
+    provenance = provenance_text(write.provenance)
     head = (write.key, write.write_id, fingerprint(write), write.if_match)
     if not isinstance(write, CommitWrite):
         return (*head, 0, "", "", None, None, None, None, provenance, None, False, False, None)
     data, blob = write.data, write.blob
     size = len(data) if data is not None else 0 if blob is None else blob.size
-    # A large value may be an object: a search has to load it to see.
-    searchable = write.content_type == JSON and (data is None or data[:1] == b"{")
+    searchable = is_searchable(write.content_type, data)
     return (
         *head, size, write.sha256 or "", write.content_type, write.signature, write.schema_name,
         write.schema_version, None if write.ttl_seconds is None else round(write.ttl_seconds * 1_000_000), provenance,
         None if blob is None else blob.id, searchable,
         searchable and not plain and data is not None and projectable(data), data,
     )  # fmt: skip
+
+
+def is_searchable(content_type: str, data: bytes | None) -> bool:
+    """Say whether a value is a JSON object, or a large one (None) that may be: a search has to load it to see."""
+    return content_type == JSON and (data is None or data[:1] == b"{")
 
 
 def projectable(data: bytes) -> bool:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 import apsw
 
-from .catalog import COLUMNS, LIVE, ScopeRow, StoredRow, not_older
+from .catalog import COLUMNS, LIVE, ScopeRow, StoredRow, not_older, provenance_text
 from .sqlite_rows import all_rows, to_row
 from .sqlite_vectors import keep_vectors
 from .sqlite_writes import raise_floor, retire
@@ -59,13 +58,12 @@ def take(connection: apsw.Connection, rows: Sequence[StoredRow], now: int) -> No
             if version > entry.version or (version == entry.version and etag != entry.etag):
                 raise not_older(stored_row)
             retire(connection, scope, entry.key, None if blob_id == row.blob_id else blob_id, count, now)
-        provenance = json.dumps(dict(entry.provenance)) if entry.provenance else None
         all_rows(
             connection,
             f"INSERT OR REPLACE INTO entry ({', '.join(_TAKEN)}) VALUES ({', '.join('?' * len(_TAKEN))})",
             (
-                scope, *entry[:12], provenance, int(entry.deleted), row.blob_id, row.chunk_size, row.data, ttl_us,
-                len(vectors),
+                scope, *entry[:12], provenance_text(entry.provenance), int(entry.deleted), row.blob_id, row.chunk_size,
+                row.data, ttl_us, len(vectors),
             ),
         )  # fmt: skip
         keep_vectors(connection, scope, entry.key, vectors)

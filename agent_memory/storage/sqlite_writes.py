@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
@@ -10,7 +9,7 @@ from typing import Any, Final, TypeAlias
 import apsw
 
 from ..messages import CommitWrite, Entry, Write
-from .catalog import GARBAGE, LIVE, STAGED
+from .catalog import GARBAGE, LIVE, STAGED, provenance_text
 from .rules import (
     Current,
     Receipt,
@@ -73,17 +72,17 @@ def carry_out(connection: apsw.Connection, run: Run, request: Write, now: int) -
 def _change(connection: apsw.Connection, run: Run, request: Write, digest: bytes, now: int) -> Entry | None:
     """Carry out a write that was not made before, on its conditions; ``digest`` makes its etag unique."""
     scope, key = request.scope.path, request.key
-    rows = run(_SELECT_CURRENT, (now, scope, key)).fetchall()
-    found = rows[0] if rows else None
-    current = Current._make(found[:6]) if found else None
+    current, blob_id, vectors, rowid = None, None, 0, None
+    if rows := run(_SELECT_CURRENT, (now, scope, key)).fetchall():
+        *seen, blob_id, vectors, rowid = rows[0]
+        current = Current._make(seen)
     if not conditions_hold(request, current):
         raise condition_failed(request, read_row(connection, scope, key, now))
     entry = None
     if isinstance(request, CommitWrite) or (current is not None and current.live):
         entry, ttl_us = next_entry(request, digest, current, 0 if current else floor_of(connection, scope), now)
-        if found and (found[6] is not None or found[7]):
-            retire(connection, scope, key, found[6], found[7], now)
-        _put(connection, run, request, entry, ttl_us, found and found[8])
+        retire(connection, scope, key, blob_id, vectors, now)
+        _put(connection, run, request, entry, ttl_us, rowid)
     if request.scope.request_id is not None:
         run(
             "INSERT INTO scope (scope, last_write_us) VALUES (?, ?) "
@@ -115,7 +114,7 @@ def _put(
             blob_id = request.blob.id
             chunk_size = _claim(connection, request, blob_id, entry.updated_us)
     written = (
-        *entry[1:12], ttl_us, json.dumps(dict(entry.provenance)) if entry.provenance else None,
+        *entry[1:12], ttl_us, provenance_text(entry.provenance),
         int(entry.deleted), vectors, blob_id, chunk_size, data,
     )  # fmt: skip
     if rowid is None:
