@@ -32,8 +32,8 @@ from .migrations.postgres import VECTOR_SCHEMA, check_schema, migrate
 from .postgres_apply import Context, apply
 from .postgres_binding import Array
 from .postgres_connections import Pool, Session, Settings
+from .postgres_listing import list_keys, list_segments
 from .postgres_rows import DATABASE_TIME, NOW, live, to_row
-from .postgres_search import list_keys, list_segments
 from .postgres_sweep import BLOB_COLUMNS
 
 __all__ = ["PostgresCatalog", "migrate"]

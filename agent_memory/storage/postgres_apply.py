@@ -16,8 +16,9 @@ from ..messages import CommitWrite, Delete, Entry, List, ListParents, Operation,
 from .catalog import COLUMNS, LoadBlob, Row, add_up
 from .postgres_binding import Array, Vector
 from .postgres_connections import Connection, Cursor, Session, psycopg
+from .postgres_listing import list_keys, list_parents
 from .postgres_rows import LIVE, NOW, to_row
-from .postgres_search import list_keys, list_parents, search
+from .postgres_search import search
 from .postgres_writes import Kind, finish, is_simple, kind_of, start
 from .rules import Current, Receipt, blob_gone, condition_failed, conditions_hold, replay
 

@@ -72,8 +72,7 @@ def drop_tombstones(session: Session, *, before: int, limit: int) -> int:
             SELECT scope, key, version FROM agent_memory.entry WHERE deleted AND updated_us < %(before)s
             LIMIT {limit} FOR UPDATE SKIP LOCKED),
         raised AS (INSERT INTO agent_memory.scope AS scope (scope, version_floor)
-            SELECT scope, max(version) FROM old GROUP BY scope ORDER BY scope ON CONFLICT (scope)
-            DO UPDATE SET version_floor = greatest(scope.version_floor, excluded.version_floor)),
+            SELECT scope, max(version) FROM old GROUP BY scope ORDER BY scope {_KEEP_HIGHER}),
         gone AS (DELETE FROM agent_memory.entry AS entry USING old
             WHERE entry.scope = old.scope AND entry.key = old.key RETURNING 1)
         SELECT count(*) FROM gone""",

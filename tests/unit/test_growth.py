@@ -16,7 +16,7 @@ from agent_memory import drivers, flows
 from agent_memory.ids import uuid7
 from agent_memory.messages import JSON, Batch, CommitWrite, List, ListParents, Message, Scope
 from agent_memory.service import StateService
-from agent_memory.storage import postgres_search, postgres_sweep
+from agent_memory.storage import postgres_listing, postgres_sweep
 from agent_memory.storage.blobs import FileBlobs
 from agent_memory.storage.postgres import PostgresCatalog
 from agent_memory.storage.postgres_connections import Session
@@ -205,7 +205,7 @@ def test_a_page_of_parents_in_postgresql_costs_what_it_shows(
     before = rows_read(session)
     page = ListParents(Scope("default", "parents"), "", cursor, limit=10, depth=depth)
 
-    assert len(postgres_search.list_parents(session, page, None)) == 10
+    assert len(postgres_listing.list_parents(session, page, None)) == 10
     assert rows_read(session) - before < 500
 
 
@@ -219,5 +219,5 @@ def test_the_only_parent_of_many_at_a_depth_is_found_in_postgresql_without_looki
     before = rows_read(session)
     page = ListParents(Scope("default", "parents"), "", depth=1)
 
-    assert postgres_search.list_parents(session, page, None) == ["user/"]
+    assert postgres_listing.list_parents(session, page, None) == ["user/"]
     assert rows_read(session) - before < 100
