@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError as error:
         if error.name is not None:
             raise
-        # One of ours, which says what to install.
+        # Our own errors have no name: they say what to install.
         print(f"agent-memory: {error}", file=sys.stderr)
         return 2
     except AgentMemoryError as error:
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _ShowVersion(argparse.Action):
-    """Looked up when it is asked for: code that runs where nothing is installed has no version."""
+    """Shows the version. It is looked up only then: code that runs without being installed has none."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
         super().__init__(option_strings, dest, nargs=0, help=help)
@@ -199,7 +199,7 @@ def _serve(options: argparse.Namespace) -> int:
         from .server.run import Options, serve
 
         if options.metrics_port is not None and find_spec("prometheus_client") is None:
-            # Asked here, not tried: what it counts in is settled by its first import, in each worker.
+            # Looked for, not imported: where it keeps its counts is decided by the first import, in each worker.
             raise ImportError(name="prometheus_client")
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "httptools", "prometheus_client"):

@@ -39,8 +39,8 @@ _UNWRITABLE: Final = {
     "unknown type": "it holds an instance of a class that Pydantic cannot write",
 }
 
-# What Pydantic says at length of these is about its adapter, or repeats what was given as a type.
-_SAID_BY_THE_CODE: Final = frozenset({"class-not-fully-defined", "schema-for-unknown-type"})
+# Errors of which only the code is shown: their texts speak of Pydantic's adapter, or repeat what was given as a type.
+_SHOWN_BY_CODE: Final = frozenset({"class-not-fully-defined", "schema-for-unknown-type"})
 
 # Pydantic imports a part of itself when the first type is made. A process that forks while a thread is there leaves its
 # child the lock of that import for ever.
@@ -85,20 +85,20 @@ class TypedCodec(Generic[T]):
         problem = None
         try:
             self._adapter: TypeAdapter[T] = TypeAdapter(value_type)
-            # Below the adapter's methods, whose wrapping takes as long as a small model.
+            # Not the adapter's own methods: what they add takes as long as writing a small model.
             self._to_json = self._adapter.serializer.to_json
             self._validate_json: Callable[..., T] = self._adapter.validator.validate_json
         except PydanticUserError as error:
-            problem = error.code if error.code in _SAID_BY_THE_CODE else error.message
+            problem = error.code if error.code in _SHOWN_BY_CODE else error.message
         except Exception as error:
-            # Of what is no type at all: a text is parsed as one, a mapping looked into.
+            # What was given is no type at all; Pydantic parses a text as one and looks into a mapping.
             problem = type(error).__name__
         if problem is not None:
             # Outside the handler: Pydantic's text may repeat a value that was given in place of a type.
             raise SerializationError(f"{self._name} is not a type that Pydantic can store: {problem}")
         self._nests_models = check_storable(value_type)
         self._type = value_type
-        self.schema_name = schema_name(value_type) if _is_model(value_type) else None
+        self.schema_name = schema_name(value_type) if _has_own_name(value_type) else None
         self._raw = value_type is bytes
 
     def encode(self, value: T) -> tuple[Encoded, T]:
@@ -177,7 +177,7 @@ class TypedCodec(Generic[T]):
         if isinstance(self._type, type) and self._type is not Any and not isinstance(value, self._type):
             raise SerializationError(mismatch(self._type, value))
         with suppress(Exception):
-            # What Pydantic warns of has JSON all the same: reading that tells the places, by the names of fields.
+            # Pydantic can write the value all the same. Reading that back strictly tells which fields are wrong.
             data = self._to_json(value, by_alias=False, round_trip=True, warnings=False)
             found = _validated(partial(self._validate_json, strict=True, by_alias=False, by_name=True), data)
             problem = joined(found.problems) if isinstance(found, _Invalid) else problem
@@ -221,7 +221,7 @@ def typed_codec(value_type: Any) -> TypedCodec[Any]:
         return TypedCodec(value_type)
 
 
-def _is_model(value_type: object) -> bool:
+def _has_own_name(value_type: object) -> bool:
     """Say whether a class has a name of its own to store values under: models and dataclasses do, ``int`` does not."""
     return isinstance(value_type, type) and (
         issubclass(value_type, BaseModel) or dataclasses.is_dataclass(cast(object, value_type))

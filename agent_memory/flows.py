@@ -47,10 +47,10 @@ _log: Final = logging.getLogger("agent_memory")
 _FIRST_PAUSE: Final = 0.02
 _LONGEST_PAUSE: Final = 2.0
 _SILENT_SECONDS: Final = 1.0
-"""After them it is told what a call waits for: of a wrong address nobody would hear until the call's time is over."""
+"""A call that fails for longer logs why: else a wrong address would show only when the call's time is over."""
 _RENEWALS: Final = 20
 _HASHED_AT_ONCE: Final = 1024 * 1024
-"""Bytes that are hashed in half a millisecond; for more an event loop is not held up."""
+"""Bytes that are hashed on the event loop itself, in half a millisecond; more of them on a thread."""
 
 
 class Transfer(NamedTuple):
@@ -76,11 +76,11 @@ def call(message: Message) -> Flow[Any]:
                 raise
             now = time.monotonic()
             failing_since = failing_since or now
-            # All who are refused at once hear of the same moment, and would be too many then as well.
+            # A server gives all callers that it refuses the same pause: without jitter they would come back together.
             wanted = error.retry_after
             if not (yield Sleep(pause(attempt) if wanted is None else wanted * random.uniform(1.0, 1.5))):
                 raise
-            # By the clock: where nobody answers at all, the tries take long and the pauses between them are short.
+            # By the clock and not by the pauses, which are short where each attempt waits long for an answer.
             if not told and now >= failing_since + _SILENT_SECONDS:
                 _log.warning("%s; trying again until the call's time is over", error)
                 told = True
@@ -286,7 +286,7 @@ def batch(scope: Scope, operations: Sequence[Operation], transfer: Transfer) -> 
     """
     ready: list[Any] = []
     room = BATCH_INLINE_LIMIT
-    # What reads may fail after the writes beside it are made, and all of it is sent again.
+    # A read may fail after the writes of its batch are committed. Then the batch is sent again: the writes need ids.
     reads = not all(isinstance(operation, CommitWrite | Delete) for operation in operations)
     for operation in operations:
         if reads and isinstance(operation, CommitWrite | Delete) and operation.write_id is None:
@@ -324,10 +324,10 @@ def delete_all(scope: Scope, prefix: str, page_limit: int, write_id: Callable[[]
         if page.found:
             yield from call(Batch(scope, tuple(Delete(scope, one.entry.key, write_id()) for one in page.found)))
             count += len(page.found)
-            # Behind what is deleted: a listing looks at each of its tombstones.
+            # Go on behind what was deleted: a listing reads all tombstones in its range.
             cursor = page.found[-1].entry.key
         elif cursor is not None:
-            # Once more from the start, for what was written there meanwhile.
+            # Once more from the start, for what others wrote meanwhile.
             cursor = None
         else:
             return count

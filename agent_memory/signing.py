@@ -118,9 +118,10 @@ def _mac(secret: bytes, scope: Scope, key: str, content_type: str, sha256: str) 
 
 
 def _keep_key_file(path: Path, *, make: bool) -> None:
-    """See that a key lasts; make one that two processes which start at once agree on: whoever links first has made it.
+    """Bring a key file to the medium; ``make`` makes it first. Of two processes that do so, the first link wins.
 
-    Without it no pickle can be read, and who made it may have been killed before its name was on the medium.
+    A file that is there already is synced, too: the process that made it may have been killed before it did so, and
+    without the key no pickle can be read.
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     try:

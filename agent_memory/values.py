@@ -42,9 +42,9 @@ else:
 
 T = TypeVar("T")
 
-# So often an update that lost tries again at once, and so often by the value that came with the conflict, which costs
-# no call; then it pauses, and reads anew. Only other processes make it lose: longer pauses starve who takes them, and
-# shorter ones cost more tries where there are many.
+# An update that lost tries again: the first times without a pause (IMPATIENT), and a few times with the value that came
+# with the conflict, which costs no call (PATIENT); after that it reads anew. Only other processes can make it lose.
+# With longer pauses it would starve; with shorter ones many processes would need more attempts.
 _IMPATIENT_ATTEMPTS: Final = 2
 _PATIENT_ATTEMPTS: Final = 4
 _LONGEST_PAUSE: Final = 0.02
@@ -215,7 +215,7 @@ class Values(Generic[T]):
         except (UnavailableError, ConflictError):
             raise
         except Exception:
-            # What was made once may not be possible twice: a limit is reached, what was taken away is gone.
+            # The change may have been made by an earlier call, and fail on its own result: a limit is reached by now.
             if write_id is None or not (yield from self._has_receipt(write_id)):
                 raise
             return (yield from self._made_before())
@@ -245,7 +245,7 @@ class Values(Generic[T]):
                     )
             try:
                 made = yield from self._swap(draft, draft.value if result is None else result, reason, write_id)
-                # The receipt of a creation gives its first result even where the value was deleted since.
+                # A repeated creation gets its first result from the receipt, even if the value was deleted since.
                 return made if write_id is None or draft.entry is not None else (yield from self._made_before())
             except ConflictError as error:
                 if error.code == "write_id_reused" and write_id is not None:
@@ -256,7 +256,7 @@ class Values(Generic[T]):
                 if not (yield from turn.wait()) and attempt < _PATIENT_ATTEMPTS:
                     stored = yield from self._found(error)
                 else:
-                    # What came with the error is written over while this one waits, again and again.
+                    # While this one waited, others probably wrote over the value that came with the error.
                     stored = yield from read(self._request(), self.client.config.transfer)
 
     def _has_receipt(self, write_id: str) -> Flow[bool]:

@@ -31,11 +31,11 @@ T = TypeVar("T")
 
 _IDLE_READERS: Final = 16
 _FORK_SECONDS: Final = 10.0
-"""How long a fork waits for calls of other threads; after it the child is left to its luck."""
+"""How long a fork waits for calls of other threads; after that the child keeps the connections as they are."""
 
 _JOURNAL_BYTES: Final = 64 * 1024 * 1024
 _CACHE_KIB: Final = 8 * 1024
-"""Of pages, at most, for each connection. With SQLite's 2 MiB a search of 5 MB read most pages several times."""
+"""Memory for pages, at most, of each connection. With SQLite's 2 MiB a search of 5 MB read most pages several times."""
 
 
 class Writing:
@@ -53,12 +53,12 @@ class Writing:
     def transaction(self, work: Callable[[apsw.Connection], T]) -> T:
         """Return what ``work`` does in a transaction, committed or rolled back as a whole.
 
-        A function and no context manager: Ctrl-C may come before the first step of an ``__exit__``, and the lock would
-        be held for ever.
+        Not a context manager: Ctrl-C may come before the first step of its ``__exit__``, and then nobody would ever
+        release the lock.
         """
         held: list[bool] = []
         try:
-            # For the same reason: in one step the lock is taken and known to be.
+            # One step of the interpreter takes the lock and notes it, so that no Ctrl-C comes in between.
             held.extend(map(self.lock.acquire, (True,), (self.busy_seconds,)))
             if True not in held:
                 raise UnavailableError("the database is busy with other writes of this process")
@@ -68,14 +68,14 @@ class Writing:
         except apsw.Error as error:
             raise translate(error) from None
         finally:
-            # No call before it, after which an interrupt may come.
+            # The first call here: Ctrl-C may come after any other one.
             if True in held:
                 self.lock.release()
 
     def _carry_out(self, work: Callable[[apsw.Connection], T]) -> T:
         try:
             if self.connection.in_transaction:
-                # Of the last one, which was interrupted twice.
+                # The last transaction was interrupted, and its ROLLBACK was, too.
                 self.run("ROLLBACK")
             self.run("BEGIN IMMEDIATE")
             result = work(self.connection)
@@ -83,7 +83,7 @@ class Writing:
             self._checkpoints.after_commit(self.connection)
             return result
         finally:
-            # A commit has ended it, and a full disk may have rolled it back already.
+            # None is open after COMMIT, nor where SQLite rolled back by itself, as it does on a full disk.
             if self.connection.in_transaction:
                 self.run("ROLLBACK")
 
@@ -103,7 +103,7 @@ class Connections:
         self._clock = clock
         self._readers: deque[apsw.Connection] = deque()
         self._opening_reader = threading.Lock()
-        # Weakly, because a read that is interrupted may give none back.
+        # Weak references: a read that is interrupted may not give its connection back.
         self._all_readers: weakref.WeakSet[apsw.Connection] = weakref.WeakSet()
         self._closed = False
         self._make_file()
@@ -126,7 +126,7 @@ class Connections:
             raise UnavailableError(f"cannot open the database {str(self._path)!r}: {error.strerror}") from None
 
     def _open(self) -> apsw.Connection:
-        # A file that was taken away meanwhile is not made anew here, readable by others.
+        # Without the flag to create: a file that was removed meanwhile would be made again, readable by others.
         connection = apsw.Connection(str(self._path), flags=apsw.SQLITE_OPEN_READWRITE)
         connection.set_busy_handler(waiting(self._busy_seconds))
         all_rows(connection, "PRAGMA trusted_schema = OFF")
