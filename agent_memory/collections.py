@@ -36,8 +36,13 @@ class _CollectionFlows(Generic[T]):
         """What every item's key starts with."""
         return self._prefix
 
+    def _key(self, item_id: str) -> str:
+        return self._prefix + segment(item_id, "an item's id")
+
     def _values(self, item_id: str) -> Values[T]:
-        key = self._prefix + segment(item_id, "an item's id")
+        return self._values_at(self._key(item_id))
+
+    def _values_at(self, key: str) -> Values[T]:
         return Values(self._client, self._client.scope, key, self._value_type, self._bound)
 
     def _add(self, value: T, item_id: str | None, ttl: float | None, reason: str | None) -> Flow[str]:
@@ -56,18 +61,14 @@ class _CollectionFlows(Generic[T]):
             named.update(cast("Mapping[str, T]", items))
         else:
             named.update((uuid7(), value) for value in items)
-        names = list(named)
         # Everything is encoded before anything is written: a value that cannot be stored stops them all.
-        commits = {
-            name: self._values(name).commit(
-                self._values(name).encode(named[name])[0], expected=None, ttl=None, reason=reason
-            )
-            for name in names
-        }
+        commits: list[tuple[str, CommitWrite]] = []
+        for name, value in named.items():
+            values = self._values(name)
+            commits.append((name, values.commit(values.encode(value)[0], expected=None, ttl=None, reason=reason)))
         added: list[str] = []
-        for start in range(0, len(names), BATCH_OPERATIONS):
-            part = {name: commits[name] for name in names[start : start + BATCH_OPERATIONS]}
-            added += yield from self._add_batch(part)
+        for start in range(0, len(commits), BATCH_OPERATIONS):
+            added += yield from self._add_batch(dict(commits[start : start + BATCH_OPERATIONS]))
         return added
 
     def _add_batch(self, commits: dict[str, CommitWrite]) -> Flow[list[str]]:
@@ -100,7 +101,7 @@ class _CollectionFlows(Generic[T]):
     def _raw(self, limit: int | None, reverse: bool, after: str | None) -> Flow[list[Snapshot[bytes]]]:
         if limit is not None and limit < 0:
             raise InvalidRequestError("limit must not be negative")
-        cursor = None if after is None else self._prefix + segment(after, "an item's id")
+        cursor = None if after is None else self._key(after)
         found: list[Snapshot[bytes]] = []
         while limit is None or len(found) < limit:
             room = PAGE_LIMIT if limit is None else min(PAGE_LIMIT, limit - len(found))
@@ -116,9 +117,6 @@ class _CollectionFlows(Generic[T]):
             if cursor is None:
                 break
         return found
-
-    def _values_at(self, key: str) -> Values[T]:
-        return Values(self._client, self._client.scope, key, self._value_type, self._bound)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._prefix!r})"
