@@ -19,7 +19,7 @@ from .log import Record
 T = TypeVar("T")
 
 BODY_SECONDS: Final = 20.0
-"""How long a small body may take to arrive, and how long a transfer may stand still."""
+"""How long a body may take that hardly moves, and how long a transfer may stand still."""
 
 BLOCK: Final = 1024 * 1024
 """How much of a transfer is in memory at most."""
@@ -29,7 +29,7 @@ JSON: Final = b"application/json"
 KEPT: Final = 64 * 1024
 """How much of an answer may stay with a connection when all else of the request is over."""
 
-# Bytes a second that a transfer has to reach: a link of half a megabit is enough.
+# Bytes a second that a body or a transfer has to reach: a link of half a megabit is enough.
 _SLOWEST: Final = 50_000
 
 _DISCARDED: Final = 64 * 1024 * 1024
@@ -71,7 +71,8 @@ async def read_body(
 ) -> bytes:
     """Return a request's body; raise LimitExceededError as soon as it is known to be too long.
 
-    Before more than ``small`` bytes of it are kept, ``make_room`` is awaited with how many it may have.
+    Before more than ``small`` bytes of it are kept, ``make_room`` is awaited with how many it may have. One that comes
+    slower than ``Pace`` allows is an UnavailableError.
     """
     declared = declared_size(scope["headers"])
     if declared is not None and declared > limit:
@@ -79,25 +80,21 @@ async def read_body(
     record = record_of(scope)
     if declared is not None and declared > small:
         await make_room(declared)
+    receive = Pace().of(receive)
     parts: list[bytes] = []
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            while True:
-                part, more = await next_part(receive)
-                before = record.bytes_in
-                record.bytes_in += len(part)
-                if record.bytes_in > limit:
-                    raise LimitExceededError(f"a request body may have at most {limit} bytes")
-                if declared is None and before <= small < record.bytes_in:
-                    await make_room(limit)
-                if not more and not parts:
-                    return part
-                parts.append(part)
-                if not more:
-                    return b"".join(parts)
-    except TimeoutError:
-        pass
-    raise UnavailableError("the request's body did not arrive in time", code="request_timeout")
+    while True:
+        part, more = await next_part(receive)
+        before = record.bytes_in
+        record.bytes_in += len(part)
+        if record.bytes_in > limit:
+            raise LimitExceededError(f"a request body may have at most {limit} bytes")
+        if declared is None and before <= small < record.bytes_in:
+            await make_room(limit)
+        if not more and not parts:
+            return part
+        parts.append(part)
+        if not more:
+            return b"".join(parts)
 
 
 async def wait_until_gone(receive: Receive) -> None:

@@ -689,6 +689,24 @@ def test_a_server_that_says_nothing_is_waited_for_until_the_deadline(face: str) 
 
 
 @pytest.mark.parametrize("face", ["sync", "async"])
+def test_the_answer_to_a_long_request_is_waited_for_while_that_may_still_be_on_its_way(
+    face: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent_memory.transports.http._SMALL_SECONDS", 0.2)
+
+    def slow(connection: socket.socket) -> None:
+        time.sleep(0.6)
+        body = json.dumps({"blob": None, "entry": None}).encode()
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+
+    with peer_wire(face, slow) as wire:
+        assert wire.send(READ._replace(key="k" * 60_000)) is None
+    with peer_wire(face, slow) as wire:
+        wire.fails(READ, UnavailableError)
+
+
+@pytest.mark.parametrize("face", ["sync", "async"])
 @pytest.mark.parametrize(
     "sent",
     [

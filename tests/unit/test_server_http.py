@@ -1230,6 +1230,30 @@ def test_a_long_answer_is_not_reckoned_on_the_event_loop(tmp_path: Path, monkeyp
     assert long != short == threading.get_ident()
 
 
+@pytest.mark.parametrize(("piece", "status"), [(20_000, 200), (1, 408)], ids=["moves", "dribbles"])
+def test_a_body_may_take_as_long_as_it_moves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int, status: int
+) -> None:
+    monkeypatch.setattr("agent_memory.server.asgi.BODY_SECONDS", 0.3)
+    service = open_service(str(tmp_path / "store.db"), None)
+    served = app.create_app(service, app.Settings(LoopbackGate(), RequestLog(io.StringIO())))
+    writes = [{"verb": "commit_write", "state_key": str(n), "blob": inline(b"x" * 30_000)} for n in range(20)]
+    body = json.dumps({"operations": writes}).encode()
+
+    async def pieces() -> Any:
+        for start in range(0, len(body), piece):
+            await asyncio.sleep(0.02)
+            yield body[start : start + piece]
+
+    async def ask() -> int:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(served), base_url="http://localhost") as http:
+            path, headers = "/v1/namespaces/acme/applications/any/app_state/batch", {"content-type": "application/json"}
+            return (await http.post(path, content=pieces(), headers=headers)).status_code
+
+    assert asyncio.run(asyncio.wait_for(ask(), 10)) == status
+    service.close()
+
+
 @pytest.mark.parametrize("values", [2, 100])
 def test_an_answer_that_nobody_fetches_is_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: int
