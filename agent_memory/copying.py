@@ -3,7 +3,8 @@
 Rows are taken over as they stand, never written anew, so a condition that held before the move holds after it. What is
 there already is left alone: a copy that was interrupted goes on where it stopped. Where an application has written on
 what was copied, its versions are later than the source's, and nothing takes their place; what it deleted stays deleted
-when the tombstone is swept, by the scope's version floor. Of what both sides wrote, the later version stays.
+when the tombstone is swept, by the scope's version floor. Of what both sides wrote, the later version stays, and of one
+version the later end of its time to live.
 """
 
 from __future__ import annotations
@@ -137,6 +138,7 @@ def _compared(
     for row in page:
         other = found.get(_place(row))
         if other is not None:
+            row = _with_later_end(row, other)
             yield row, other, _facts(other) == _facts(row) or (_has_expired(row, now) and _is_tombstone_of(row, other))
         else:
             forgotten = _is_swept(origins.get(row.scope), now) or _is_forgotten(row, floors.get(row.scope, 0), now)
@@ -156,6 +158,15 @@ def _is_tombstone_of(row: StoredRow, other: StoredRow) -> bool:
     """Say whether a row is what a sweep makes of another one that has expired."""
     entry, left = row.row.entry, other.row.entry
     return left.deleted and (left.version, left.etag) == (entry.version, entry.etag)
+
+
+def _with_later_end(row: StoredRow, other: StoredRow) -> StoredRow:
+    """Return a row that ends no earlier than the same version of it elsewhere: a read there began its time anew."""
+    entry, there = row.row.entry, other.row.entry
+    if (entry.version, entry.etag) != (there.version, there.etag) or entry.expires_us is None:
+        return row
+    later = entry._replace(expires_us=max(entry.expires_us, there.expires_us or 0))
+    return row._replace(row=row.row._replace(entry=later))
 
 
 def _is_swept(scope: ScopeRow | None, now: int) -> bool:

@@ -130,7 +130,7 @@ def test_a_copy_that_was_interrupted_goes_on_where_it_stopped(tmp_path: Path, mo
     with ends(tmp_path) as (source, target):
         monkeypatch.setattr("agent_memory.copying._PAGE", 2)
 
-        def interrupt(done: int, total: int) -> None:
+        def interrupt(done: int, total: int | None) -> None:
             assert total == 8
             if done == 4:
                 raise KeyboardInterrupt
@@ -139,7 +139,21 @@ def test_a_copy_that_was_interrupted_goes_on_where_it_stopped(tmp_path: Path, mo
             copy(source, target, progress=interrupt)
         report = copy(source, target)
         assert (report.keys, report.copied, report.verified) == (8, 4, 8)
-        assert copy(source, target).copied == 0
+        again = copy(source, target)
+        assert (again.copied, again.bytes) == (0, 0)
+
+
+def test_a_source_that_cannot_be_counted_in_time_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(tmp_path / "source.db")
+    told: list[object] = []
+    with ends(tmp_path) as (source, target):
+
+        def count() -> int:
+            raise UnavailableError("counting took too long", code="search_timeout")
+
+        monkeypatch.setattr(source.catalog, "count", count)
+        copy(source, target, progress=lambda done, total: told.append((done, total)))
+    assert told == [(8, None)]
 
 
 def test_what_an_application_wrote_to_the_target_is_never_replaced(tmp_path: Path, elsewhere: str) -> None:
@@ -254,6 +268,38 @@ def test_a_value_whose_time_began_anew_in_the_source_takes_the_place_of_its_tomb
         assert target.handle(PrepareRead(SCOPE, "soon")) is not None
 
 
+def test_a_value_whose_time_began_anew_in_the_target_keeps_it(
+    tmp_path: Path, elsewhere: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path / "source.db")
+    with ends(tmp_path, elsewhere) as (source, target):
+        copy(source, target)
+        now = source.catalog.clock() + 1_800 * 1_000_000
+        for service in (source, target):
+            monkeypatch.setattr(service.catalog, "_clock", lambda: now)
+        target.catalog.touch(SCOPE, ["soon"])
+        source.catalog.set_times(SCOPE, [Times("soon", 1, 2)])
+        assert copy(source, target).copied == 1
+        now += 3_000 * 1_000_000
+        assert copy(source, target).copied == 0
+        assert target.handle(PrepareRead(SCOPE, "soon")).entry.updated_us == 2
+
+
+@pytest.mark.parametrize("deletes", [False, True])
+def test_what_an_application_did_to_a_key_whose_value_expired_in_the_source_ends_the_copy(
+    tmp_path: Path, elsewhere: str, monkeypatch: pytest.MonkeyPatch, deletes: bool
+) -> None:
+    filled(tmp_path / "source.db")
+    with ends(tmp_path, elsewhere) as (source, target):
+        copy(source, target)
+        target.handle(Delete(SCOPE, "soon", uuid7()) if deletes else CommitWrite(SCOPE, "soon", uuid7(), b"2", None))
+        now = source.catalog.clock() + 3_601 * 1_000_000
+        for service in (source, target):
+            monkeypatch.setattr(service.catalog, "_clock", lambda: now)
+        with pytest.raises(ConflictError, match="default/app soon has a later version in the target"):
+            copy(source, target)
+
+
 def test_what_the_source_deleted_and_forgot_since_an_earlier_copy_is_named(
     tmp_path: Path, elsewhere: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -274,6 +320,33 @@ def test_what_the_source_deleted_and_forgot_since_an_earlier_copy_is_named(
     assert said.startswith("only in the target: default/app empty\nonly in the target: default/app own\nagent-memory:")
     with ends(tmp_path, elsewhere) as (_, target):
         assert target.handle(PrepareRead(SCOPE, "own")) is not None
+
+
+def test_only_so_many_places_are_named_and_only_those_that_the_source_may_have_forgotten(
+    tmp_path: Path, elsewhere: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = Scope("default", "a"), Scope("default", "b")
+    with AgentMemory(tmp_path / "source.db", application="a"):
+        pass
+    with ends(tmp_path, elsewhere) as (source, target):
+        now = target.catalog.clock()
+        monkeypatch.setattr(target.catalog, "_clock", lambda: now)
+        monkeypatch.setattr("agent_memory.copying._PAGE", 2)
+
+        def write(scope: Scope, key: str, *, times: int = 1, ttl: float | None = None) -> None:
+            for _ in range(times):
+                target.handle(CommitWrite(scope, key, uuid7(), b"1", None, ttl_seconds=ttl))
+
+        source.catalog.take_scopes([ScopeRow(scope.path, 2, None) for scope in (first, second)])
+        write(first, "expired", ttl=1)
+        write(first, "later than all that is forgotten", times=3)
+        write(first, "old")
+        write(first, "that old", times=2)
+        write(second, "old")
+        now += 2_000_000
+        assert copy(source, target).strays == ("default/a old", "default/a that old", "default/b old")
+        monkeypatch.setattr("agent_memory.copying._STRAYS", 2)
+        assert copy(source, target).strays == ("default/a old", "default/a that old")
 
 
 def test_what_takes_long_to_copy_is_not_swept_meanwhile(
@@ -402,8 +475,19 @@ def test_what_the_target_lost_of_a_row_is_brought_by_the_next_copy(tmp_path: Pat
             connection.execute("UPDATE entry SET ttl_us = 1 WHERE key = 'soon'")
             connection.execute("UPDATE entry SET vectors = 0 WHERE key = 'user/ada/note/1'")
             connection.execute("DELETE FROM vector")
-        assert copy(source, target).copied == 2
+            connection.execute("UPDATE entry SET value = x'00' WHERE key = 'user/ada/profile'")
+            connection.execute("UPDATE entry SET chunk_size = NULL WHERE key = 'large'")
+        assert copy(source, target).copied == 4
         assert target.catalog.stored(after=("", ""), limit=100) == source.catalog.stored(after=("", ""), limit=100)
+
+
+def test_a_row_that_does_not_arrive_is_found_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(tmp_path / "source.db")
+    with ends(tmp_path) as (source, target):
+        take = target.catalog.take
+        monkeypatch.setattr(target.catalog, "take", lambda rows: take(rows[1:]))
+        with pytest.raises(IntegrityError, match="default/app empty is not in the copy as it is in the source"):
+            copy(source, target)
 
 
 def test_bytes_that_arrive_otherwise_are_found_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
