@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -112,7 +111,6 @@ class SweepAfterWrites:
         With ``sweep`` one is made now if there were writes and none yet: processes that live for less than a minute
         would never sweep.
         """
-        self._next = math.inf
         self._closing.set()
         if self.thread is not None and self.thread.is_alive():
             self.thread.join()

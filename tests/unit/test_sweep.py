@@ -597,6 +597,27 @@ def test_an_embedded_store_sweeps_until_nothing_is_left(tmp_path: Path, monkeypa
         assert left(service) == 0, "a hundred a minute would never keep up with two a second"
 
 
+def test_between_the_pieces_of_a_sweep_others_may_write_for_as_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times: list[float] = []
+
+    def sweep(**_: object) -> SweepReport:
+        times.append(time.monotonic())
+        time.sleep(0.05)
+        times.append(time.monotonic())
+        return SweepReport(tombstones=100 if len(times) < 4 else 0)
+
+    with AgentMemory(tmp_path / "store.db", application="app") as memory:
+        service = memory._client.transport().service
+        monkeypatch.setattr(service, "sweep", sweep)
+        monkeypatch.setattr(service._sweeper, "_next", 0.0)
+        memory.app_state.set("k", 1)
+        service._sweeper.thread.join()
+    _, ended, began, _ = times
+    assert began - ended > 0.04
+
+
 def test_processes_that_live_for_less_than_a_minute_sweep_too(tmp_path: Path) -> None:
     with AgentMemory(tmp_path / "store.db", application="app") as memory:
         leave_behind(tmp_path / "store.db", 10)
@@ -715,6 +736,17 @@ def test_a_sweep_that_fails_does_not_make_the_write_before_it_fail(
         assert entry.version == 1
         service._sweeper.thread.join()
         assert memory.app_state.get("k") == 1
+
+
+def test_a_sweep_that_fails_keeps_no_store_from_closing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**_: object) -> SweepReport:
+        raise UnavailableError("the disk is full", code="disk_full")
+
+    memory = AgentMemory(tmp_path / "store.db", application="app")
+    memory.app_state.set("k", 1)
+    monkeypatch.setattr(memory._client.transport().service, "sweep", fail)
+    memory.close()
+    assert not (tmp_path / "store.db-wal").exists()
 
 
 def test_a_chunk_s_place_does_not_leave_the_blob_folder(service: StateService) -> None:
