@@ -138,6 +138,7 @@ def test_only_json_objects_with_a_namespace_are_items(faced: Faced) -> None:
     state.set("user/123/large", [0] * 100_000)
     state.set("top", {"a": 1})
     state.set("user/123/item", {"a": 1})
+    state.set("other/list", [1])
 
     assert keys(faced.search(())) == ["item"]
     assert keys(faced.search((), limit=1)) == ["item"]
@@ -560,6 +561,7 @@ def test_namespaces_are_listed_by_prefix_suffix_and_depth(faced: Faced) -> None:
     assert faced.list_namespaces(suffix=("d", "*")) == spaces[1:3]
     assert faced.list_namespaces(prefix=("a",), suffix=("i",)) == [("a", "b", "d", "i")]
     assert faced.list_namespaces(max_depth=2) == [("a", "b"), ("a", "bc"), ("users", "1"), ("x", "b")]
+    assert faced.list_namespaces(suffix=("i",), max_depth=2) == [("a", "b")]
     assert faced.list_namespaces(prefix=("a", "b"), max_depth=3, limit=1, offset=1) == [("a", "b", "d")]
     assert faced.list_namespaces(limit=2, offset=4) == spaces[4:]
     assert faced.list_namespaces(limit=0) == []

@@ -68,6 +68,21 @@ def test_turns_come_in_the_order_in_which_they_were_asked_for(turns: Turns, monk
     assert order == [0, 1, 2, 3]
 
 
+def test_a_turn_that_has_come_is_not_handed_on_at_once(turns: Turns, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LONGEST", 30.0)
+    first, second, third = (Turn(turns, PLACE) for _ in range(3))
+    waited(first)
+    flow, other = second.wait(), third.wait()
+    next(flow)
+    behind = next(other)
+    first.end()
+    with pytest.raises(StopIteration):
+        flow.send(True)
+    assert not behind.future.done()
+    second.end()
+    third.end()
+
+
 def test_a_turn_that_takes_long_is_over_for_those_who_wait(turns: Turns, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LONGEST", 0.02)
     slow, next_one = Turn(turns, PLACE), Turn(turns, PLACE)
