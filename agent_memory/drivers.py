@@ -136,7 +136,7 @@ async def _sleep_async(effect: Sleep, transport: Transport, deadline: float) -> 
 def _gather(effect: Gather, transport: Transport, deadline: float) -> list[Any]:
     if len(effect.flows) == 1:
         return [run(effect.flows[0], transport, deadline)]
-    with ThreadPoolExecutor(min(effect.limit, len(effect.flows)), "agent-memory-transfer") as pool:
+    with ThreadPoolExecutor(effect.limit, "agent-memory-transfer") as pool:
         try:
             futures = [pool.submit(run, flow, transport, deadline) for flow in effect.flows]
             done, waiting = wait(futures, return_when="FIRST_EXCEPTION")
@@ -182,13 +182,13 @@ async def _compute_async(effect: Compute, transport: Transport, deadline: float)
 
 def _join(effect: Join, transport: Transport, deadline: float) -> bool:
     left = deadline - time.monotonic()
-    wait([effect.future], max(0.0, min(effect.seconds, left)))
+    wait([effect.future], min(effect.seconds, left))
     return left > 0
 
 
 async def _join_async(effect: Join, transport: Transport, deadline: float) -> bool:
     left = deadline - time.monotonic()
-    await asyncio.wait([asyncio.wrap_future(effect.future)], timeout=max(0.0, min(effect.seconds, left)))
+    await asyncio.wait([asyncio.wrap_future(effect.future)], timeout=min(effect.seconds, left))
     return left > 0
 
 
@@ -200,7 +200,7 @@ def _wait(effect: Wait, transport: Transport, deadline: float) -> Any:
 
 
 async def _wait_async(effect: Wait, transport: Transport, deadline: float) -> Any:
-    limit = asyncio.timeout(max(0.0, deadline - time.monotonic()))
+    limit = asyncio.timeout(deadline - time.monotonic())
     try:
         async with limit:
             return await effect.awaitable

@@ -99,6 +99,23 @@ def test_a_failure_that_the_flow_does_not_handle_reaches_the_caller(drive: Drive
         drive(flow(), Echo())
 
 
+def test_after_the_failure_of_a_gathered_flow_no_other_begins(drive: Driver) -> None:
+    def flow() -> Flow[Any]:
+        yield Gather([one(Check()), *(one(Sweep()) for _ in range(30))], 2)
+
+    transport = Echo(pause=0.01)
+    with pytest.raises(UnavailableError):
+        drive(flow(), transport)
+    assert len(transport.sent) < 20
+
+
+def test_no_flows_are_gathered_to_nothing(drive: Driver) -> None:
+    def flow() -> Flow[Any]:
+        return (yield Gather([], 2))
+
+    assert drive(flow(), Echo()) == []
+
+
 def test_a_flow_that_fails_is_closed(drive: Driver) -> None:
     closed: list[bool] = []
 

@@ -632,6 +632,7 @@ def test_the_most_similar_come_first_and_those_without_vectors_last(shared: Post
     put(shared, scope, "longer", {"a": 1}, vectors=(pack_vector([1, 0, 0]),))
     query = pack_vector([1, 0])
     assert found(shared, scope, vector=query) == ["near", "far", "longer", "zero", "none"]
+    assert found(shared, scope, vector=query, limit=3) == ["near", "far", "longer"]
     assert found(shared, scope, vector=query, limit=1, offset=1) == ["far"]
     assert found(shared, scope, {"a": 1}, vector=query, limit=2) == ["far", "longer"]
     hits = apply(shared, Search(scope, "", vector=query))[0]
@@ -1018,6 +1019,8 @@ def test_a_killed_connection_is_replaced_without_the_caller_seeing_it(
         lambda: put(catalog, SCOPE, "k"),
         lambda: apply(catalog, commit(SCOPE, "a"), Delete(SCOPE, "b", uuid7())),
     ):
+        # Several that are idle then: all of them are cut at once.
+        catalog._pool.run(lambda _: catalog._pool.run(lambda _: catalog._pool.run(lambda one: one.rows("SELECT 1"))))
         server.execute(kill)
         assert use() is not None
 
