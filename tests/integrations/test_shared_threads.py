@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,14 +15,16 @@ from langchain.agents.middleware import (
     ContextEditingMiddleware,
     HumanInTheLoopMiddleware,
     ModelFallbackMiddleware,
+    ModelResponse,
     ModelRetryMiddleware,
 )
-from langchain_core.messages import HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 
 from agent_memory import AgentMemory, InvalidRequestError
 from agent_memory_langchain import MemoryMiddleware, memory_tools
+from agent_memory_langchain.marks import check_call, mark_of, with_marked_calls
 from tests.support.agents import Athlete, ScriptedModel, Session
 
 THREAD: Any = {"configurable": {"thread_id": "everybody"}}
@@ -218,3 +221,18 @@ def test_calls_of_one_id_for_two_entities_are_told_apart(memory: AgentMemory) ->
         memory.entity("place", "gym").document(Session, name="setup").get(),
     )
     assert changed == (Athlete(name="Ada"), Session(kind="a place of everybody", km=1))
+
+
+def test_a_call_is_marked_by_each_memory_beside_what_the_model_says_of_it() -> None:
+    ada, team = mark_of("user", "1"), mark_of("team", "1")
+    call: Any = {"name": "update_plan", "args": {}, "id": "1"}
+    said = AIMessage("", tool_calls=[call], response_metadata={"model_name": "m"})
+    response = with_marked_calls(ModelResponse(result=[said]), ["update_athlete"], ada)
+    message = with_marked_calls(response, ["update_plan"], team).result[0]
+    assert message.response_metadata["model_name"] == "m"
+
+    run: Any = SimpleNamespace(state={"messages": [message]})
+    for tool, kind, mark, other in [("update_athlete", "user", ada, team), ("update_plan", "team", team, ada)]:
+        check_call(run, tool, kind, mark)
+        with pytest.raises(InvalidRequestError, match=f"another {kind}"):
+            check_call(run, tool, kind, other)

@@ -1076,9 +1076,10 @@ def test_a_user_with_the_grants_of_the_deployment_page_serves_and_sweeps(
 
 def test_when_every_connection_is_in_use_a_call_fails_in_time(address: str) -> None:
     catalog = PostgresCatalog(address, connections=1, wait_seconds=0.05)
-    with pytest.raises(UnavailableError) as caught:
-        catalog._pool.run(lambda _: catalog.read(SCOPE, "k"))
-    assert (caught.value.code, caught.value.retry_after) == ("overloaded", 1.0)
+    for _ in range(2):
+        with pytest.raises(UnavailableError) as caught:
+            catalog._pool.run(lambda _: catalog.read(SCOPE, "k"))
+        assert (caught.value.code, caught.value.retry_after) == ("overloaded", 1.0)
     assert catalog.read(SCOPE, "k") is None
     catalog.close()
     with pytest.raises(UnavailableError) as caught:
