@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import pytest
@@ -20,6 +21,7 @@ from pydantic import BaseModel, Field
 
 from agent_memory import AgentMemory
 from agent_memory_langchain import Agent, MemoryMiddleware, memory_tools
+from agent_memory_langchain.calls import this_call
 from tests.support.agents import ScriptedModel, Session
 
 ASK: dict[str, Any] = {"messages": [HumanMessage("hello")]}
@@ -275,3 +277,46 @@ def test_a_middleware_may_call_a_tool_with_other_arguments(memory: AgentMemory) 
     own = MemoryMiddleware(memory, entity=("user", "user_id"), collections=[Session])
     create_agent(model, middleware=[AsksTwice(), own]).invoke(ASK, THREAD)  # type: ignore[arg-type]
     assert sorted(kinds(memory)) == ["run", "yoga"]
+
+
+CHECKPOINT = "1f0a2f6e-5c3b-6e10-8000-000000000001"
+
+
+def running(state: Any, *, checkpoint: str = CHECKPOINT, id: str = "call_1") -> Any:
+    """Return the runtime of a tool."""
+    task = SimpleNamespace(checkpoint_id=checkpoint, task_id="task")
+    return SimpleNamespace(execution_info=task, tool_call_id=id, state=state)
+
+
+def calling(id: str = "m", call: str = "call_1") -> AIMessage:
+    return AIMessage("", id=id, tool_calls=[{"name": "add_session", "args": {}, "id": call}])
+
+
+@pytest.mark.parametrize(
+    "state", [list, lambda found: {"messages": found}, lambda found: SimpleNamespace(messages=found)]
+)
+def test_the_last_message_with_calls_is_found_whatever_holds_the_messages(state: Any) -> None:
+    messages = [calling("before", "call_1"), HumanMessage("more"), calling("now", "call_2")]
+    assert this_call(running(state(messages), id="call_2"), {}) is not None
+    assert this_call(running(state(messages), id="call_1"), {}) is None
+
+
+def test_a_call_is_the_same_whatever_the_order_of_its_arguments() -> None:
+    run = running([calling()])
+    day = date(2026, 1, 2)
+    assert this_call(run, {"kind": "run", "day": day}) == this_call(run, {"day": day, "kind": "run"})
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        running([calling()], checkpoint="7"),
+        running([calling()], checkpoint="5e5c6b0c-3f3c-4b7e-9d53-6b1f0c8b7a11"),
+        running([calling("")]),
+        running([calling()], id=""),
+        running([]),
+    ],
+    ids=["no uuid", "no time", "no message id", "no call id", "no message"],
+)
+def test_a_call_that_another_could_pass_for_is_none(run: Any) -> None:
+    assert this_call(run, {}) is None

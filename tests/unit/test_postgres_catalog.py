@@ -1025,6 +1025,46 @@ def test_a_killed_connection_is_replaced_without_the_caller_seeing_it(
         assert use() is not None
 
 
+def test_connections_are_kept_for_later_calls_until_they_are_idle_or_old(
+    catalog: PostgresCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, now = catalog._pool, time.monotonic()
+    sessions: list[Session] = []
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    pool.run(lambda one: pool.run(lambda two: sessions.extend([one, two])))
+    older, newer = reversed(sessions)
+    assert not older.connection.closed
+    assert not newer.connection.closed
+    now += 301
+    assert pool.run(lambda one: one) is newer
+    assert older.connection.closed
+    assert not newer.connection.closed
+    now += 3_600
+    pool.run(lambda _: None)
+    assert newer.connection.closed
+
+
+def test_a_connection_that_is_in_use_when_its_store_is_closed_is_closed_after_it(catalog: PostgresCatalog) -> None:
+    def close(session: Session) -> Session:
+        catalog.close()
+        assert not session.connection.closed
+        return session
+
+    assert catalog._pool.run(close).connection.closed
+
+
+def test_what_an_address_says_of_the_connection_goes_before_what_is_set(address: str) -> None:
+    catalog = PostgresCatalog(f"{address}&application_name=mine")
+    assert catalog._rows("SHOW application_name") == [("mine",)]
+    catalog.close()
+
+
+def test_a_database_of_another_encoding_is_refused(server: PostgresServer) -> None:
+    server.execute("CREATE DATABASE ascii TEMPLATE template0 ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C'")
+    with pytest.raises(UnavailableError, match="encoding UTF8"):
+        PostgresCatalog(server.address("ascii"))
+
+
 @pytest.mark.parametrize("state", ["40001", "40P01"], ids=["serialization failure", "deadlock"])
 def test_what_lost_against_others_is_repeated_but_not_for_ever(shared: PostgresCatalog, state: str) -> None:
     tries = 0
