@@ -25,6 +25,7 @@ from langgraph.store.base.batch import AsyncBatchedBaseStore
 from pydantic import BaseModel, Field, RootModel, field_validator, model_validator
 
 from agent_memory import AgentMemory, InvalidKeyError, InvalidRequestError, SerializationError, UnavailableError
+from agent_memory.operations import Parents
 from agent_memory_langchain import AgentMemoryStore
 from tests.support.blocking import unwrap
 from tests.support.faults import Between, put_between
@@ -448,6 +449,13 @@ def test_pages_skip_what_is_no_item_wherever_it_stands(faced: Faced) -> None:
     assert [key for offset in range(0, 12, 5) for key in keys(faced.search(USER, limit=5, offset=offset))] == expected
 
 
+def test_pages_skip_what_is_no_item_before_them(faced: Faced) -> None:
+    for number in range(6):
+        faced.put(USER, str(number), {"n": number})
+    faced.memory.app_state.set("user/123/other", [0] * 100_000)
+    assert keys(faced.search(USER, limit=2, offset=2)) == ["3", "2"]
+
+
 ENDLESS: list[Any] = []
 ENDLESS.append(ENDLESS)
 
@@ -565,6 +573,15 @@ def test_namespaces_are_listed_by_prefix_suffix_and_depth(faced: Faced) -> None:
     assert faced.list_namespaces(prefix=("a", "b"), max_depth=3, limit=1, offset=1) == [("a", "b", "d")]
     assert faced.list_namespaces(limit=2, offset=4) == spaces[4:]
     assert faced.list_namespaces(limit=0) == []
+
+
+def test_a_namespace_within_another_one_is_listed_too(faced: Faced) -> None:
+    spaces = [("a",), ("a", "b"), ("a", "b", "c")]
+    for namespace in spaces:
+        faced.put(namespace, "a", {"a": 1})
+    assert faced.list_namespaces() == spaces
+    assert faced.list_namespaces(max_depth=2) == spaces[:2]
+    assert faced.memory.app_state.batch([Parents("a/b")]) == [["a/b/", "a/b/c/"]], "a/a is not below that prefix"
 
 
 def test_a_namespace_without_items_is_gone(faced: Faced) -> None:
