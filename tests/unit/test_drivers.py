@@ -347,6 +347,20 @@ def test_those_who_are_to_come_again_at_one_moment_come_one_after_the_other() ->
     assert max(pauses) - min(pauses) > 0.2
 
 
+def test_a_call_that_fails_again_and_again_comes_ever_later_and_not_with_others() -> None:
+    pauses: list[list[float]] = []
+    for _ in range(20):
+        calling = call(Sweep())
+        pauses.append([])
+        next(calling)
+        for _ in range(9):
+            pauses[-1].append(calling.throw(UnavailableError("no")).seconds)
+            calling.send(True)
+    first, last = [one[0] for one in pauses], [one[-1] for one in pauses]
+    assert max(first) <= 0.02 < 10 * max(first) < min(last) <= max(last) <= 2
+    assert max(last) - min(last) > 0.2
+
+
 @pytest.mark.parametrize("code", ["closed", "disk_full", "disk_failed", "newer_schema", "timeout"])
 def test_what_a_repetition_cannot_mend_is_not_repeated(drive: Driver, code: str) -> None:
     transport = Failing(code)
