@@ -262,7 +262,7 @@ def _backup(options: argparse.Namespace) -> int:
 
 
 def _migrate(options: argparse.Namespace) -> int:
-    from .storage.migrations.postgres import migrate
+    from .storage.postgres.migrations import migrate
 
     steps = migrate(options.database, dry_run=options.dry_run)
     for step in steps:
@@ -273,7 +273,7 @@ def _migrate(options: argparse.Namespace) -> int:
 
 
 def _index_vectors(options: argparse.Namespace) -> int:
-    from .storage.postgres_vector_index import create_index, drop_index
+    from .storage.postgres.vector_index import create_index, drop_index
 
     what = f"the index of vectors with {options.dimensions} numbers"
     if options.drop:
@@ -309,7 +309,7 @@ def _copy(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     if scheme_of(options.target) in POSTGRES_SCHEMES:
-        from .storage.postgres_copy import analyze
+        from .storage.postgres.copy import analyze
 
         analyze(options.target)
     return 0

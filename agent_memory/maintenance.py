@@ -16,7 +16,7 @@ from .errors import IntegrityError, InvalidRequestError, UnavailableError
 from .messages import Scope
 from .storage.blobs import GRACE_SECONDS, BlobObject, BlobStore, FileBlobs, chunk_sizes
 from .storage.catalog import DEAD, GARBAGE, LIVE, BlobRow, Catalog, StoredValue
-from .storage.sqlite import SqliteCatalog
+from .storage.sqlite.catalog import SqliteCatalog
 
 _COPY_ATTEMPTS: Final = 3
 _SAMPLE: Final = 100

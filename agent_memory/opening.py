@@ -17,8 +17,8 @@ from .service import StateService
 from .signing import Keyring
 from .storage.blobs import BlobStore, FileBlobs
 from .storage.catalog import Catalog
-from .storage.sqlite import SqliteCatalog
-from .storage.sqlite_busy import BUSY_SECONDS
+from .storage.sqlite.busy import BUSY_SECONDS
+from .storage.sqlite.catalog import SqliteCatalog
 from .transports.local import LocalTransport
 
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -92,7 +92,7 @@ def _open_catalog(address: str, path: Path | None, durable: bool, timeout: float
     # A call ends soon after its deadline, however short that is.
     if path is not None:
         return SqliteCatalog(path, durable=durable, busy_seconds=min(BUSY_SECONDS, timeout / 4))
-    from .storage.postgres import STATEMENT_SECONDS, WAIT_SECONDS, PostgresCatalog
+    from .storage.postgres.catalog import STATEMENT_SECONDS, WAIT_SECONDS, PostgresCatalog
 
     return PostgresCatalog(
         address, wait_seconds=min(WAIT_SECONDS, timeout / 4), statement_seconds=min(STATEMENT_SECONDS, timeout)

@@ -48,7 +48,7 @@ from .replies import Replies, segment_page
 from .storage.blobs import BlobStore, FileBlobs, blob_of, chunk_name, chunk_sizes
 from .storage.catalog import STAGED, BlobRow, Catalog, Row, Times, has_writes
 from .storage.rules import blob_gone
-from .storage.sqlite import SqliteCatalog
+from .storage.sqlite.catalog import SqliteCatalog
 from .sweeping import SweepAfterWrites, SweepReport, sweep
 
 MAX_VALUE_BYTES: Final = 5 * 1024**3

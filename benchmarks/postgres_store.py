@@ -17,8 +17,8 @@ from agent_memory.ids import uuid7
 from agent_memory.messages import INLINE_LIMIT, JSON, Batch, CommitWrite, Found, Hit, PrepareRead, Scope, Search
 from agent_memory.service import StateService
 from agent_memory.storage.blobs import FileBlobs
-from agent_memory.storage.postgres import PostgresCatalog
-from agent_memory.storage.postgres_vector_index import create_index
+from agent_memory.storage.postgres.catalog import PostgresCatalog
+from agent_memory.storage.postgres.vector_index import create_index
 from agent_memory.vectors import pack_vector
 from benchmarks.harness import Row, at_most, table, times_us
 from tests.support.postgres import PostgresServer

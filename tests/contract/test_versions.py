@@ -10,7 +10,7 @@ import pytest
 from agent_memory import ConflictError
 from agent_memory.messages import PrepareWrite, PutChunk, Scope
 from agent_memory.operations import Get, Search, Set
-from agent_memory.storage.sqlite import SqliteCatalog
+from agent_memory.storage.sqlite.catalog import SqliteCatalog
 from agent_memory.transports.local import LocalTransport
 from tests.support.blocking import unwrap
 from tests.support.models import Counter

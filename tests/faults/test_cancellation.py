@@ -21,7 +21,7 @@ from agent_memory import AgentMemory, AsyncAgentMemory, UnavailableError
 from agent_memory.ids import uuid7
 from agent_memory.messages import CommitWrite, Scope
 from agent_memory.operations import Get
-from agent_memory.storage.postgres import PostgresCatalog
+from agent_memory.storage.postgres.catalog import PostgresCatalog
 from tests.faults.processes import counter_of, value
 from tests.support.postgres import PostgresServer
 

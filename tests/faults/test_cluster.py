@@ -25,7 +25,7 @@ from agent_memory.flows import call
 from agent_memory.ids import uuid7
 from agent_memory.messages import Blob, Chunk, CommitWrite, PrepareWrite, PutChunk, Scope
 from agent_memory.storage.blobs import GRACE_SECONDS
-from agent_memory.storage.postgres_connections import Settings
+from agent_memory.storage.postgres.connections import Settings
 from tests.faults.processes import counter_of, value
 from tests.support.api import wait_for
 from tests.support.balancer import Balancer

@@ -19,8 +19,8 @@ from pydantic import BaseModel
 from agent_memory import AgentMemory, AsyncAgentMemory, UnavailableError
 from agent_memory.ids import uuid7
 from agent_memory.messages import CommitWrite, Scope
-from agent_memory.storage import sqlite_checkpoints
-from agent_memory.storage.sqlite import SqliteCatalog
+from agent_memory.storage.sqlite import checkpoints as sqlite_checkpoints
+from agent_memory.storage.sqlite.catalog import SqliteCatalog
 from tests.faults.processes import Child, Report, counter_of, value
 
 Start = Callable[..., Child]

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from agent_memory import AgentMemory
-from agent_memory.storage import sqlite_connections
-from agent_memory.storage.sqlite import SqliteCatalog
+from agent_memory.storage.sqlite import connections as sqlite_connections
+from agent_memory.storage.sqlite.catalog import SqliteCatalog
 from tests.faults.processes import Child, Report, counter_of, value
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -20,7 +20,8 @@ from agent_memory import AgentMemory, UnavailableError
 from agent_memory.ids import uuid7
 from agent_memory.maintenance import blob_folder
 from agent_memory.service import StateService
-from agent_memory.storage import blobs, sqlite
+from agent_memory.storage import blobs
+from agent_memory.storage.sqlite import catalog as sqlite
 from tests.faults.processes import Child, Report, counter_of, value
 from tests.support.api import wait_for
 

@@ -24,8 +24,8 @@ from agent_memory.opening import open_service
 from agent_memory.operations import Set
 from agent_memory.service import StateService
 from agent_memory.storage.catalog import ScopeRow, Times
-from agent_memory.storage.migrations.postgres import migrate
-from agent_memory.storage.postgres_connections import Session
+from agent_memory.storage.postgres.connections import Session
+from agent_memory.storage.postgres.migrations import migrate
 from agent_memory.vectors import pack_vector
 from tests.support.postgres import PostgresServer, name_of
 from tests.support.stores import BUCKET_URL

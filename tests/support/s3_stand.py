@@ -10,7 +10,7 @@ from agent_memory.client import Client, Opened
 from agent_memory.service import StateService
 from agent_memory.signing import Keyring
 from agent_memory.storage.object_blobs import ObjectBlobs
-from agent_memory.storage.sqlite import SqliteCatalog
+from agent_memory.storage.sqlite.catalog import SqliteCatalog
 
 from .stores import Clock, ThreadServer, _Shared
 from .strict_s3 import BUCKET, StrictS3

@@ -25,7 +25,7 @@ from agent_memory.service import StateService
 from agent_memory.signing import Keyring
 from agent_memory.storage.blobs import BlobStore, FileBlobs
 from agent_memory.storage.catalog import Catalog
-from agent_memory.storage.sqlite import SqliteCatalog
+from agent_memory.storage.sqlite.catalog import SqliteCatalog
 from agent_memory.transports.local import LocalTransport
 
 from .blocking import Blocking, unwrap
@@ -215,7 +215,7 @@ def file_place(folder: Path) -> Place:
 
 def postgres_place(address: str, large: Folder | Bucket) -> Place:
     """A database in PostgreSQL."""
-    from agent_memory.storage.postgres import PostgresCatalog
+    from agent_memory.storage.postgres.catalog import PostgresCatalog
 
     return Place(lambda clock: PostgresCatalog(address, connections=4, clock=clock), large)
 

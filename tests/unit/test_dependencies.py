@@ -23,8 +23,8 @@ EXTRAS = {
     "agent_memory/cli.py": ["server"],  # tqdm, for a bar; works without
     "agent_memory/server/": ["server"],
     "agent_memory/storage/object_blobs.py": ["s3"],
-    "agent_memory/storage/postgres_errors.py": ["postgres"],
-    "agent_memory/storage/sqlite_vectors.py": ["vectors"],
+    "agent_memory/storage/postgres/errors.py": ["postgres"],
+    "agent_memory/storage/sqlite/vectors.py": ["vectors"],
     "integrations/agent_memory_langchain/": ["langchain"],
     "integrations/agent_memory_langchain/sources.py": ["postgres"],
     "examples/": ["examples"],

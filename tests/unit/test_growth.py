@@ -16,11 +16,12 @@ from agent_memory import drivers, flows
 from agent_memory.ids import uuid7
 from agent_memory.messages import JSON, Batch, CommitWrite, List, ListParents, Message, Scope
 from agent_memory.service import StateService
-from agent_memory.storage import postgres_listing, postgres_sweep
 from agent_memory.storage.blobs import FileBlobs
-from agent_memory.storage.postgres import PostgresCatalog
-from agent_memory.storage.postgres_connections import Session
-from agent_memory.storage.sqlite import SqliteCatalog
+from agent_memory.storage.postgres import listing as postgres_listing
+from agent_memory.storage.postgres import sweep as postgres_sweep
+from agent_memory.storage.postgres.catalog import PostgresCatalog
+from agent_memory.storage.postgres.connections import Session
+from agent_memory.storage.sqlite.catalog import SqliteCatalog
 from tests.support.postgres import PostgresServer, name_of
 
 SCOPE = Scope("default", "app")

@@ -29,13 +29,14 @@ from agent_memory.errors import AgentMemoryError, ConflictError, InvalidRequestE
 from agent_memory.ids import uuid7
 from agent_memory.messages import JSON, CommitWrite, Delete, Entry, List, ListParents, PrepareRead, Scope, Search
 from agent_memory.operations import Set
-from agent_memory.storage import postgres_apply, postgres_vector_index
 from agent_memory.storage.catalog import DEAD, GARBAGE, LIVE, STAGED, BlobRow
-from agent_memory.storage.postgres import PostgresCatalog, migrate
-from agent_memory.storage.postgres_apply import Context
-from agent_memory.storage.postgres_apply import apply as apply_in
-from agent_memory.storage.postgres_connections import Session
-from agent_memory.storage.postgres_vector_index import create_index, drop_index
+from agent_memory.storage.postgres import apply as postgres_apply
+from agent_memory.storage.postgres import vector_index as postgres_vector_index
+from agent_memory.storage.postgres.apply import Context
+from agent_memory.storage.postgres.apply import apply as apply_in
+from agent_memory.storage.postgres.catalog import PostgresCatalog, migrate
+from agent_memory.storage.postgres.connections import Session
+from agent_memory.storage.postgres.vector_index import create_index, drop_index
 from agent_memory.vectors import pack_vector
 from tests.support.api import wait_for
 from tests.support.models import Counter

@@ -35,10 +35,10 @@ from agent_memory.messages import (
 from agent_memory.server.memory import reply_bytes
 from agent_memory.service import StateService
 from agent_memory.storage import catalog as catalogs
-from agent_memory.storage import sqlite_apply
 from agent_memory.storage.blobs import FileBlobs
 from agent_memory.storage.catalog import text_bytes
-from agent_memory.storage.sqlite import SqliteCatalog
+from agent_memory.storage.sqlite import apply as sqlite_apply
+from agent_memory.storage.sqlite.catalog import SqliteCatalog
 
 SCOPE = Scope("default", "app")
 KEYS = [f"k{number:03}" for number in range(300)]

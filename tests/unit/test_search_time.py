@@ -13,7 +13,9 @@ from agent_memory import AgentMemory, TimedOutError
 from agent_memory.flows import call
 from agent_memory.messages import Check
 from agent_memory.operations import Delete, Search, Set
-from agent_memory.storage import sqlite_apply, sqlite_rows, sqlite_writes
+from agent_memory.storage.sqlite import apply as sqlite_apply
+from agent_memory.storage.sqlite import rows as sqlite_rows
+from agent_memory.storage.sqlite import writes as sqlite_writes
 from agent_memory.wire import decode_error, encode_error
 from agent_memory.wire.problems import PROBLEM_TYPE
 

@@ -33,7 +33,7 @@ from agent_memory.messages import (
 )
 from agent_memory.service import StateService
 from agent_memory.storage.blobs import GRACE_SECONDS, FileBlobs
-from agent_memory.storage.sqlite import SqliteCatalog
+from agent_memory.storage.sqlite.catalog import SqliteCatalog
 from agent_memory.sweeping import DEAD_SECONDS, RECEIPT_SECONDS, REQUEST_SECONDS, TOMBSTONE_SECONDS, SweepReport
 from tests.faults.processes import Child, Report, counter_of, value
 from tests.support.strict_s3 import StrictS3

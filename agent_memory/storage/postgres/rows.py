@@ -1,0 +1,55 @@
+"""How the PostgreSQL catalog reads rows, the time, and what counts as live."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from ...keys import successor
+from ...messages import Entry, Scope
+from ..catalog import Row
+
+DATABASE_TIME: Final = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+
+
+def now(parameter: str = "%(now)s") -> str:
+    """Return the expression of the time in microseconds; tests bind one of their own."""
+    return f"coalesce({parameter}::bigint, {DATABASE_TIME})"
+
+
+def live(table: str = "entry", parameter: str = "%(now)s") -> str:
+    """Return the condition that a row is neither deleted nor expired."""
+    return f"NOT {table}.deleted AND ({table}.expires_us IS NULL OR {table}.expires_us > {now(parameter)})"
+
+
+def retire(source: str, scope: str, blob_id: str, at: str) -> str:
+    """Return the statement that makes garbage of the blobs that the rows of ``source`` have let go of.
+
+    A blob that was staged and committed while the statement waited for its row is not in the statement's snapshot: an
+    UPDATE would not find it, but an INSERT meets it.
+    """
+    return (
+        "INSERT INTO agent_memory.blob AS blob (id, scope, key, size, state, at_us) "
+        f"SELECT {blob_id}, {scope}, key, 0, 'garbage', {at} FROM {source} WHERE {blob_id} IS NOT NULL "
+        "ON CONFLICT (id) DO UPDATE SET state = excluded.state, at_us = excluded.at_us"
+    )
+
+
+NOW: Final = now()
+LIVE: Final = live()
+
+
+def to_row(row: Any) -> Row:
+    """Return what a row of COLUMNS says."""
+    provenance = row[12]
+    entry = Entry._make((*row[:12], json.loads(provenance) if provenance is not None else None, False))
+    return Row(entry, row[16], row[14], row[15])
+
+
+def key_range(scope: Scope, prefix: str) -> tuple[str, dict[str, Any]]:
+    """Return the condition that a key of ``entry`` starts with ``prefix``, and its bindings."""
+    end = successor(prefix)
+    where = "entry.scope = %(scope)s AND entry.key >= %(start)s"
+    if end is None:
+        return where, {"scope": scope.path, "start": prefix}
+    return f"{where} AND entry.key < %(end)s", {"scope": scope.path, "start": prefix, "end": end}

@@ -1,0 +1,105 @@
+"""How the SQLite catalog reads rows, and what counts as live."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, cast
+
+import apsw
+
+from ...errors import TimedOutError
+from ...keys import successor
+from ...messages import Entry, Scope
+from ..catalog import COLUMNS, Row
+
+_STEPS: Final = 100_000
+"""Steps of SQLite between two looks at the clock: about a millisecond."""
+
+_new: Final = cast(Any, tuple).__new__
+"""What the constructors of NamedTuples come down to: without their way there a row takes half the time."""
+
+IS_LIVE: Final = "NOT deleted AND (expires_us IS NULL OR expires_us > ?)"
+IS_JSON: Final = "content_type = 'application/json'"
+IS_OBJECT: Final = f"{IS_JSON} AND (value IS NULL OR substr(value, 1, 1) = x'7b')"
+"""That a value is a JSON object, or a large one that may be."""
+
+SELECT_ROW: Final = f"SELECT {COLUMNS} FROM entry WHERE scope = ? AND key = ?"
+
+
+def all_rows(connection: apsw.Connection, statement: str, bindings: Sequence[Any] = ()) -> list[Any]:
+    """Run a statement to its end and return its rows."""
+    # apsw types a row as a union of everything that SQLite can hold.
+    return connection.execute(statement, bindings).fetchall()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
+
+class TimeLimit:
+    """How long all searches of a transaction may take together; one that writes keeps all other writers waiting."""
+
+    def __init__(self, seconds: float) -> None:
+        self._left = seconds
+        self._end = 0.0
+
+    def check(self) -> None:
+        """Raise TimedOutError if the time of the search is over."""
+        if time.monotonic() >= self._end:
+            raise TimedOutError(
+                "the search took too long: narrow its prefix, and do not search while you write", code="search_timeout"
+            )
+
+    @contextmanager
+    def of(self, connection: apsw.Connection) -> Generator[None]:
+        """End the search in the block by a TimedOutError when the time is over."""
+        # What is written in between does not count: a large batch may take as long by itself.
+        self._end = time.monotonic() + self._left
+        self.check()
+        connection.set_progress_handler(lambda: time.monotonic() >= self._end, _STEPS)
+        try:
+            yield
+        except apsw.InterruptError:
+            self.check()
+            raise
+        finally:
+            connection.set_progress_handler(None)
+            self._left = self._end - time.monotonic()
+
+
+def to_row(row: Any) -> Row:
+    """Return what a row of COLUMNS says."""
+    provenance = row[12]
+    if provenance is not None:
+        provenance = json.loads(provenance)
+    entry = _new(Entry, (*row[:12], provenance, False))
+    return _new(Row, (entry, row[16], row[14], row[15]))
+
+
+def live_row(row: Any, now: int) -> Row | None:
+    """Return what a row of COLUMNS says, None if it is deleted or expired."""
+    if row[13] or (row[11] is not None and row[11] <= now):
+        return None
+    return to_row(row)
+
+
+def read_row(connection: apsw.Connection, scope: str, key: str, now: int) -> Row | None:
+    """Return the row of a key, None if it is absent, deleted or expired."""
+    rows = all_rows(connection, SELECT_ROW, (scope, key))
+    return live_row(rows[0], now) if rows else None
+
+
+def key_range(
+    scope: Scope, prefix: str, *, start: str | None = None, after: str | None = None, before: str | None = None
+) -> tuple[str, list[Any]]:
+    """Return the condition that a key starts with ``prefix``, and its bindings.
+
+    Those from ``start`` on, those that follow ``after``, or those ahead of ``before``; none of the three comes before
+    the prefix. SQLite begins to read at one bound and tests others on each row: beside the prefix's own, a page would
+    cost all pages ahead of it.
+    """
+    bounds = [(">=", start or prefix) if after is None else (">", after)]
+    end = successor(prefix) if before is None else before
+    if end is not None:
+        bounds.append(("<", end))
+    where = "".join(f" AND key {comparison} ?" for comparison, _ in bounds)
+    return f"scope = ?{where}", [scope.path, *(bound for _, bound in bounds)]
