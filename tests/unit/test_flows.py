@@ -1,0 +1,124 @@
+"""What flows send again, and what they do not, seen from the messages that they yield."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from agent_memory.drivers import Flow, run
+from agent_memory.errors import AgentMemoryError, IntegrityError, UnavailableError
+from agent_memory.flows import Transfer, batch, read, write
+from agent_memory.messages import (
+    Batch,
+    Blob,
+    Chunk,
+    CommitWrite,
+    Delete,
+    Entry,
+    Found,
+    GetRange,
+    PrepareRead,
+    PrepareWrite,
+    PutChunk,
+    Scope,
+)
+
+SCOPE = Scope("default", "any")
+DATA = b"x" * 100_000
+BLOB = Blob("b", (Chunk("blob:b/0", len(DATA)),))
+ENTRY = Entry(
+    "key", 1, "1-e", len(DATA), hashlib.sha256(DATA).hexdigest(), "", None, None, None, 0, 0, None, None, False
+)
+READ = PrepareRead(SCOPE, "key", 0)
+WRITE = CommitWrite(SCOPE, "key", None, b"1", None)
+DELETE = Delete(SCOPE, "other", None)
+
+
+class Script:
+    """A transport whose answers a function gives; keeps what was sent."""
+
+    loses_replies = True
+
+    def __init__(self, answer: Callable[[Any], Any]) -> None:
+        self._answer = answer
+        self.sent: list[Any] = []
+
+    def send(self, message: Any, deadline: float) -> Any:
+        self.sent.append(message)
+        return self._answer(message)
+
+    async def asend(self, message: Any, deadline: float) -> Any:
+        return self.send(message, deadline)
+
+    def close(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+    def count(self, kind: type[Any]) -> int:
+        return sum(isinstance(message, kind) for message in self.sent)
+
+
+def fails(flow: Flow[Any], transport: Script, kind: type[AgentMemoryError]) -> None:
+    with pytest.raises(kind):
+        run(flow, transport, time.monotonic() + 5)
+
+
+def test_writes_beside_reads_are_named_for_a_read_may_fail_after_them() -> None:
+    failed: list[bool] = []
+
+    def answer(message: Any) -> Any:
+        if not failed:
+            failed.append(True)
+            raise UnavailableError("the read failed")
+        return [None, None, None]
+
+    transport = Script(answer)
+    run(batch(SCOPE, [WRITE, DELETE, READ], Transfer()), transport, time.monotonic() + 5)
+
+    first, again = transport.sent
+    assert first == again
+    assert None not in {operation.write_id for operation in first.operations[:2]}
+
+
+def test_writes_alone_stay_as_they_are() -> None:
+    transport = Script(lambda _: [None, None])
+    run(batch(SCOPE, [WRITE, DELETE], Transfer()), transport, time.monotonic() + 5)
+
+    assert transport.sent == [Batch(SCOPE, (WRITE, DELETE))]
+
+
+def test_damaged_bytes_are_fetched_once() -> None:
+    transport = Script(lambda message: Found(ENTRY, None, BLOB) if isinstance(message, PrepareRead) else None)
+    fails(read(READ, Transfer()), transport, IntegrityError)
+
+    assert (transport.count(PrepareRead), transport.count(GetRange)) == (1, 1)
+
+
+def test_bytes_whose_url_expired_are_fetched_by_another() -> None:
+    def answer(message: Any) -> Any:
+        if isinstance(message, PrepareRead):
+            return Found(ENTRY, None, BLOB)
+        if transport.count(GetRange) == 1:
+            raise UnavailableError("expired", code="url_expired")
+        message.into[:] = DATA
+
+    transport = Script(answer)
+    assert run(read(READ, Transfer()), transport, time.monotonic() + 5) == (DATA, ENTRY)
+    assert [message.version for message in transport.sent if isinstance(message, PrepareRead)] == [None, 1]
+
+
+@pytest.mark.parametrize(("code", "places"), [("url_expired", 21), ("disk_full", 1)])
+def test_an_upload_is_given_other_urls_only_where_they_expired(code: str, places: int) -> None:
+    def answer(message: Any) -> Any:
+        if isinstance(message, PrepareWrite):
+            return BLOB
+        raise UnavailableError("no", code=code)
+
+    transport = Script(answer)
+    fails(write(WRITE._replace(data=DATA), Transfer()), transport, UnavailableError)
+
+    assert (transport.count(PrepareWrite), transport.count(PutChunk)) == (places, places)
