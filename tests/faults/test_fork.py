@@ -214,6 +214,22 @@ def test_a_fork_is_not_slow_while_the_store_is_idle(memory: AgentMemory, start: 
     assert time.monotonic() - began < 1
 
 
+def test_an_error_of_a_closed_store_that_is_kept_holds_no_fork_up(database: Path, start: Start) -> None:
+    kept: list[Exception] = []
+    with AgentMemory(database, application="faults") as memory:
+        memory.app_state.set("key", 1)
+        catalog = memory._client.transport().service.catalog
+        try:
+            with catalog._connections.reading() as connection:
+                connection.execute("SELECT * FROM nowhere")
+        except Exception as error:
+            kept.append(error)
+    began = time.monotonic()
+    start(lambda report: report("lives")).join()
+    assert time.monotonic() - began < 5
+    assert kept
+
+
 def test_threads_that_fork_at_once_leave_no_lock_behind(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fork() -> None:
         sqlite_connections._before_fork()

@@ -198,10 +198,14 @@ class Connections:
     def release(self, connection: apsw.Connection) -> None:
         """Take a connection back, or close it: one whose transaction was interrupted would read old values for ever."""
         if self._closed or len(self._readers) >= _IDLE_READERS or connection.in_transaction:
-            connection.close()
-            self._all_readers.discard(connection)
+            self._close_reader(connection)
         else:
             self._readers.append(connection)
+
+    def _close_reader(self, connection: apsw.Connection) -> None:
+        connection.close()
+        # An error that somebody keeps refers to it by its traceback: each fork would wait for it to be given back.
+        self._all_readers.discard(connection)
 
     def check_writable(self) -> None:
         """Raise UnavailableError if the file or its folder takes no writes.
@@ -238,8 +242,9 @@ class Connections:
         """
         quiet = len(self._held) == 2 and len(self._idle) == len(self._all_readers)
         if child and quiet:
-            for connection in (*self._idle, self.writing.connection):
-                connection.close()
+            for connection in self._idle:
+                self._close_reader(connection)
+            self.writing.connection.close()
             self._closed = self.writing.closed = True
         else:
             self._readers.extend(self._idle)
@@ -251,7 +256,7 @@ class Connections:
         self._closed = True
         self.writing.close()
         while self._readers:
-            self._readers.pop().close()
+            self._close_reader(self._readers.pop())
 
 
 _open_files: Final[weakref.WeakSet[Connections]] = weakref.WeakSet()
