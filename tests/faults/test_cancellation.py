@@ -25,6 +25,11 @@ from agent_memory.storage.postgres.catalog import PostgresCatalog
 from tests.faults.processes import counter_of, value
 from tests.support.postgres import PostgresServer
 
+# Hypothesis measures the garbage collector by a callback, and an interrupt may come in there as well.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <function gc_cumulative_time:pytest.PytestUnraisableExceptionWarning"
+)
+
 
 @pytest.fixture(params=["embedded", "http"])
 def address(request: pytest.FixtureRequest, database: Path) -> str:
