@@ -767,7 +767,7 @@ async def _behind_a_request_without_an_answer(waiting: bytes) -> bytes:
                 cast(connections.BoundedProtocol, one).flow.resume_reading()
             await asyncio.sleep(0.01)
 
-    config = uvicorn.Config(never, log_config=None, lifespan="off")
+    config = uvicorn.Config(never, log_config=None, lifespan="off", ws="none")
     config.load()
     state = ServerState()
     loop = asyncio.get_running_loop()
