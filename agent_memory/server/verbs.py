@@ -106,12 +106,16 @@ class VerbEndpoint:
                 expected = answer_bytes(message)
                 change = await self._make_room(large, namespace, expected) if expected else None
                 reply = await self._reply(receive, namespace, message)
-                made = await _heavy(_is_large(message, reply), lambda: reply_bytes(reply))
+                heavy = _is_large(message, reply)
+                made = await _on_thread_if(heavy, lambda: reply_bytes(reply))
                 if change is not None:
                     change(made)
                 elif made:
                     change = await self._make_room(large, namespace, made, seconds=0)
-                body = await self._body(scope, message, reply)
+                body = await _on_thread_if(
+                    heavy or (self._remote and _names_chunks(reply)),
+                    lambda: encode_reply(message, reply, self._address(scope, message)),
+                )
                 if len(body) > KEPT:
                     # With its places still taken: who is slow to fetch it keeps it in memory, and nothing else.
                     del message, reply
@@ -148,12 +152,6 @@ class VerbEndpoint:
     ) -> Awaitable[Callable[[int], None]]:
         return large.enter_async_context(self._shared.answers.turn(namespace, "large answers", seconds, count))
 
-    async def _body(self, scope: Scope, message: StateMessage, reply: Any) -> bytes:
-        return await _heavy(
-            _is_large(message, reply) or (self._remote and _names_chunks(reply)),
-            lambda: encode_reply(message, reply, self._address(scope, message)),
-        )
-
     async def _reply(self, receive: Receive, namespace: str, message: StateMessage) -> Any:
         deadline = time.monotonic() + _CALL_SECONDS
         if _searches(message):
@@ -181,8 +179,8 @@ class VerbEndpoint:
         return lambda chunk: self._urls.sign(base, method, chunk)
 
 
-async def _heavy(large: bool, work: Callable[[], Any]) -> Any:
-    return await anyio.to_thread.run_sync(work) if large else work()
+async def _on_thread_if(heavy: bool, work: Callable[[], Any]) -> Any:
+    return await anyio.to_thread.run_sync(work) if heavy else work()
 
 
 def _searches(message: StateMessage) -> bool:
