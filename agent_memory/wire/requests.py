@@ -196,7 +196,7 @@ def decode_request(verb: str, namespace: str, application: str, state: str, raw:
 
 
 def parts_of(raw: bytes) -> int:
-    """Return about how many values there are in JSON; more of them have no comma between them only deep inside."""
+    """Return about how many values there are in JSON: only those within each other have no comma in between."""
     return raw.count(b",")
 
 

@@ -78,10 +78,10 @@ def _rule(namespace: Any, models: Any) -> tuple[tuple[str, ...], dict[str, type[
     labels = cast("Sequence[Any]", namespace if isinstance(namespace, list | tuple) else ())
     if not labels or not all(isinstance(one, str) for one in labels):
         raise InvalidRequestError("a namespace in schemas= is a tuple of labels, such as ('user', '*')")
-    found: dict[Any, Any] = dict(cast("Mapping[Any, Any]", models)) if isinstance(models, Mapping) else {"": None}
-    if not all(isinstance(one, type) and issubclass(one, BaseModel) for one in found.values()):
+    found = cast("Mapping[Any, Any] | None", models if isinstance(models, Mapping) else None)
+    if found is None or not all(isinstance(one, type) and issubclass(one, BaseModel) for one in found.values()):
         raise InvalidRequestError("schemas= names Pydantic models by namespace and key")
-    return tuple(labels), found
+    return tuple(labels), dict(found)
 
 
 def _made(adapter: TypeAdapter[Any], sent: Any) -> Any:
