@@ -60,7 +60,7 @@ def create_app(service: StateService, settings: Settings | None = None) -> ASGIA
     routes += [
         Route("/healthz", Fixed("/healthz", b'{"status":"ok"}')),
         Route("/readyz", ReadyEndpoint(service)),
-        Route("/openapi.json", Fixed("/openapi.json", document())),
+        Route("/openapi.json", Fixed("/openapi.json", document(blobs=isinstance(service.blobs, FileBlobs)))),
     ]
     router = Router(routes, redirect_slashes=False, default=_unknown, lifespan=lambda _: _sweeping(service, settings))
     return Front(router, settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from pydantic import TypeAdapter
@@ -17,24 +18,47 @@ _REFUSALS: Final = {
     "412": "a condition failed; the problem carries the current entry",
     "413": "too large",
     "422": "the body is not one of this verb's",
-    "503": "try again later",
 }
+_BLOB_REFUSALS: Final = {
+    "403": "the URL was not signed by this server for this method, or its time is over",
+    "500": "the stored chunk is damaged, or the server failed",
+}
+_GET_REFUSALS: Final = {
+    "404": "the chunk is not there any more: prepare the read again",
+    "416": "the chunk has no such range",
+}
+_PUT_REFUSALS: Final = {
+    "400": "not as many bytes as were prepared",
+    "408": "the bytes did not travel in time",
+    "409": "other bytes were uploaded before",
+    "410": "the prepared write is committed or has expired",
+}
+_BYTES: Final[dict[str, Any]] = {"application/octet-stream": {}}
+_PART_HEADERS: Final = ("Accept-Ranges", "Content-Length")
 _NAMES_A_REQUEST: Final = {"required": ["request_id"], "properties": {"request_id": {"type": "string"}}}
 
 
-def document() -> bytes:
-    """Return the document as JSON."""
+def document(*, blobs: bool) -> bytes:
+    """Return the document as JSON; ``blobs`` says whether the server itself keeps what lies behind signed URLs."""
     inputs: list[tuple[str, Any, TypeAdapter[Any]]] = [("problem", "validation", PROBLEM)]
     for name, verb in VERBS.items():
         inputs += [(f"{name}.request", "validation", verb.request), (f"{name}.reply", "validation", verb.reply)]
     schemas, shared = TypeAdapter.json_schemas(inputs, ref_template="#/components/schemas/{model}")
-    paths = {
+    problem = {"application/problem+json": {"schema": schemas["problem", "validation"]}}
+    paths: dict[str, Any] = {
         f"/v1/namespaces/{{namespace}}/applications/{{application}}/{state}/{name}": {
-            "parameters": [_parameter("namespace"), _parameter("application")],
-            "post": _operation(name, state, verb.message.__doc__ or "", schemas),
+            "parameters": [_scope_parameter("namespace"), _scope_parameter("application")],
+            "post": _verb(name, state, verb.message.__doc__ or "", schemas, problem),
         }
         for state in ("app_state", "request_state")
         for name, verb in VERBS.items()
+    }
+    if blobs:
+        paths["/v1/blobs/{blob}/{chunk}"] = _blob(problem)
+    paths |= {
+        "/healthz": {"get": _probe("healthz", "Say that the process lives.", problem)},
+        "/readyz": {"get": _probe("readyz", "Say whether requests can be served.", problem, {"503": "they cannot"})},
+        "/openapi.json": {"get": _probe("openapi", "Return this document.", problem)},
     }
     return to_json(
         {
@@ -50,8 +74,7 @@ def document() -> bytes:
     )
 
 
-def _operation(name: str, state: str, text: str, schemas: Any) -> dict[str, Any]:
-    problem = {"application/problem+json": {"schema": schemas["problem", "validation"]}}
+def _verb(name: str, state: str, text: str, schemas: Any, problem: Any) -> dict[str, Any]:
     request = schemas[f"{name}.request", "validation"]
     if state == "request_state":
         request = {"allOf": [request, _NAMES_A_REQUEST]}
@@ -61,16 +84,80 @@ def _operation(name: str, state: str, text: str, schemas: Any) -> dict[str, Any]
         "requestBody": {"required": True, "content": _json(request)},
         "responses": {
             "200": {"description": "done", "content": _json(schemas[f"{name}.reply", "validation"])},
-            **{status: {"description": why, "content": problem} for status, why in _REFUSALS.items()},
-            "default": {"description": "any other refusal", "content": problem},
+            **_refused(problem, _REFUSALS, busy=True),
         },
     }
+
+
+def _blob(problem: Any) -> dict[str, Any]:
+    """Return the path of signed URLs, which hold all that a request needs but the bytes."""
+    range_header = {"name": "Range", "in": "header", "schema": {"type": "string"}, "description": "one range of bytes"}
+    return {
+        "description": "Only as a signed URL that came in a blob, unchanged.",
+        "parameters": [
+            *(_parameter(name, "path", "string") for name in ("blob", "chunk")),
+            *(_parameter(name, "query", "integer") for name in ("expires", "size")),
+            _parameter("signature", "query", "string"),
+        ],
+        "get": {
+            "operationId": "get_chunk",
+            "summary": "Fetch a chunk, or a part of it; HEAD gives its size.",
+            "security": [],
+            "parameters": [range_header],
+            "responses": {
+                "200": {"description": "the chunk", "headers": _headers(*_PART_HEADERS), "content": _BYTES},
+                "206": {
+                    "description": "the part that was asked for",
+                    "headers": _headers(*_PART_HEADERS, "Content-Range"),
+                    "content": _BYTES,
+                },
+                **_refused(problem, _BLOB_REFUSALS | _GET_REFUSALS, busy=True),
+            },
+        },
+        "put": {
+            "operationId": "put_chunk",
+            "summary": "Store a chunk; repeating it with the same bytes changes nothing.",
+            "security": [],
+            "requestBody": {"required": True, "content": _BYTES},
+            "responses": {
+                "200": {"description": "stored", "headers": _headers("ETag")},
+                **_refused(problem, _BLOB_REFUSALS | _PUT_REFUSALS, busy=True),
+            },
+        },
+    }
+
+
+def _probe(name: str, summary: str, problem: Any, refusals: Mapping[str, str] | None = None) -> dict[str, Any]:
+    return {
+        "operationId": name,
+        "summary": summary,
+        "security": [],
+        "responses": {
+            "200": {"description": "yes", "content": _json({"type": "object"})},
+            **_refused(problem, refusals or {}),
+        },
+    }
+
+
+def _refused(problem: Any, refusals: Mapping[str, str], *, busy: bool = False) -> dict[str, Any]:
+    answers: dict[str, Any] = {status: {"description": why, "content": problem} for status, why in refusals.items()}
+    if busy:
+        headers = _headers("Retry-After")
+        answers["503"] = {"description": "try again later", "headers": headers, "content": problem}
+    return {**answers, "default": {"description": "any other refusal", "content": problem}}
 
 
 def _json(schema: Any) -> dict[str, Any]:
     return {"application/json": {"schema": schema}}
 
 
-def _parameter(name: str) -> dict[str, Any]:
-    pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
-    return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "pattern": pattern}}
+def _headers(*names: str) -> dict[str, Any]:
+    return {name: {"schema": {"type": "string"}} for name in names}
+
+
+def _parameter(name: str, place: str, kind: str, **more: str) -> dict[str, Any]:
+    return {"name": name, "in": place, "required": True, "schema": {"type": kind, **more}}
+
+
+def _scope_parameter(name: str) -> dict[str, Any]:
+    return _parameter(name, "path", "string", pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")

@@ -219,6 +219,35 @@ def test_a_renewed_upload_keeps_its_blob(api: Api) -> None:
     assert [chunk["size"] for chunk in renewed["chunks"]] == [65_536, 34_464]
 
 
+def test_what_a_signed_url_answers_is_what_the_description_says(
+    stored: tuple[str, str, bytes], api: Api, server: ServerProcess
+) -> None:
+    put, get, data = stored
+    new = api.place("new", 5)["chunks"][0]["uri"]
+    path = api.http.get(f"{server.url}/openapi.json").json()["paths"]["/v1/blobs/{blob}/{chunk}"]
+    answers = [
+        api.http.get(get),
+        api.http.get(get, headers={"Range": "bytes=0-9"}),
+        api.http.get(get, headers={"Range": "bytes=300000-"}),
+        api.http.get(put),
+        api.http.put(new, content=b"valu"),
+        api.http.put(new, content=b"value"),
+        api.http.put(new, content=b"other"),
+        api.http.put(get, content=data),
+        api.http.put(put, content=data),
+    ]
+    blob_id, number = urlsplit(get).path.split("/")[-2:]
+    (server.data.with_name("server.db.blobs") / blob_id[-2:] / f"{blob_id}.{number}").unlink()
+    answers.append(api.http.get(get))
+
+    assert [answer.status_code for answer in answers] == [200, 206, 416, 403, 400, 200, 409, 403, 410, 404]
+    for answer in answers:
+        described = path[answer.request.method.lower()]["responses"][str(answer.status_code)]
+        assert set(map(str.lower, described.get("headers", ()))) <= set(answer.headers)
+        assert not answer.content or answer.headers["content-type"] in described["content"]
+    assert "retry-after" in map(str.lower, path["get"]["responses"]["503"]["headers"])
+
+
 # -- the other side stops --------------------------------------------------------------------------------------------
 
 

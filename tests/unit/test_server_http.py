@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -38,6 +39,7 @@ from agent_memory.server.asgi import refuse
 from agent_memory.server.auth import LoopbackGate
 from agent_memory.server.log import RequestLog, ServerEvents
 from agent_memory.server.memory import reply_bytes
+from agent_memory.server.openapi import document
 from agent_memory.server.verbs import _is_large
 from tests.support.api import Api, inline, part_files, problem, raw, wait_for
 from tests.support.server import ServerProcess
@@ -164,9 +166,35 @@ def test_request_state_is_apart_from_application_state(api: Api) -> None:
 def test_health_readiness_and_the_api_description_are_served(server: ServerProcess, http: httpx.Client) -> None:
     assert http.get(f"{server.url}/healthz").json() == {"status": "ok"}
     assert http.get(f"{server.url}/readyz").json() == {"status": "ready"}
-    document = http.get(f"{server.url}/openapi.json").json()
-    assert document["openapi"].startswith("3.1")
-    assert len(document["paths"]) == 2 * len(VERBS)
+    described = http.get(f"{server.url}/openapi.json").json()
+    assert described["openapi"].startswith("3.1")
+    assert len(described["paths"]) == 2 * len(VERBS) + len(["blobs", "healthz", "readyz", "openapi.json"])
+
+
+@pytest.mark.parametrize("keeps_blobs", [True, False])
+def test_the_description_has_the_routes_of_the_server_and_no_others(tmp_path: Path, keeps_blobs: bool) -> None:
+    service = open_service(str(tmp_path / "store.db"))
+    if not keeps_blobs:
+        service.blobs = cast(Any, SimpleNamespace(close=service.blobs.close))
+    served = cast(Any, app.create_app(service, app.Settings(LoopbackGate(), RequestLog(io.StringIO()))))
+    service.close()
+    routes = {route.path: route.app for route in served._app.routes}
+    described = json.loads(document(blobs=keeps_blobs))
+
+    paths = {path.replace("{verb}", verb) for path in routes for verb in (VERBS if "{verb}" in path else [""])}
+
+    assert set(described["paths"]) == paths
+    assert ("/v1/blobs/{blob}/{chunk}" in paths) == keeps_blobs
+    assert routes["/openapi.json"]._body == document(blobs=keeps_blobs)
+
+
+def test_the_description_has_the_methods_that_each_route_takes(server: ServerProcess, http: httpx.Client) -> None:
+    for path, methods in http.get(f"{server.url}/openapi.json").json()["paths"].items():
+        refused = http.delete(server.url + re.sub("[{}]", "", path))
+
+        assert problem(refused) == (405, "method_not_allowed")
+        allowed = set(refused.headers["allow"].lower().split(", ")) - {"head"}
+        assert allowed == set(methods) - {"parameters", "description"}
 
 
 @pytest.mark.parametrize("verb", VERBS)
