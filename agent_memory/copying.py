@@ -15,8 +15,9 @@ from itertools import chain, islice
 from typing import Final, NamedTuple
 
 from .errors import ConflictError, IntegrityError, UnavailableError
+from .messages import Chunk
 from .service import StateService
-from .storage.blobs import blob_of, chunk_name, chunk_sizes
+from .storage.blobs import BlobObject, blob_of, chunk_name, chunk_sizes
 from .storage.catalog import LIVE, STAGED, BlobRow, Catalog, ScopeRow, StoredRow
 from .sweeping import REQUEST_SECONDS
 
@@ -76,14 +77,17 @@ def copy(
 
 
 def verify(source: StateService, target: StateService) -> int:
-    """Compare every key of the source, and its bytes, with the target; return how many there were."""
+    """Compare every key of the source, and its bytes, with the target; return how many there were.
+
+    Where large values were damaged in the target, or are gone, the source's bytes take their place.
+    """
     count = 0
     for page in _pages(source.catalog):
         for row, other, same in _compared(source.catalog, target.catalog, page):
             if not same:
                 raise IntegrityError(f"{row.scope} {row.row.entry.key} is not in the copy as it is in the source")
-            if other is not None:
-                _check_bytes(target, other)
+            if other is not None and not _is_whole(target, other):
+                _bring_again(source, target, other)
             count += 1
     return count
 
@@ -200,21 +204,39 @@ def _copy_bytes(source: StateService, target: StateService, stored: StoredRow, b
     key, size, chunk_size = stored.row.entry.key, stored.row.entry.size, stored.row.chunk_size
     target.catalog.mend_blob(BlobRow(blob_id, stored.scope, key, size, chunk_size, STAGED, target.catalog.clock()))
     for chunk in blob_of(blob_id, size, chunk_size).chunks:
-        buffer = bytearray(chunk.size)
-        source.blobs.read_into(*chunk_name(chunk), 0, memoryview(buffer))
-        target.blobs.put(*chunk_name(chunk), memoryview(buffer))
+        _copy_chunk(source, target, chunk)
         if not target.catalog.renew(blob_id):
             raise UnavailableError(f"{stored.scope} {key} was swept in the target while it was copied; copy again")
 
 
-def _check_bytes(service: StateService, stored: StoredRow) -> None:
+def _bring_again(source: StateService, target: StateService, stored: StoredRow) -> None:
+    row = stored.row
+    # The source may be the damaged one: nothing of the target is replaced by that.
+    if row.blob_id is not None and _is_whole(source, stored):
+        for chunk in blob_of(row.blob_id, row.entry.size, row.chunk_size).chunks:
+            _copy_chunk(source, target, chunk)
+        if _is_whole(target, stored):
+            return
+    raise IntegrityError(f"{stored.scope} {row.entry.key} arrived with other bytes than it left with")
+
+
+def _copy_chunk(source: StateService, target: StateService, chunk: Chunk) -> None:
+    blob_id, number = chunk_name(chunk)
+    data = memoryview(bytearray(chunk.size))
+    source.blobs.read_into(blob_id, number, 0, data)
+    try:
+        target.blobs.put(blob_id, number, data)
+    except ConflictError:
+        # Damaged since an earlier copy brought it.
+        target.blobs.discard(BlobObject(blob_id, number, chunk.size, 0.0))
+        target.blobs.put(blob_id, number, data)
+
+
+def _is_whole(service: StateService, stored: StoredRow) -> bool:
     row = stored.row
     if row.entry.deleted:
-        return
+        return True
     if row.blob_id is None:
-        sha256: str | None = hashlib.sha256(row.data or b"").hexdigest()
-    else:
-        digest = service.blobs.digest(row.blob_id, chunk_sizes(row.entry.size, row.chunk_size))
-        sha256 = digest and digest[0]
-    if sha256 != row.entry.sha256:
-        raise IntegrityError(f"{stored.scope} {row.entry.key} arrived with other bytes than it left with")
+        return hashlib.sha256(row.data or b"").hexdigest() == row.entry.sha256
+    digest = service.blobs.digest(row.blob_id, chunk_sizes(row.entry.size, row.chunk_size))
+    return digest is not None and digest[0] == row.entry.sha256

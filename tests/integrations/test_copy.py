@@ -501,6 +501,73 @@ def test_bytes_that_arrive_otherwise_are_found_at_the_end(tmp_path: Path, monkey
             copy(source, target)
 
 
+@pytest.mark.parametrize("damage", ["missing", "shorter", "other bytes"])
+def test_a_large_value_that_was_damaged_in_the_target_is_brought_again_by_the_next_copy(
+    tmp_path: Path, damage: str
+) -> None:
+    filled(tmp_path / "source.db")
+    with ends(tmp_path) as (source, target):
+        copy(source, target)
+        *_, file = chunk_files(tmp_path / "blobs")
+        harm(file, damage)
+        copy(source, target)
+        assert target.check(Check()).problems == ()
+
+
+def test_a_large_value_that_was_damaged_in_a_bucket_is_brought_again_by_the_next_copy(
+    tmp_path: Path, bucket: StrictS3
+) -> None:
+    filled(tmp_path / "source.db")
+    with ends(tmp_path, blobs=BUCKET_URL) as (source, target):
+        copy(source, target)
+        first, second, *_ = list(target.blobs.objects())
+        for one in (first, second):
+            target.blobs.discard(one)
+        target.blobs.put(first.blob_id, first.number, memoryview(bytes(first.size)))
+        copy(source, target)
+        assert target.check(Check()).problems == ()
+
+
+def test_what_an_interrupted_copy_brought_and_was_damaged_since_is_brought_again(tmp_path: Path) -> None:
+    filled(tmp_path / "source.db")
+
+    def interrupted(_rows: object) -> None:
+        raise KeyboardInterrupt
+
+    with ends(tmp_path) as (source, target), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(target.catalog, "take", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            copy(source, target)
+    harm(chunk_files(tmp_path / "blobs")[0], "other bytes")
+    with ends(tmp_path) as (source, target):
+        copy(source, target)
+        assert target.check(Check()).problems == ()
+
+
+def test_what_was_damaged_in_the_source_takes_the_place_of_nothing_in_the_target(tmp_path: Path) -> None:
+    filled(tmp_path / "source.db")
+    with ends(tmp_path) as (source, target):
+        copy(source, target)
+        theirs, ours = chunk_files(tmp_path / "source.db.blobs"), chunk_files(tmp_path / "blobs")
+        harm(theirs[0], "other bytes")
+        harm(ours[1], "other bytes")
+        kept = ours[0].read_bytes()
+        with pytest.raises(IntegrityError, match="default/app large arrived with other bytes"):
+            copy(source, target)
+        assert ours[0].read_bytes() == kept
+
+
+def chunk_files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+def harm(file: Path, damage: str) -> None:
+    data = file.read_bytes()
+    file.unlink()
+    if damage != "missing":
+        file.write_bytes(data[1:] if damage == "shorter" else bytes(len(data)))
+
+
 def test_a_source_that_is_not_there_is_an_error_and_no_new_store(tmp_path: Path) -> None:
     done = run("copy", str(tmp_path / "none.db"), str(tmp_path / "second.db"))
     assert done.returncode == 2
