@@ -22,7 +22,7 @@ from langgraph.store.base import (
 )
 from pydantic import BaseModel
 
-from agent_memory import Entry, InvalidKeyError, InvalidRequestError, Snapshot
+from agent_memory import Entry, InvalidKeyError, InvalidRequestError, LimitExceededError, Snapshot
 from agent_memory.operations import Delete, Get, Hit, Parents, Search, Set
 
 from .indexing import Index
@@ -53,10 +53,10 @@ class Embed(NamedTuple):
 
 
 Send: TypeAlias = list[Any]
-"""Operations of agent_memory for one transaction -> their results."""
+"""Operations of agent_memory for one transaction -> their results, or the LimitExceededError that they met."""
 
 Flow: TypeAlias = Generator[Embed | Send, Any, list[Result]]
-_Sending: TypeAlias = Generator[Send, Any, list[Any]]
+_Sending: TypeAlias = Generator[Send, list[Any] | LimitExceededError, list[Any]]
 
 
 class _Reads(Protocol):
@@ -73,8 +73,8 @@ def carry_out(ops: Iterable[Op], index: Index | None, rules: SchemaRules) -> Flo
     """Carry out a batch -> results in the order of the operations.
 
     Reads see what was there before the batch; then the puts apply, of several to one item the last. It is one
-    transaction of at most 1,000 operations; more, or a read of more than 1,000 results together with puts, take
-    several: the reads come first.
+    transaction of at most 1,000 operations; more, a read of more than 1,000 results together with puts, or reads that
+    find more than one transaction may, take several: the reads come first.
     """
     given = list(ops)
     results: list[Result] = [None] * len(given)
@@ -116,8 +116,21 @@ def carry_out(ops: Iterable[Op], index: Index | None, rules: SchemaRules) -> Flo
 def _send(operations: Send) -> _Sending:
     replies: list[Any] = []
     for start in range(0, len(operations), PAGE):
-        replies += yield operations[start : start + PAGE]
+        replies += yield from _send_page(operations[start : start + PAGE])
     return replies
+
+
+def _send_page(operations: Send) -> _Sending:
+    """Send operations, reads first; if they find more than a transaction may, the reads by halves, then the writes."""
+    replies = yield operations
+    if not isinstance(replies, LimitExceededError):
+        return replies
+    reads = sum(not isinstance(operation, Set | Delete) for operation in operations)
+    middle = reads if reads < len(operations) else reads // 2
+    if not middle:
+        raise replies
+    first = yield from _send_page(operations[:middle])
+    return first + (yield from _send_page(operations[middle:]))
 
 
 def _embed(reads: Iterable[_Reads], puts: Iterable[_Put], index: Index | None) -> Generator[Embed, Any, None]:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from langgraph.store.base import BaseStore, IndexConfig, Op, Result, TTLConfig
 
-from agent_memory import AgentMemory, AsyncAgentMemory, InvalidRequestError, PermissionDeniedError
+from agent_memory import AgentMemory, AsyncAgentMemory, InvalidRequestError, LimitExceededError, PermissionDeniedError
 
 from .batches import Embed, carry_out, minutes
 from .faces import Faces
@@ -30,10 +30,10 @@ class AgentMemoryStore(BaseStore):
     names whatever stands there. Thread-safe, sync and async on the same instance; it does not close the memory.
 
     A batch is one transaction and one round trip: reads see what was there before it, then the puts apply, all or
-    none, the last one per item. (Only more than 1,000 operations, or a read of more than 1,000 results, take several.)
-    Searches give the newest change first, ties by key; with a query and an index the most similar first, then what has
-    no vectors, with ``score=None``. Filters are those of ``agent_memory.operations.Search``. Expired items are never
-    returned.
+    none, the last one per item. (Only more than 1,000 operations, a read of more than 1,000 results, or reads that find
+    more than the store takes up at once, 128 MiB, take several.) Searches give the newest change first, ties by key;
+    with a query and an index the most similar first, then what has no vectors, with ``score=None``. Filters are those
+    of ``agent_memory.operations.Search``. Expired items are never returned.
 
     Args:
         memory: an open memory, of either face.
@@ -82,7 +82,10 @@ class AgentMemoryStore(BaseStore):
                 step = flow.send(reply)
             except StopIteration as end:
                 return end.value
-            reply = self._embed(step) if isinstance(step, Embed) else self._state.batch(step)
+            try:
+                reply = self._embed(step) if isinstance(step, Embed) else self._state.batch(step)
+            except LimitExceededError as error:
+                reply = error
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
         """Carry out operations; see the class for their order."""
@@ -93,7 +96,10 @@ class AgentMemoryStore(BaseStore):
                 step = flow.send(reply)
             except StopIteration as end:
                 return end.value
-            reply = await (self._aembed(step) if isinstance(step, Embed) else self._async_state.batch(step))
+            try:
+                reply = await (self._aembed(step) if isinstance(step, Embed) else self._async_state.batch(step))
+            except LimitExceededError as error:
+                reply = error
 
     def _embed(self, wanted: Embed) -> tuple[list[list[float]], list[list[float]]]:
         texts = self.embeddings.embed_documents(wanted.texts) if wanted.texts else []

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,19 @@ from langgraph.store.base import (
 from langgraph.store.base.batch import AsyncBatchedBaseStore
 from pydantic import BaseModel, Field, RootModel, field_validator, model_validator
 
-from agent_memory import AgentMemory, InvalidKeyError, InvalidRequestError, SerializationError, UnavailableError
+from agent_memory import (
+    AgentMemory,
+    InvalidKeyError,
+    InvalidRequestError,
+    LimitExceededError,
+    SerializationError,
+    UnavailableError,
+)
+from agent_memory.messages import Batch, CommitWrite
 from agent_memory.operations import Parents
 from agent_memory_langchain import AgentMemoryStore
 from tests.support.blocking import unwrap
-from tests.support.faults import Between, put_between
+from tests.support.faults import Between, Meddling, put_between
 from tests.support.langgraph import Faced
 from tests.support.models import Profile
 from tests.support.stores import Store, TimedStore
@@ -388,6 +398,45 @@ def test_batches_and_pages_may_be_longer_than_a_transaction(faced: Faced) -> Non
     assert faced.list_namespaces(limit=2_000, offset=2) == [("n", f"{n:04}") for n in range(2, 1_203)]
     found = faced.batch([GetOp(("n", f"{n:04}"), "k") for n in range(1_203)])
     assert [item.value["n"] for item in found] == list(range(1_203))
+
+
+def test_a_batch_of_many_large_values_gives_what_single_reads_give(faced: Faced) -> None:
+    names = [f"{n:02}" for n in range(20)]
+    faced.batch([PutOp(USER, name, {"text": name * 150_000}) for name in names])
+
+    found = faced.batch([GetOp(USER, name) for name in names * 10])
+
+    assert found == [faced.get(USER, name) for name in names] * 10
+
+
+def test_reads_that_find_more_than_a_transaction_may_take_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with AgentMemory(tmp_path / "store.db", application="test") as memory:
+        store = AgentMemoryStore(memory)
+        store.batch([PutOp(USER, f"{n}", {"n": n, "text": "x" * 10_000}) for n in range(10)])
+        searches = [SearchOp(USER, filter={"n": {"$gte": n}}) for n in range(10)]
+        expected = [store.search(USER, filter={"n": {"$gte": n}}) for n in range(10)]
+        monkeypatch.setattr("agent_memory.storage.catalog.READ_LIMIT", 150_000)
+
+        assert asyncio.run(store.abatch(searches)) == expected
+        assert store.batch([PutOp(USER, "10", {"n": 10}), *searches]) == [None, *expected]
+        assert store.get(USER, "10") is not None
+
+
+def test_a_batch_whose_puts_are_too_much_writes_nothing(faced: Faced, memory: Any) -> None:
+    def refuse(message: Any) -> None:
+        if isinstance(message, Batch) and any(isinstance(one, CommitWrite) for one in message.operations):
+            raise LimitExceededError("too much")
+
+    transport = put_between(memory, partial(Meddling, act=refuse))
+
+    with pytest.raises(LimitExceededError):
+        faced.batch([PutOp(USER, "a", {"n": 1}), PutOp(USER, "b", {"n": 2}), GetOp(USER, "c"), GetOp(USER, "d")])
+
+    reads, writes = 2, 2
+    assert [len(message.operations) for message in transport.sent] == [reads + writes, reads, writes]
+    assert faced.search(USER) == []
 
 
 # -- search ----------------------------------------------------------------------------------------------------------
