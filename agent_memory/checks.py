@@ -10,7 +10,7 @@ from typing import Final
 from .errors import InvalidRequestError, LimitExceededError
 from .filters import parse
 from .keys import check_key, check_prefix, check_request_id
-from .messages import JSON, PAGE_LIMIT, CommitWrite, Delete, List, ListParents, Scope, Search
+from .messages import JSON, PAGE_LIMIT, CommitWrite, Delete, List, ListParents, PrepareWrite, Scope, Search
 
 MAX_PROVENANCE_BYTES: Final = 4_096
 MAX_DIMENSIONS: Final = 8_192
@@ -115,12 +115,20 @@ def check_write_id(write_id: str) -> None:
         raise InvalidRequestError("a write id has 1 to 128 characters")
 
 
+def check_condition(request: CommitWrite | Delete | PrepareWrite) -> None:
+    if request.if_match is None:
+        return
+    if not request.if_match.strip():
+        raise InvalidRequestError("if_match is blank; leave it out to write without a condition")
+    if not isinstance(request, Delete) and request.if_none_match:
+        raise InvalidRequestError("if_match and if_none_match exclude each other")
+
+
 def check_write(request: CommitWrite | Delete) -> None:
     if request.write_id is not None:
         check_write_id(request.write_id)
         check_text(request.write_id, "a write id")
-    if request.if_match is not None and not request.if_match.strip():
-        raise InvalidRequestError("if_match is blank; leave it out to write without a condition")
+    check_condition(request)
     if request.provenance is not None:
         check_provenance(request.provenance)
     check_scope(request.scope)
@@ -131,8 +139,6 @@ def check_write(request: CommitWrite | Delete) -> None:
             raise LimitExceededError(f"a value may have at most {MAX_VECTORS} vectors")
         if request.vectors and request.content_type != JSON:
             raise InvalidRequestError("only a JSON value can have vectors")
-        if request.if_match is not None and request.if_none_match:
-            raise InvalidRequestError("if_match and if_none_match exclude each other")
         check_ttl(request.ttl_seconds)
         if not request.content_type or len(request.content_type) > 255:
             raise InvalidRequestError("content_type has 1 to 255 characters")

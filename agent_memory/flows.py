@@ -230,18 +230,24 @@ class _InOrder:
 # -- write -----------------------------------------------------------------------------------------------------------
 
 
-def write(commit: CommitWrite, transfer: Transfer) -> Flow[Entry]:
-    """Commit a value that stands in ``commit.data``: in one round trip if it is small, else in the three phases."""
+def write(commit: CommitWrite, transfer: Transfer, *, repeats: bool = False) -> Flow[Entry]:
+    """Commit a value that stands in ``commit.data``: in one round trip if it is small, else in the three phases.
+
+    A condition that does not hold is met before the upload, unless the write may be one that ``repeats``: whether it
+    was made before only its commit can tell.
+    """
     if commit.data is not None and len(commit.data) > INLINE_LIMIT:
-        commit = yield from upload(commit, commit.data, transfer)
+        commit = yield from upload(commit, commit.data, transfer, refused_early=not repeats)
     return (yield from call(commit))
 
 
-def upload(commit: CommitWrite, data: bytes, transfer: Transfer) -> Flow[CommitWrite]:
+def upload(commit: CommitWrite, data: bytes, transfer: Transfer, *, refused_early: bool = False) -> Flow[CommitWrite]:
     """Upload bytes that are too large to travel in the message, and return the commit that names their place."""
     size = len(data)
     chunk_size = transfer.chunk_size if size > transfer.chunk_size else None
     place = PrepareWrite(commit.scope, commit.key, size, chunk_size)
+    if refused_early:
+        place = place._replace(if_match=commit.if_match, if_none_match=commit.if_none_match)
     blob: Blob = yield from call(place)
     view = memoryview(data)
     places = dict(enumerate(blob.chunks))
@@ -282,7 +288,8 @@ def _put(
 def batch(scope: Scope, operations: Sequence[Operation], transfer: Transfer) -> Flow[list[Any]]:
     """Carry out operations in one transaction -> for each read ``(bytes, Entry) | None``, else what the message gives.
 
-    Small values travel in the one message; larger ones are uploaded before it and fetched after it.
+    Small values travel in the one message; larger ones are uploaded before it and fetched after it. Their conditions
+    wait for it: what it does before may fulfil them.
     """
     ready: list[Any] = []
     room = BATCH_INLINE_LIMIT

@@ -145,7 +145,8 @@ class PrepareRead(NamedTuple):
 class PrepareWrite(NamedTuple):
     """Ask where to put ``size`` bytes -> Blob. Without ``chunk_size`` it has exactly one chunk.
 
-    ``write_id`` asks for fresh places of a write that was prepared before and not committed.
+    ``write_id`` asks for fresh places of a write that was prepared before and not committed. A condition that does not
+    hold is refused at once, for the bytes would travel in vain; whether it does is for the commit to say.
     """
 
     scope: Scope
@@ -153,6 +154,8 @@ class PrepareWrite(NamedTuple):
     size: int
     chunk_size: int | None = None
     write_id: str | None = None
+    if_match: str | None = None
+    if_none_match: bool = False
 
 
 class CommitWrite(NamedTuple):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
-from .checks import check_limit, check_list, check_parents, check_scope, check_search, check_write
+from .checks import check_condition, check_limit, check_list, check_parents, check_scope, check_search, check_write
 from .errors import ConflictError, InvalidRequestError, LimitExceededError
 from .ids import made_us, uuid7
 from .keys import check_key, check_prefix
@@ -47,7 +47,7 @@ from .messages import (
 from .replies import Replies, segment_page
 from .storage.blobs import BlobStore, FileBlobs, blob_of, chunk_name, chunk_sizes
 from .storage.catalog import STAGED, BlobRow, Catalog, Row, Times, has_writes
-from .storage.rules import blob_gone
+from .storage.rules import blob_gone, condition_failed, conditions_hold
 from .storage.sqlite.catalog import SqliteCatalog
 from .sweeping import SweepAfterWrites, SweepReport, sweep
 
@@ -167,6 +167,7 @@ class StateService:
     def prepare_write(self, request: PrepareWrite) -> Blob:
         check_key(request.key)
         check_scope(request.scope)
+        check_condition(request)
         size, chunk_size = request.size, request.chunk_size
         if size < 0 or (chunk_size is not None and chunk_size < MIN_CHUNK_BYTES):
             raise InvalidRequestError(f"size must be 0 or more bytes, chunk_size at least {MIN_CHUNK_BYTES}")
@@ -174,14 +175,25 @@ class StateService:
             raise LimitExceededError(f"a value may have at most {MAX_VALUE_BYTES} bytes")
         if chunk_size is not None and size > chunk_size * MAX_CHUNKS:
             raise LimitExceededError(f"a value may have at most {MAX_CHUNKS} chunks")
-        if request.write_id is not None:
+        blob_id = request.write_id
+        if blob_id is not None:
+            # First: what is committed by now may be why the condition does not hold any more.
             self._renew(request)
-            return blob_of(request.write_id, size, chunk_size)
-        blob_id = uuid7()
-        self.catalog.stage(
-            [BlobRow(blob_id, request.scope.path, request.key, size, chunk_size, STAGED, self.catalog.clock())]
-        )
+        self._refuse_early(request)
+        if blob_id is None:
+            blob_id = uuid7()
+            self.catalog.stage(
+                [BlobRow(blob_id, request.scope.path, request.key, size, chunk_size, STAGED, self.catalog.clock())]
+            )
         return blob_of(blob_id, size, chunk_size)
+
+    def _refuse_early(self, request: PrepareWrite) -> None:
+        """Raise ConflictError if the commit would by now: large values are not uploaded to be refused."""
+        if request.if_match is None and not request.if_none_match:
+            return
+        row = self.catalog.read(request.scope, request.key)
+        if not conditions_hold(request, row and row.entry.etag):
+            raise self._explained(condition_failed(request, row), [request])
 
     def _renew(self, request: PrepareWrite) -> None:
         known = self.catalog.blob(request.write_id or "")

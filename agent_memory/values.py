@@ -292,7 +292,7 @@ class Values(Generic[T]):
             return Snapshot(written, draft.entry)
         expected = None if draft.entry is None else draft.entry.etag
         commit = self.commit(encoded, expected=expected, ttl=None, reason=reason, keep_ttl=True, write_id=write_id)
-        entry = yield from write(commit, self.client.config.transfer)
+        entry = yield from write(commit, self.client.config.transfer, repeats=write_id is not None)
         return Snapshot(written, entry)
 
     def _draft(self, stored: tuple[bytes, Entry] | None, default: Any) -> Draft[T]:

@@ -9,7 +9,7 @@ import hashlib
 from typing import Any, Final, NamedTuple
 
 from ..errors import ConflictError
-from ..messages import CommitWrite, Delete, Entry, Write
+from ..messages import CommitWrite, Delete, Entry, PrepareWrite, Write
 from .catalog import Row
 
 
@@ -22,6 +22,11 @@ class Current(NamedTuple):
     created_us: int
     expires_us: int | None
     ttl_us: int | None
+
+    @property
+    def live_etag(self) -> str | None:
+        """The etag if it is a live value's."""
+        return self.etag if self.live else None
 
 
 class Receipt(NamedTuple):
@@ -77,17 +82,16 @@ def replay(write: Write, receipt: Receipt) -> Entry | None:
     return entry_of(write, receipt.version, receipt.etag, receipt.created_us, receipt.updated_us, receipt.expires_us)
 
 
-def conditions_hold(write: Write, current: Current | None) -> bool:
-    """Say whether the row that stands there is the one the writer expects."""
-    live = current is not None and current.live
+def conditions_hold(write: Write | PrepareWrite, etag: str | None) -> bool:
+    """Say whether the live value that stands there, None if none does, is the one the writer expects."""
     if write.if_match is not None:
-        return current is not None and live and current.etag == write.if_match
-    return not (isinstance(write, CommitWrite) and write.if_none_match and live)
+        return etag == write.if_match
+    return isinstance(write, Delete) or not write.if_none_match or etag is None
 
 
-def condition_failed(write: Write, found: Row | None) -> ConflictError:
+def condition_failed(write: Write | PrepareWrite, found: Row | None) -> ConflictError:
     """Return the error of a write whose condition does not hold; ``found`` is the live value that stands there."""
-    if isinstance(write, CommitWrite) and write.if_none_match:
+    if not isinstance(write, Delete) and write.if_none_match:
         return ConflictError("there is a value already", found=found)
     return ConflictError("the key is not at the version that was expected", found=found)
 

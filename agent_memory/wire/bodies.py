@@ -142,6 +142,8 @@ class PrepareWriteBody(_Call):
     size: Size
     chunk_size: NotRequired[Number | None]
     write_id: NotRequired[Text | None]
+    if_match: NotRequired[Text]
+    if_none_match: NotRequired[Literal["*"]]
 
 
 @with_config(_STRICT)

@@ -68,7 +68,9 @@ def _encode_read(message: PrepareRead) -> dict[str, Any]:
 
 def _encode_place(message: PrepareWrite) -> dict[str, Any]:
     body: dict[str, Any] = {"state_key": message.key, "size": message.size}
-    _add(body, chunk_size=message.chunk_size, write_id=message.write_id)
+    if message.if_none_match:
+        body["if_none_match"] = "*"
+    _add(body, chunk_size=message.chunk_size, write_id=message.write_id, if_match=message.if_match)
     return body
 
 
@@ -277,7 +279,15 @@ def _decode_read(scope: Scope, body: Any, _: str | None) -> PrepareRead:
 
 
 def _decode_place(scope: Scope, body: Any, _: str | None) -> PrepareWrite:
-    return PrepareWrite(scope, body["state_key"], body["size"], body.get("chunk_size"), body.get("write_id"))
+    return PrepareWrite(
+        scope,
+        body["state_key"],
+        body["size"],
+        body.get("chunk_size"),
+        body.get("write_id"),
+        body.get("if_match"),
+        "if_none_match" in body,
+    )
 
 
 def _decode_commit(scope: Scope, body: Any, request_id: str | None) -> CommitWrite:

@@ -89,6 +89,10 @@ commits = st.builds(
         }
     ),
 )
+prepares = st.builds(
+    PrepareWrite, scopes, text, sizes, st.none() | st.integers(1, 2**53), st.none() | text, st.none() | text,
+    st.booleans(),
+)  # fmt: skip
 deletes = st.builds(
     lambda scope, key, write_id, fields: Delete(scope, key, write_id, **fields),
     scopes,
@@ -111,7 +115,7 @@ parents = st.builds(
 operations = reads | commits | deletes | lists | searches | parents
 messages = (
     operations
-    | st.builds(PrepareWrite, scopes, text, sizes, st.none() | st.integers(1, 2**53), st.none() | text)
+    | prepares
     | st.builds(ListSegments, scopes, text, st.none() | text, sizes)
     | st.builds(
         lambda scope, parts: Batch(scope, tuple(part._replace(scope=scope) for part in parts)),

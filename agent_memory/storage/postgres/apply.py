@@ -114,7 +114,7 @@ def _answer(session: Session, write: Write, context: Context) -> Entry | None:
         *columns, live, ttl_us = rows[0]
         row = to_row(columns)
         current = Current(row.entry.version, row.entry.etag, live, row.entry.created_us, row.entry.expires_us, ttl_us)
-    if not conditions_hold(write, current):
+    if not conditions_hold(write, current and current.live_etag):
         raise condition_failed(write, row if current is not None and current.live else None)
     blob = write.blob if isinstance(write, CommitWrite) else None
     if blob is not None and not session.rows(_STAGED, {**place, "id": blob.id}):

@@ -76,7 +76,7 @@ def _change(connection: apsw.Connection, run: Run, request: Write, digest: bytes
     if rows := run(_SELECT_CURRENT, (now, scope, key)).fetchall():
         *seen, blob_id, vectors, rowid = rows[0]
         current = Current._make(seen)
-    if not conditions_hold(request, current):
+    if not conditions_hold(request, current and current.live_etag):
         raise condition_failed(request, read_row(connection, scope, key, now))
     entry = None
     if isinstance(request, CommitWrite) or (current is not None and current.live):
