@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar, overload
 
 from .checks import check_type, check_write_id
 from .drivers import Flow
 from .errors import InvalidRequestError
 from .messages import Entry
-from .values import MISSING, Missing, Snapshot, Values, has_field, with_fields
+from .values import MISSING, Draft, Missing, Snapshot, Values, has_field, with_fields
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -118,15 +117,12 @@ class Document(_DocumentFlows[T]):
         """
         return self._values.client.run(self._update(change, default, reason, write_id, fields))
 
-    @contextmanager
-    def edit(self, *, default: T | Callable[[], T] | Missing = MISSING, reason: str | None = None) -> Generator[T]:
+    def edit(self, *, default: T | Callable[[], T] | Missing = MISSING, reason: str | None = None) -> Edit[T]:
         """Change a private copy in a block; it is written when the block ends without an error.
 
         The block cannot be run again: ConflictError if somebody wrote in between.
         """
-        draft = self._values.client.run(self._values.begin(default))
-        yield draft.value
-        self._values.client.run(self._values.finish(draft, draft.value, reason))
+        return Edit(self._values, default, reason)
 
     def delete(
         self, *, expected: Snapshot[T] | Entry | str | Missing = MISSING, reason: str | None = None
@@ -184,17 +180,59 @@ class AsyncDocument(_DocumentFlows[T]):
         """See ``Document.update``; ``change`` may be an async function."""
         return await self._values.client.arun(self._update(change, default, reason, write_id, fields))
 
-    @asynccontextmanager
-    async def edit(
-        self, *, default: T | Callable[[], T] | Missing = MISSING, reason: str | None = None
-    ) -> AsyncGenerator[T]:
+    def edit(self, *, default: T | Callable[[], T] | Missing = MISSING, reason: str | None = None) -> AsyncEdit[T]:
         """See ``Document.edit``."""
-        draft = await self._values.client.arun(self._values.begin(default))
-        yield draft.value
-        await self._values.client.arun(self._values.finish(draft, draft.value, reason))
+        return AsyncEdit(self._values, default, reason)
 
     async def delete(
         self, *, expected: Snapshot[T] | Entry | str | Missing = MISSING, reason: str | None = None
     ) -> Entry | None:
         """See ``Document.delete``."""
         return await self._values.client.arun(self._values.delete(expected, reason))
+
+
+class _EditFlows(Generic[T]):
+    # With slots, `profile.edit().name = "Ada"`, without `with`, is an error and not lost.
+    __slots__ = ("_default", "_draft", "_reason", "_values")
+
+    def __init__(self, values: Values[T], default: T | Callable[[], T] | Missing, reason: str | None) -> None:
+        self._values = values
+        self._default = default
+        self._reason = reason
+        self._draft: Draft[T] | None = None
+
+    def _begin(self) -> Flow[T]:
+        if self._draft is not None:
+            raise InvalidRequestError("an edit is one block; call edit() again for another")
+        self._draft = yield from self._values.begin(self._default)
+        return self._draft.value
+
+    def _finish(self) -> Flow[None]:
+        if self._draft is not None:
+            yield from self._values.finish(self._draft, self._draft.value, self._reason)
+
+
+class Edit(_EditFlows[T]):
+    """What ``Document.edit`` gives: a block with a private copy."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> T:
+        return self._values.client.run(self._begin())
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        if failure is None:
+            self._values.client.run(self._finish())
+
+
+class AsyncEdit(_EditFlows[T]):
+    """The async face of ``Edit``."""
+
+    __slots__ = ()
+
+    async def __aenter__(self) -> T:
+        return await self._values.client.arun(self._begin())
+
+    async def __aexit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        if failure is None:
+            await self._values.client.arun(self._finish())

@@ -80,6 +80,7 @@ def documents(memory: AgentMemory) -> None:
 
     with profile.edit() as draft:
         assert_type(draft, Profile)
+    profile.edit().name = "Ada"  # pyright: ignore[reportAttributeAccessIssue]
 
     either = memory.entity("user", "123").document(Profile | Draft, name="either")
     assert_type(either, Document[Profile | Draft])
@@ -130,6 +131,7 @@ async def the_async_face(memory: AsyncAgentMemory) -> None:
     assert_type(await profile.update(change), Snapshot[Profile])
     async with profile.edit() as draft:
         assert_type(draft, Profile)
+    profile.edit().name = "Ada"  # pyright: ignore[reportAttributeAccessIssue]
 
     profiles = memory.entity("user", "123").collection(Profile)
     assert_type(profiles, AsyncCollection[Profile])

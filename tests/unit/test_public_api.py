@@ -24,6 +24,7 @@ from agent_memory import (
     Collection,
     Document,
     Entity,
+    InvalidRequestError,
     RequestContext,
     RequestState,
     State,
@@ -238,8 +239,20 @@ def test_what_is_set_on_a_store_as_if_it_were_the_value_is_refused_not_lost() ->
         for root in (memory, memory.aio):
             entity = root.entity("user", "ada")
             faces += [root.app_state, entity, entity.document(int), entity.collection(int)]
+            faces.append(entity.document(int).edit())
         faces += [context, context.state, context.aio, context.aio.state]
 
         for face in faces:
             with pytest.raises(AttributeError):
                 face.name = "Ada"
+
+
+def test_an_edit_is_one_block() -> None:
+    with AgentMemory("memory://", application="fitness") as memory:
+        edit = memory.app_state.key("runs", list[int]).edit(default=[])
+        with edit as draft:
+            draft.append(5)
+            # Another copy would take the place of the first one.
+            with pytest.raises(InvalidRequestError, match="one block"), edit:
+                pass
+        assert memory.app_state.get("runs") == [5]
