@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -243,6 +244,56 @@ def test_threads_that_fork_at_once_leave_no_lock_behind(database: Path, monkeypa
     other.join(0.2)
     sqlite_connections._after_fork(child=False)
     other.join(5)
+    assert catalog._writing.lock.acquire(timeout=1)
+    catalog._writing.lock.release()
+    catalog.close()
+
+
+@pytest.mark.parametrize("what", ["read", "write"])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_while_a_fork_waits_for_a_call_leaves_the_parent_a_store_that_works(
+    memory: AgentMemory, start: Start, what: str
+) -> None:
+    memory.app_state.set("parent", 1)
+    catalog = memory._client.transport().service.catalog
+    inside, finish = threading.Event(), threading.Event()
+
+    def hold(_: Any) -> None:
+        inside.set()
+        finish.wait(10)
+
+    def read() -> None:
+        with catalog._connections.reading() as connection:
+            hold(connection)
+
+    thread = threading.Thread(target=read if what == "read" else lambda: catalog._writing.transaction(hold))
+    thread.start()
+    assert inside.wait(5)
+    main = threading.main_thread().ident
+    assert main is not None
+    timers = [threading.Timer(0.2, signal.pthread_kill, [main, signal.SIGINT]), threading.Timer(0.5, finish.set)]
+    for timer in timers:
+        timer.start()
+    child = start(read_and_write, memory, "child")
+    for each in (thread, *timers):
+        each.join()
+    assert child.join(timeout=10) == [(1,)]
+    memory.app_state.set("parent", 2)
+    assert memory.app_state.get("child") == 1
+
+
+def test_ctrl_c_right_after_a_fork_leaves_no_lock_behind(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = SqliteCatalog(database)
+    sqlite_connections._before_fork()
+
+    def interrupt(_: Any, *, child: bool) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite_connections.Connections, "after_fork", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            sqlite_connections._after_fork(child=False)
+    sqlite_connections._after_fork(child=False)
     assert catalog._writing.lock.acquire(timeout=1)
     catalog._writing.lock.release()
     catalog.close()

@@ -103,6 +103,7 @@ class Connections:
         self._clock = clock
         self._readers: deque[apsw.Connection] = deque()
         self._opening_reader = threading.Lock()
+        self._idle: list[apsw.Connection] = []
         # Weak references: a read that is interrupted may not give its connection back.
         self._all_readers: weakref.WeakSet[apsw.Connection] = weakref.WeakSet()
         self._closed = False
@@ -110,6 +111,8 @@ class Connections:
         try:
             checkpoints = Checkpoints(path, busy_seconds)
             self.writing = Writing(retry_busy(self._open), busy_seconds, checkpoints)
+            # Beside each whether a fork holds it.
+            self._fork_locks = [(lock, list[bool]()) for lock in (self.writing.lock, self._opening_reader)]
             retry_busy(self._prepare_file)
         except apsw.Error as error:
             raise translate(error).about(repr(path.name)) from None
@@ -225,9 +228,9 @@ class Connections:
     def before_fork(self) -> None:
         """Let no thread be inside SQLite while the process forks: the child gets its locks as they stand then."""
         deadline = time.monotonic() + _FORK_SECONDS
-        locks = (self.writing.lock, self._opening_reader)
-        self._held = [lock for lock in locks if lock.acquire(timeout=max(0.0, deadline - time.monotonic()))]
-        self._idle = list[apsw.Connection]()
+        for lock, held in self._fork_locks:
+            if not held:
+                held.extend(map(lock.acquire, (True,), (max(0.0, deadline - time.monotonic()),)))
         while len(self._idle) < len(self._all_readers) and time.monotonic() < deadline:
             try:
                 self._idle.append(self._readers.pop())
@@ -240,17 +243,16 @@ class Connections:
         SQLite remembers in memory which locks the process has on the file; the child has none of them, and would
         believe that it has. Closing forgets them and touches nothing of the parent's: locks belong to a process.
         """
-        quiet = len(self._held) == 2 and len(self._idle) == len(self._all_readers)
+        quiet = all(True in held for _, held in self._fork_locks) and len(self._idle) == len(self._all_readers)
         if child and quiet:
-            for connection in self._idle:
-                self._close_reader(connection)
+            while self._idle:
+                self._close_reader(self._idle.pop())
             self.writing.connection.close()
             self._closed = self.writing.closed = True
-        else:
-            self._readers.extend(self._idle)
-        self._idle = []
-        for lock in self._held:
-            lock.release()
+        while self._idle:
+            self._readers.append(self._idle.pop())
+        for lock, held in self._fork_locks:
+            _give_up(lock, held)
 
     def close(self) -> None:
         self._closed = True
@@ -260,27 +262,50 @@ class Connections:
 
 
 _open_files: Final[weakref.WeakSet[Connections]] = weakref.WeakSet()
-_forking: Final[list[Connections]] = []
 _one_fork: Final = threading.Lock()
 """Held while a thread forks: another's would undo what this one has prepared."""
 
 
+class _Fork(threading.local):
+    """What the thread that forks has to give back after it: its turn, and the connections that it has prepared."""
+
+    def __init__(self) -> None:
+        self.turn: list[bool] = []
+        self.prepared: list[Connections] = []
+
+
+_fork: Final = _Fork()
+
+
 def _before_fork() -> None:
-    _one_fork.acquire()
+    if not _fork.turn:
+        _fork.turn.extend(map(_one_fork.acquire, (True,)))
     for connections in list(_open_files):
+        if connections not in _fork.prepared:
+            _fork.prepared.append(connections)
         connections.before_fork()
-        _forking.append(connections)
 
 
 def _after_fork(*, child: bool) -> None:
-    while _forking:
-        _forking.pop().after_fork(child=child)
-    _one_fork.release()
+    while _fork.prepared:
+        _fork.prepared[-1].after_fork(child=child)
+        _fork.prepared.pop()
+    _give_up(_one_fork, _fork.turn)
+
+
+def _give_up(lock: threading.Lock, held: list[bool]) -> None:
+    """Release a lock if it is held, in one step with forgetting that it is: Ctrl-C comes only after a call."""
+    is_held = True in held
+    held[:] = ()
+    if is_held:
+        lock.release()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork,
-        after_in_parent=lambda: _after_fork(child=False),
-        after_in_child=lambda: _after_fork(child=True),
-    )
+    # Twice: Python forks on where Ctrl-C ends one of these functions, and the second time does what the first left.
+    for _ in range(2):
+        os.register_at_fork(
+            before=_before_fork,
+            after_in_parent=partial(_after_fork, child=False),
+            after_in_child=partial(_after_fork, child=True),
+        )
