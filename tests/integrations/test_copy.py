@@ -349,6 +349,20 @@ def test_only_so_many_places_are_named_and_only_those_that_the_source_may_have_f
         assert copy(source, target).strays == ("default/a old", "default/a that old")
 
 
+def test_a_request_that_seemed_long_over_in_the_target_is_copied_while_that_is_swept(
+    tmp_path: Path, elsewhere: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path / "source.db")
+    with ends(tmp_path, elsewhere) as (source, target):
+        copy(source, target)
+        eight_days_later = target.catalog.clock() + 8 * 86_400_000_000
+        for service in (source, target):
+            monkeypatch.setattr(service.catalog, "_clock", lambda: eight_days_later)
+        source.handle(CommitWrite(Scope("default", "app", "r-1"), "answer", uuid7(), b"1", None))
+        copy(source, target, progress=lambda _done, _all: target.sweep())
+        assert target.handle(PrepareRead(Scope("default", "app", "r-1"), "answer", 100)).data == b"1"
+
+
 def test_what_takes_long_to_copy_is_not_swept_meanwhile(
     tmp_path: Path, elsewhere: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
