@@ -638,6 +638,25 @@ def test_a_copy_asks_postgresql_for_a_page_at_a_time(
     assert statements < 50
 
 
+def test_a_page_with_many_vectors_is_no_statement_that_takes_too_long(
+    tmp_path: Path, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with AgentMemory(tmp_path / "source.db", application="app") as memory:
+        memory.app_state.batch([Set(f"k/{number}", {"n": number}, vectors=[[1.0, 0.0]]) for number in range(15)])
+    dsn = postgres.database()
+    postgres.execute(
+        """CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.1); RETURN new; END';
+        CREATE TRIGGER dawdle BEFORE INSERT ON agent_memory.vector FOR EACH ROW EXECUTE FUNCTION dawdle()""",
+        name_of(dsn),
+    )
+    monkeypatch.setattr("agent_memory.storage.postgres.copy._STATEMENT_BYTES", 8)
+    with (
+        closing(open_service(str(tmp_path / "source.db"))) as source,
+        closing(open_service(dsn, str(tmp_path / "blobs"), timeout=1)) as target,
+    ):
+        assert copy(source, target).copied == 15
+
+
 def test_postgresql_knows_how_much_a_copy_brought_once_it_has_ended(tmp_path: Path, postgres: PostgresServer) -> None:
     filled(tmp_path / "source.db")
     dsn = postgres.database()

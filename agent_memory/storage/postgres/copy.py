@@ -57,7 +57,7 @@ _FORGOTTEN: Final = (
     "WHERE vector.scope = put.scope AND vector.key = put.key)"
 )
 _KEEP: Final = "COPY agent_memory.vector (scope, key, version, number, embedding) FROM STDIN (FORMAT BINARY)"
-# What a slow line carries while a statement may run.
+# What a slow line carries while a statement may run; of vectors, what an index takes in.
 _STATEMENT_BYTES: Final = 1024 * 1024
 
 
@@ -108,19 +108,24 @@ def take(session: Session, rows: Sequence[StoredRow], now: int | None, vectors: 
     with session.connection.transaction():
         for part in _parts(rows):
             _take(session, part, now, vectors)
-        if any(row.vectors for row in rows):
-            with session.cursor.copy(_KEEP) as copy:
-                for scope, row, _, embeddings in rows:
-                    for number, embedding in enumerate(embeddings):
-                        place = (scope, row.entry.key, row.entry.version)
-                        copy.write_row((*place, numeric.Int4(number), Vector(embedding)))
+            _keep_vectors(session, part)
+
+
+def _keep_vectors(session: Session, rows: Sequence[StoredRow]) -> None:
+    if not any(row.vectors for row in rows):
+        return
+    with session.cursor.copy(_KEEP) as copy:
+        for scope, row, _, embeddings in rows:
+            for number, embedding in enumerate(embeddings):
+                place = (scope, row.entry.key, row.entry.version)
+                copy.write_row((*place, numeric.Int4(number), Vector(embedding)))
 
 
 def _parts(rows: Sequence[StoredRow]) -> Iterator[Sequence[StoredRow]]:
-    """Give the rows in as many parts as it takes for their values to fit statements."""
+    """Give the rows in as many parts as it takes for their values and vectors to fit statements."""
     first = size = 0
     for index, row in enumerate(rows):
-        size += len(row.row.data or b"")
+        size += len(row.row.data or b"") + sum(map(len, row.vectors))
         if size > _STATEMENT_BYTES:
             yield rows[first : index + 1]
             first, size = index + 1, 0
