@@ -24,7 +24,7 @@ from .annotations import hides_something, stored_keys, visible
 from .bindings import Plan, Spec
 from .calls import Call
 from .reading import problem_of, safe_fields, safe_json
-from .schemas import Addition, Arguments, Refused, of_result, refusal
+from .schemas import Addition, Arguments, Refused, Sent, of_result, refusal
 
 # Characters. A thread keeps every answer: with a list that grows by one a call they would add up to its square.
 _LONGEST_ANSWER: Final = 2_000
@@ -42,7 +42,7 @@ class NothingStored(Exception):
 
 
 def explained(
-    tool: str, spec: Spec, plan: Callable[[Fields], Plan[str]], arguments: Arguments, sent: Mapping[str, Any]
+    tool: str, spec: Spec, plan: Callable[[Sent], Plan[str]], arguments: Arguments, sent: Mapping[str, Any]
 ) -> Plan[str]:
     """Run a tool's plan, and say to the model what it, or the application, can do about an error."""
     values = arguments.parse(sent)

@@ -25,7 +25,7 @@ from .changes import (
     write,
 )
 from .reading import read_document, read_items, safe_json
-from .schemas import Arguments, Definition, Refused, additions, forgettable, refusal, settable
+from .schemas import Arguments, Definition, Refused, Sent, additions, forgettable, refusal, settable
 from .searching import search_arguments, search_items
 
 LIST_LIMIT: Final = 50
@@ -41,7 +41,7 @@ class Operation(NamedTuple):
     description: str
     spec: Spec
     arguments: Arguments
-    plan: Callable[[Fields, Call | None], Plan[str]]
+    plan: Callable[[Sent, Call | None], Plan[str]]
 
 
 # -- documents and items ---------------------------------------------------------------------------------------------
@@ -51,7 +51,7 @@ def document_operations(spec: Spec, answers: Answers) -> list[Operation]:
     """Return the tools of a document."""
     name = f"read_{spec.label}"
 
-    def read(_: Fields, __: Call | None) -> Plan[str]:
+    def read(_: Sent, __: Call | None) -> Plan[str]:
         return answers.document(spec, (yield from read_document(spec)))
 
     reading = Operation(name, f"Read the whole {spec.label} as it is stored now.", spec, Arguments(name, {}), read)
@@ -71,12 +71,11 @@ def _change_operations(spec: Spec) -> list[Operation]:
         name = verb.format(label)
         arguments = Arguments(name, definitions, own={**own, **more}, config=model.model_config)
 
-        def plan(sent: Fields, call: Call | None) -> Plan[str]:
-            item_id = sent.pop("item_id") if is_item else None
-            named = dict.fromkeys(sent.get("fields", ())) if more else sent
+        def plan(sent: Sent, call: Call | None) -> Plan[str]:
+            named = dict.fromkeys(sent.own["fields"]) if more else sent.fields
             if not named:
                 raise Refused(f"{name}: send at least one field. Nothing was changed.")
-            return write(spec, name, make(name, sent), named, call, item_id=item_id)
+            return write(spec, name, make(name, named), named, call, item_id=sent.own.get("item_id"))
 
         operations.append(Operation(name, description, spec, arguments, plan))
 
@@ -112,7 +111,7 @@ def _change_operations(spec: Spec) -> list[Operation]:
             "forget_{}",
             f"Forget fields of the {label}: they go back to their defaults, or to null.",
             {},
-            lambda _, sent: forget_fields(model, sent["fields"]),
+            lambda _, named: forget_fields(model, list(named)),
             fields=(choice, Field(min_length=1)),
         )
     return operations
@@ -132,16 +131,17 @@ def collection_operations(spec: Spec, answers: Answers) -> list[Operation]:
     """Return the tools of a collection."""
     label, many = spec.label, plural(spec.label)
 
-    def list_(sent: Fields, _: Call | None) -> Plan[str]:
-        rows = yield from read_items(spec, sent["limit"] + 1, sent["older_than"])
-        shown = rows[: sent["limit"]]
+    def list_(sent: Sent, _: Call | None) -> Plan[str]:
+        limit = sent.own["limit"]
+        rows = yield from read_items(spec, limit + 1, sent.own["older_than"])
+        shown = rows[:limit]
         return answers.items(spec, many, shown, rest=shown[-1].id if len(rows) > len(shown) else None)
 
-    def search(sent: Fields, _: Call | None) -> Plan[str]:
-        return answers.items(spec, many, *(yield from search_items(spec, sent)))
+    def search(sent: Sent, _: Call | None) -> Plan[str]:
+        return answers.items(spec, many, *(yield from search_items(spec, sent.own)))
 
-    def forget(sent: Fields, _: Call | None) -> Plan[str]:
-        item_id = sent["item_id"]
+    def forget(sent: Sent, _: Call | None) -> Plan[str]:
+        item_id = sent.own["item_id"]
         entry = yield lambda entity: entity.collection(spec.model, name=spec.name).delete(item_id)
         if entry is None:
             raise Refused(f"forget_{label}: there is no {label} with this item_id. Nothing was changed.")
@@ -171,9 +171,9 @@ def _add_operation(spec: Spec) -> list[Operation]:
     optional = {key: one for key, one in fields.items() if key not in required}
     arguments = Arguments(name, optional, required=required, config=spec.model.model_config)
 
-    def add(sent: Fields, call: Call | None) -> Plan[str]:
-        value = validated(spec.model, name, sent, sent, absent=True)
-        id = _new_id(spec, name, value, sent, call)
+    def add(sent: Sent, call: Call | None) -> Plan[str]:
+        value = validated(spec.model, name, sent.fields, sent.fields, absent=True)
+        id = _new_id(spec, name, value, sent.fields, call)
         try:
             added = yield lambda entity: entity.collection(spec.model, name=spec.name).add(value, id=id)
         except ConflictError as error:

@@ -24,7 +24,7 @@ from .annotations import by_location, visible_fields, writable_fields
 from .reading import safe_json, safe_text
 
 _RESERVED: Final = frozenset({"self", "config", "run_manager", "callbacks", "runtime", "item_id"})
-"""Names that LangChain, or the tool itself, passes besides the arguments; a field of that name gets an underscore."""
+"""Names that LangChain, or the tool itself, passes besides the arguments; a field of that name gets underscores."""
 
 _KEPT_CONFIG: Final = (
     "strict", "arbitrary_types_allowed", "use_enum_values", "str_strip_whitespace", "str_to_lower", "str_to_upper",
@@ -45,6 +45,13 @@ class Refused(ToolException):
     """The call was refused and changed nothing; the text goes to the model, which can call again."""
 
 
+class Sent(NamedTuple):
+    """What was sent to a tool: arguments of its own, and fields of the model by their names, which may be the same."""
+
+    own: dict[str, Any]
+    fields: dict[str, Any]
+
+
 class Arguments:
     """The arguments of one tool. ``optional`` are left out of what ``parse`` returns when they are not sent."""
 
@@ -61,9 +68,12 @@ class Arguments:
         self._tool = tool
         self._fields: dict[str, str] = {}
         definitions: dict[str, Any] = dict(own or {})
+        names = {*(required or {}), *optional}
         for fields, default in ((required or {}, ...), (optional, None)):
             for name, (annotation, info) in fields.items():
-                argument = f"{name}_" if name in _RESERVED or name in (own or {}) else name
+                argument = name
+                while argument in _RESERVED or argument in (own or {}) or (argument != name and argument in names):
+                    argument += "_"
                 self._fields[argument] = name
                 definitions[argument] = (_annotated(annotation, info), _shown(info, default))
         kept = {key: one for key, one in (config or {}).items() if key in _KEPT_CONFIG}
@@ -77,8 +87,8 @@ class Arguments:
         schema = self._model.model_json_schema(by_alias=False, schema_generator=_Untitled)
         return {**schema, "properties": schema.get("properties", {})}
 
-    def parse(self, sent: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arguments that were sent, by the names of the fields; raise Refused if they do not validate."""
+    def parse(self, sent: Mapping[str, Any]) -> Sent:
+        """Return the arguments that were sent; raise Refused if they do not validate."""
         try:
             data = to_json(dict(sent), inf_nan_mode="constants")
             # As JSON, where strict models too take dates and enums from text.
@@ -87,9 +97,9 @@ class Arguments:
             raise refusal(self._tool, [_of_arguments(one) for one in error.errors(include_url=False)]) from None
         except PydanticSerializationError:
             raise refusal(self._tool, ["the arguments are not JSON"]) from None
-        names = [name for name in type(found).model_fields if name in found.model_fields_set]
-        own = [name for name in type(found).model_fields if name not in self._fields]
-        return {self._fields.get(name, name): getattr(found, name) for name in dict.fromkeys([*own, *names])}
+        own = {name: getattr(found, name) for name in type(found).model_fields if name not in self._fields}
+        given = [name for name in self._fields if name in found.model_fields_set]
+        return Sent(own, {self._fields[name]: getattr(found, name) for name in given})
 
 
 class _Untitled(GenerateJsonSchema):

@@ -227,6 +227,22 @@ def test_fields_with_names_that_langchain_uses_work(memory: AgentMemory) -> None
     assert memory.entity("user", "bob").document(Setup).get() == expected
 
 
+class Order(BaseModel):
+    item_id: str = "article 1"
+    config: str = ""
+    config_: str = ""
+
+
+def test_a_field_called_like_an_argument_of_the_tool_itself_names_no_other_item(memory: AgentMemory) -> None:
+    orders = memory.entity("user", "bob").collection(Order)
+    first, second = orders.add(Order()), orders.add(Order())
+    update = named(memory, collections=[Order])["update_order"]
+    sent = {"item_id": first, "item_id_": second, "config_": "b", "config__": "a"}
+    assert call(update, sent).status == "success"
+    assert orders.get(first) == Order(item_id=second, config="a", config_="b")
+    assert orders.get(second) == Order()
+
+
 def test_strict_nested_and_discriminated_models_are_taken_from_json(memory: AgentMemory) -> None:
     class Unit(Enum):
         METRIC = "metric"
