@@ -24,6 +24,9 @@ BODY_SECONDS: Final = 20.0
 BLOCK: Final = 1024 * 1024
 """How much of a transfer is in memory at most."""
 
+PIECE: Final = 256 * 1024
+"""How much of an answer is sent in one step: at the slowest pace a block would take longer than one may stand still."""
+
 JSON: Final = b"application/json"
 
 KEPT: Final = 64 * 1024
@@ -172,8 +175,8 @@ async def answer(
     # In pieces, each of which waits until the one before is nearly gone; of a long answer the last one is empty.
     start = 0
     while start + KEPT < len(body):
-        await send({"type": "http.response.body", "body": body[start : start + BLOCK], "more_body": True})
-        start += BLOCK
+        await send({"type": "http.response.body", "body": body[start : start + PIECE], "more_body": True})
+        start += PIECE
     await send({"type": "http.response.body", "body": body[start:]})
 
 

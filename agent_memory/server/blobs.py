@@ -17,6 +17,7 @@ from ..service import StateService
 from ..storage.blobs import FileBlobs, Upload
 from .asgi import (
     BLOCK,
+    PIECE,
     Disconnected,
     MethodNotAllowedError,
     Pace,
@@ -129,7 +130,9 @@ class BlobEndpoint:
                 start += len(block)
                 if leaving.done():
                     raise Disconnected
-                await send({"type": "http.response.body", "body": block, "more_body": True})
+                for first in range(0, len(block), PIECE):
+                    piece = block[first : first + PIECE]
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
             # What this waits for is that the last block is nearly gone.
             await send({"type": "http.response.body", "body": b""})
         finally:

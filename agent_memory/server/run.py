@@ -38,6 +38,7 @@ _WAITING_CONNECTIONS: Final = 2_048
 _STOP_SECONDS: Final = 5
 _TOKEN_SECONDS: Final = 1.0
 _STALLED_MS: Final = 30_000
+_UNSENT_BYTES: Final = 256 * 1024
 # Longer than clients keep an idle connection, so that it is they who close it.
 _KEEP_ALIVE_SECONDS: Final = 75
 _ANNOUNCED: Final = ("agent-memory listening on {}", "agent-memory metrics at {}/metrics")
@@ -252,6 +253,10 @@ def _listen(host: str, port: int) -> socket.socket:
             if hasattr(socket, "TCP_USER_TIMEOUT"):
                 # Linux ends a connection whose other side takes nothing for so long; accepted ones inherit it.
                 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STALLED_MS)
+            if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+                # By itself Linux takes some megabytes for a connection, and more only when a third of them has gone:
+                # a slow one, behind a proxy on this machine, would seem to stand still for longer than it may.
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
             listener.bind(address)
             stack.pop_all()
             return listener

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import json
+import select
 import socket
 import time
 import uuid
@@ -24,6 +25,7 @@ from agent_memory.server.app import BrokenAnswerError, Settings, create_app
 from agent_memory.server.auth import LoopbackGate
 from agent_memory.server.blob_urls import BlobUrls
 from agent_memory.server.log import RequestLog
+from agent_memory.server.run import _listen
 from agent_memory.service import MAX_VALUE_BYTES
 from agent_memory.storage.sqlite.catalog import SqliteCatalog
 from tests.support.api import Api, part_files, problem, wait_for
@@ -298,6 +300,55 @@ def test_a_transfer_ends_when_the_other_side_does_nothing_more(
     assert line.get("error" if way == "leaves" else "code") == (
         "disconnected" if way == "leaves" else "request_timeout"
     )
+
+
+def test_a_transfer_at_the_slowest_pace_comes_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred times as fast as it may be, and without sockets, whose buffers would have to be filled first."""
+    monkeypatch.setattr(asgi, "BODY_SECONDS", asgi.BODY_SECONDS / 100)
+    slowest = asgi._SLOWEST * 100
+    monkeypatch.setattr(asgi, "_SLOWEST", slowest)
+    size = 4 * asgi.BLOCK
+    service = open_service(str(tmp_path / "store.db"), None)
+    place = service.prepare_write(PrepareWrite(Scope("acme", "shop"), "large", size))
+    service.blobs.put(place.id, 0, memoryview(bytes(size)))
+    app = create_app(service, Settings(LoopbackGate(()), RequestLog(io.StringIO()), None))
+    signed = urlsplit(BlobUrls(service.catalog.secret("blob-urls")).sign("http://localhost", "GET", place.chunks[0]))
+    sent: list[int] = []
+    begun = time.monotonic()
+
+    async def receive() -> Any:
+        await asyncio.sleep(60)
+
+    async def send(message: Any) -> None:
+        sent.append(len(message.get("body", b"")))
+        # So much is sent by then at a pace that is a little faster.
+        await asyncio.sleep(begun + sum(sent) / slowest * 0.98 - time.monotonic())
+
+    scope = {
+        "type": "http", "method": "GET", "path": signed.path, "raw_path": signed.path.encode(),
+        "query_string": signed.query.encode(), "headers": [(b"host", b"localhost")],
+    }  # fmt: skip
+    asyncio.run(app(scope, receive, send))
+    service.close()
+    assert sum(sent) == size
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="the system does not bound what is not sent yet")
+def test_who_reads_slowly_is_seen_to_read_before_there_is_room_for_megabytes() -> None:
+    with _listen("127.0.0.1", 0) as listener, socket.socket() as reader:
+        listener.listen()
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        reader.connect(listener.getsockname())
+        with listener.accept()[0] as writer:
+            writer.setblocking(False)
+            for _ in range(2):
+                # Until nothing more goes off by itself.
+                while select.select([], [writer], [], 0.3)[1]:
+                    writer.send(bytes(1024 * 1024))
+                fetched = 0
+                while not select.select([], [writer], [], 0.1)[1]:
+                    fetched += len(reader.recv(65_536))
+    assert fetched < 500_000
 
 
 def test_more_transfers_than_fit_are_told_to_come_back(tmp_path: Path, http: httpx.Client) -> None:
