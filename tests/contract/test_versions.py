@@ -190,6 +190,55 @@ def test_an_expired_value_is_swept_and_its_version_not_used_again(timed: Any, me
     assert timed.files() == [] or value is LARGE
 
 
+@pytest.mark.parametrize("value", [(1, 2), LARGE], ids=["small", "large"])
+def test_an_expired_value_that_was_swept_leaves_only_its_version(timed: Any, memory: Any, value: Any) -> None:
+    entry = memory.app_state.set("key", value, ttl=60, reason="said so")
+    timed.clock.advance(seconds=61)
+    timed.sweep()
+    [left] = timed.service.catalog.stored(after=("", ""), limit=10)
+    tombstone = left.row.entry
+    assert (tombstone.deleted, tombstone.version, tombstone.etag) == (True, entry.version, entry.etag)
+    assert tombstone.updated_us == timed.clock()
+    assert (tombstone.size, tombstone.signature, tombstone.provenance, tombstone.expires_us) == (0, None, None, None)
+    assert (left.ttl_us, left.row.data, left.row.blob_id) == (None, None, None)
+
+    timed.clock.advance(seconds=GRACE_SECONDS + 1)
+    timed.sweep()
+    assert timed.files() == []
+
+
+def test_a_bounded_sweep_takes_so_many_of_each_kind_and_the_next_ones_the_rest(timed: Any, memory: Any) -> None:
+    with memory.request("req-1") as one, memory.request("req-2") as another:
+        for number in range(3):
+            memory.app_state.set(f"key{number}", 1, ttl=60)
+            one.state.set(f"key{number}", 1)
+            another.state.set(f"key{number}", 1)
+    timed.clock.advance(days=8)
+    first = [timed.service.sweep(limit=2) for _ in range(5)]
+    timed.clock.advance(days=2)
+    second = [timed.service.sweep(limit=2) for _ in range(3)]
+
+    assert [report.expired for report in first] == [2, 1, 0, 0, 0]
+    # A request counts beside its keys, each time that some of these are taken.
+    assert sorted(report.request_keys for report in first) == [0, 2, 2, 3, 3]
+    assert [report.tombstones for report in second] == [2, 1, 0]
+    assert timed.service.catalog.stored(after=("", ""), limit=10) == []
+
+
+def test_a_tombstone_of_a_request_is_kept_for_a_day_and_its_version_for_ever(timed: Any, memory: Any) -> None:
+    with memory.request("req-1") as context:
+        context.state.set("key", 1)
+        old = context.state.delete("key")
+        timed.clock.advance(days=1)
+        assert timed.sweep().tombstones == 0
+        timed.clock.advance(days=1)
+        assert timed.sweep().tombstones == 1
+        timed.clock.advance(days=8)
+        assert timed.sweep().request_keys == 1
+
+        assert context.state.set("key", 2).version > old.version
+
+
 def test_an_update_keeps_the_time_to_live(timed: Any, memory: Any) -> None:
     document = memory.app_state.key("key", Counter)
     entry = document.set(Counter(), ttl=60)
@@ -318,6 +367,15 @@ def test_a_swept_blob_is_forgotten_in_the_end(timed: Any, memory: Any) -> None:
     assert list(timed.service.catalog.blobs()) == []
 
 
+def test_a_blob_that_is_not_dead_is_not_forgotten(timed: Any, memory: Any) -> None:
+    memory.app_state.set("key", LARGE)
+    before = list(timed.service.catalog.blobs())
+    # A check may have mended it since a sweep found it dead.
+    timed.service.catalog.forget_blobs([blob.id for blob in before])
+
+    assert list(timed.service.catalog.blobs()) == before
+
+
 def test_receipts_are_kept_for_an_hour_and_swept_after_two(timed: Any, memory: Any) -> None:
     count = memory.app_state.key("key", int)
     count.update(lambda value: value + 1, default=0, write_id="a change with a name")
@@ -325,6 +383,8 @@ def test_receipts_are_kept_for_an_hour_and_swept_after_two(timed: Any, memory: A
     assert timed.sweep().receipts == 0
 
     timed.clock.advance(seconds=RECEIPT_SECONDS + 1)
+    another = timed.open(application="another").app_state.key("key", int)
+    another.update(lambda value: value + 1, default=0, write_id="a change with a name")
     assert timed.sweep().receipts == 1
 
 

@@ -268,6 +268,15 @@ def test_a_value_whose_time_began_anew_in_the_source_takes_the_place_of_its_tomb
         assert target.handle(PrepareRead(SCOPE, "soon")) is not None
 
 
+def test_a_later_version_ends_when_its_writer_said(tmp_path: Path, elsewhere: str) -> None:
+    filled(tmp_path / "source.db")
+    with ends(tmp_path, elsewhere) as (source, target):
+        copy(source, target)
+        later = source.handle(CommitWrite(SCOPE, "soon", uuid7(), b"2", None, ttl_seconds=60.0))
+        copy(source, target)
+        assert target.handle(PrepareRead(SCOPE, "soon")).entry == later
+
+
 def test_a_value_whose_time_began_anew_in_the_target_keeps_it(
     tmp_path: Path, elsewhere: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,14 +294,17 @@ def test_a_value_whose_time_began_anew_in_the_target_keeps_it(
         assert target.handle(PrepareRead(SCOPE, "soon")).entry.updated_us == 2
 
 
-@pytest.mark.parametrize("deletes", [False, True])
+@pytest.mark.parametrize("end", ["overwritten", "deleted", "deleted at the version of the source"])
 def test_what_an_application_did_to_a_key_whose_value_expired_in_the_source_ends_the_copy(
-    tmp_path: Path, elsewhere: str, monkeypatch: pytest.MonkeyPatch, deletes: bool
+    tmp_path: Path, elsewhere: str, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     filled(tmp_path / "source.db")
     with ends(tmp_path, elsewhere) as (source, target):
         copy(source, target)
-        target.handle(Delete(SCOPE, "soon", uuid7()) if deletes else CommitWrite(SCOPE, "soon", uuid7(), b"2", None))
+        deletion = Delete(SCOPE, "soon", uuid7())
+        target.handle(CommitWrite(SCOPE, "soon", uuid7(), b"2", None) if end == "overwritten" else deletion)
+        if end == "deleted at the version of the source":
+            source.handle(CommitWrite(SCOPE, "soon", uuid7(), b"2", None, ttl_seconds=60.0))
         now = source.catalog.clock() + 3_601 * 1_000_000
         for service in (source, target):
             monkeypatch.setattr(service.catalog, "_clock", lambda: now)
@@ -448,7 +460,8 @@ def test_no_version_that_the_source_has_forgotten_comes_back(tmp_path: Path, els
         assert source.catalog.drop_tombstones(before=source.catalog.clock() + 1, limit=1) == 1
         copy(source, target)
         assert target.handle(CommitWrite(SCOPE, "k", uuid7(), b"1", None)).version == 3
-        target.catalog.take_scopes([ScopeRow("default/app", 1, 5), ScopeRow("default/app", 0, None)])
+        for last_write_us in (5, None, 4):
+            target.catalog.take_scopes([ScopeRow("default/app", 1, last_write_us)])
         assert target.catalog.scopes(after="", limit=9) == [ScopeRow("default/app", 2, 5)]
 
 

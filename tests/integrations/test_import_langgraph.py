@@ -21,7 +21,15 @@ from langgraph.store.memory import InMemoryStore
 from langgraph.store.postgres import PostgresStore
 from langgraph.store.sqlite import SqliteStore
 
-from agent_memory import AgentMemory, InvalidRequestError, UnavailableError
+from agent_memory import (
+    AgentMemory,
+    AgentMemoryError,
+    AuthenticationError,
+    InvalidRequestError,
+    PermissionDeniedError,
+    ProtocolError,
+    UnavailableError,
+)
 from agent_memory.cli import main
 from agent_memory.messages import Batch, CommitWrite
 from agent_memory_langchain import AgentMemoryStore, ImportReport, import_langgraph
@@ -74,10 +82,11 @@ def test_an_interrupted_import_is_resumed(source: Path, memory: AgentMemory) -> 
 
 def test_what_was_changed_since_is_kept_unless_told_otherwise(source: Path, memory: AgentMemory) -> None:
     memory.app_state.set("user/1/item 7", {"n": "newer"})
+    memory.app_state.set("user/2/item 5", {5: "not JSON", "n": 5})
 
-    assert import_langgraph(source, memory) == ImportReport(copied=249, kept=1)
+    assert import_langgraph(source, memory) == ImportReport(copied=248, kept=2)
     assert memory.app_state.get("user/1/item 7") == {"n": "newer"}
-    assert import_langgraph(source, memory, overwrite=True) == ImportReport(copied=1, unchanged=249)
+    assert import_langgraph(source, memory, overwrite=True) == ImportReport(copied=2, unchanged=248)
     assert memory.app_state.get("user/1/item 7") == {"n": 7, "text": "tëxt"}
 
 
@@ -248,6 +257,20 @@ def test_lost_replies_change_no_number(source: Path, memory: AgentMemory) -> Non
 def test_a_store_that_fails_ends_the_import(source: Path, memory: AgentMemory) -> None:
     memory.close()
     with pytest.raises(UnavailableError):
+        import_langgraph(source, memory)
+
+
+@pytest.mark.parametrize("error", [AuthenticationError, PermissionDeniedError, ProtocolError])
+def test_a_store_that_refuses_every_write_ends_the_import(
+    source: Path, memory: AgentMemory, error: type[AgentMemoryError]
+) -> None:
+    class Refusing(Between):
+        def before(self, message: Any) -> None:
+            if isinstance(message, Batch) and any(isinstance(one, CommitWrite) for one in message.operations):
+                raise error("no writes")
+
+    put_between(memory, Refusing)
+    with pytest.raises(error, match="no writes"):
         import_langgraph(source, memory)
 
 

@@ -36,6 +36,7 @@ from agent_memory.storage.postgres.apply import Context
 from agent_memory.storage.postgres.apply import apply as apply_in
 from agent_memory.storage.postgres.catalog import PostgresCatalog, migrate
 from agent_memory.storage.postgres.connections import Session
+from agent_memory.storage.postgres.copy import analyze
 from agent_memory.storage.postgres.vector_index import create_index, drop_index
 from agent_memory.vectors import pack_vector
 from tests.support.api import wait_for
@@ -425,6 +426,28 @@ def test_two_sweeps_at_once_share_the_work(catalog: PostgresCatalog) -> None:
     assert sum(at_once(*[lambda: catalog.drop_tombstones(before=later, limit=1_000)] * 2)) == 50
     assert sum(at_once(*[lambda: catalog.drop_requests(before=later, limit=1_000)] * 2)) == 51
     assert list(catalog.values()) == []
+
+
+def test_a_sweep_does_not_wait_for_what_others_have_locked(catalog: PostgresCatalog, address: str) -> None:
+    put(catalog, SCOPE, "expired", ttl_seconds=0.001)
+    put(catalog, SCOPE, "deleted")
+    apply(catalog, Delete(SCOPE, "deleted", uuid7()))
+    put(catalog, Scope("default", "app", "r"), "k")
+    staged(catalog)
+    time.sleep(0.01)
+    later = catalog.clock() + DAY_US
+    steps: list[Callable[[], Any]] = [
+        lambda: len(catalog.claim_blobs(staged_before=later, garbage_before=later, limit=10)),
+        lambda: catalog.drop_tombstones(before=later, limit=10),
+        lambda: catalog.expire(limit=10),
+        lambda: catalog.drop_receipts(before=later, limit=10),
+        lambda: catalog.drop_requests(before=later, limit=10),
+    ]
+    with psycopg.connect(address) as other:
+        for table in ("blob", "entry", "receipt", "scope"):
+            other.execute(f"SELECT 1 FROM agent_memory.{table} FOR UPDATE")
+        assert [step() for step in steps] == [0] * 5
+    assert [step() for step in steps] == [1, 1, 1, 4, 2]
 
 
 def test_a_sweep_of_a_request_and_its_writers_do_not_wait_for_each_other_forever(catalog: PostgresCatalog) -> None:
@@ -944,6 +967,18 @@ def test_the_time_limit_of_a_user_ends_no_migration_and_no_making_of_an_index(se
     slow_down(server, address, "DROP INDEX", "_01")
     assert drop_index(address, 3)
     server.drop(address)
+
+
+def test_to_look_at_what_a_copy_brought_waits_for_nobody_and_fails_by_name(
+    server: PostgresServer, address: str
+) -> None:
+    with psycopg.connect(address) as other:
+        other.execute("LOCK TABLE agent_memory.blob")
+        analyze(address)
+    empty = server.empty_database()
+    with pytest.raises(UnavailableError):
+        analyze(empty)
+    server.drop(empty)
 
 
 def test_a_newer_schema_is_refused(server: PostgresServer, address: str) -> None:

@@ -188,9 +188,8 @@ def take_scopes(session: Session, rows: Sequence[ScopeRow]) -> None:
     scopes, floors, times = zip(*rows, strict=True)
     session.rows(
         "INSERT INTO agent_memory.scope AS scope (scope, version_floor, last_write_us) "
-        "SELECT name, max(floor), max(at) "
-        "FROM unnest(%(scopes)s::text[], %(floors)s::bigint[], %(times)s::bigint[]) AS one (name, floor, at) "
-        "GROUP BY name ON CONFLICT (scope) DO UPDATE SET "
+        "SELECT * FROM unnest(%(scopes)s::text[], %(floors)s::bigint[], %(times)s::bigint[]) "
+        "ON CONFLICT (scope) DO UPDATE SET "
         "version_floor = greatest(scope.version_floor, excluded.version_floor), "
         "last_write_us = greatest(scope.last_write_us, excluded.last_write_us)",
         {"scopes": Array("text", scopes), "floors": Array("bigint", floors), "times": Array("bigint", times)},

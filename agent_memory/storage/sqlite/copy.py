@@ -57,7 +57,8 @@ def take(connection: apsw.Connection, rows: Sequence[StoredRow], now: int) -> No
         for version, etag, blob_id, count in there:
             if version > entry.version or (version == entry.version and etag != entry.etag):
                 raise not_older(stored_row)
-            retire(connection, scope, entry.key, None if blob_id == row.blob_id else blob_id, count, now)
+            # A blob that stays the row's own is live again below.
+            retire(connection, scope, entry.key, blob_id, count, now)
         all_rows(
             connection,
             f"INSERT OR REPLACE INTO entry ({', '.join(_TAKEN)}) VALUES ({', '.join('?' * len(_TAKEN))})",
