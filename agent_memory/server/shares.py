@@ -80,7 +80,7 @@ class Shares:
             raise _overloaded(what)
 
     def _may(self, tenant: str, count: int) -> bool:
-        return count == 0 or self._taken[tenant] + count - 1 < 2 * (self._free - count + 1)
+        return self._taken[tenant] + count - 1 < 2 * (self._free - count + 1)
 
     def _take_or_refuse(self, tenant: str, what: str, count: int) -> None:
         if not self._may(tenant, count):
@@ -105,4 +105,4 @@ class Shares:
 
 
 def _overloaded(what: str) -> UnavailableError:
-    return UnavailableError(f"too many {what} at once", code="overloaded", retry_after=1)
+    return UnavailableError(f"too many {what} at once", code="overloaded")

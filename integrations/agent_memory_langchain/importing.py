@@ -163,7 +163,7 @@ class _Importer:
 
     def _set_times(self, items: Mapping[str, SourceItem]) -> None:
         """Give items their times; a server keeps its own, for only whoever runs it may set them."""
-        if items and self.report.times_kept:
+        if items:
             try:
                 self._memory.set_times({key: (item.created_at, item.updated_at) for key, item in items.items()})
             except PermissionDeniedError:

@@ -31,11 +31,13 @@ from agent_memory import (
     UnavailableError,
 )
 from agent_memory.cli import main
-from agent_memory.messages import Batch, CommitWrite
+from agent_memory.ids import uuid7
+from agent_memory.messages import JSON, Batch, CommitWrite, Scope
 from agent_memory_langchain import AgentMemoryStore, ImportReport, import_langgraph
 from tests.support.faults import Between, Lossy, Meddling, put_between
 from tests.support.langgraph import DIMENSIONS, INDEX, embed
 from tests.support.postgres import PostgresServer, name_of
+from tests.support.server import ServerProcess
 
 
 @pytest.fixture
@@ -144,6 +146,12 @@ def test_the_times_of_items_come_along_and_are_mended_by_the_next_run(source: Pa
     assert item.created_at == created
 
 
+def test_a_server_keeps_its_own_times(source: Path, server: ServerProcess) -> None:
+    with AgentMemory(server.url, application="import") as memory:
+        assert import_langgraph(source, memory) == ImportReport(copied=250, times_kept=False)
+        assert import_langgraph(source, memory) == ImportReport(unchanged=250, times_kept=False)
+
+
 def test_the_command_imports_and_counts(source: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "agent_memory.cli", "import-langgraph", str(source), "--application", "app"]
     for expected in ("copied: 250, unchanged: 0", "copied: 0, unchanged: 250"):
@@ -177,11 +185,14 @@ def test_the_command_makes_no_memory_of_the_source(
 def test_what_cannot_be_stored_is_reported_and_the_rest_copied(source: Path, memory: AgentMemory) -> None:
     for key, value in (("list", "[1]"), ("no json", "{secret"), ("x" * 3_000, "{}"), ("nan", '{"a": NaN}')):
         execute(source, "INSERT INTO store (prefix, key, value) VALUES ('user.bad', ?, ?)", key, value)
+    for prefix, key in (("", "no labels"), ("user..bad", "no label"), ("user", "")):
+        execute(source, "INSERT INTO store (prefix, key, value) VALUES (?, ?, '{}')", prefix, key)
     report = import_langgraph(source, memory)
 
-    assert (report.copied, report.refused, len(report.problems)) == (250, 4, 4)
+    assert (report.copied, report.refused, len(report.problems)) == (250, 7, 7)
     assert "secret" not in str(report)
-    assert any("'list' of ('user', 'bad')" in problem for problem in report.problems)
+    assert "item 'list' of ('user', 'bad'): it holds a list, not an object" in report.problems
+    assert sum(problem.endswith("an empty label or key") for problem in report.problems) == 3
 
 
 def test_an_item_with_a_time_or_vector_that_is_none_is_refused_and_the_rest_copied(
@@ -194,6 +205,7 @@ def test_an_item_with_a_time_or_vector_that_is_none_is_refused_and_the_rest_copi
     report = import_langgraph(source, memory)
 
     assert (report.copied, report.refused, len(report.problems)) == (246, 4, 4)
+    assert all("a time or a vector of it cannot be read" in problem for problem in report.problems)
     assert "yesterday" not in str(report)
 
 
@@ -212,8 +224,10 @@ def test_vectors_are_copied(source: Path, memory: AgentMemory) -> None:
 
 
 def test_items_are_embedded_anew_if_an_index_is_given(source: Path, memory: AgentMemory) -> None:
-    import_langgraph(source, memory, index=INDEX)
-    index: Any = INDEX
+    texts: list[str] = []
+    index: Any = {**INDEX, "embed": lambda given: texts.extend(given) or embed(given)}
+    import_langgraph(source, memory, index=index)
+    assert texts == ["tëxt"] * 3, "once for every hundred items"
     found = AgentMemoryStore(memory, index=index).search(("user",), query="tëxt", limit=300)
     assert all(item.score == pytest.approx(1, abs=1e-5) for item in found)
 
@@ -288,20 +302,25 @@ def test_a_store_that_fails_between_reading_and_writing_ends_the_import(source: 
     assert time.monotonic() - began < 8, "one call's time, not that of every item"
 
 
+@pytest.mark.parametrize("refused", [0, 1])
 def test_what_is_written_meanwhile_is_kept_and_the_rest_copied(
-    source: Path, memory: AgentMemory, tmp_path: Path
+    source: Path, memory: AgentMemory, tmp_path: Path, refused: int
 ) -> None:
+    """Also where one item that cannot be stored makes those of its page be written one by one."""
+    if refused:
+        execute(source, """UPDATE store SET value = '{"n": "\\ud800"}' WHERE key = 'item 9'""")
     written: list[str] = []
 
     def write_first(message: Any) -> None:
         sets = [one.key for one in getattr(message, "operations", ()) if isinstance(one, CommitWrite)]
         if sets and not written:
-            written.append(sets[7])
+            written.append(sets[-1])
             with AgentMemory(tmp_path / "memory.db", application="import") as other:
-                other.app_state.set(sets[7], {"mine": True})
+                other.app_state.set(sets[-1], {"mine": True})
 
     put_between(memory, lambda inner: Meddling(inner, act=write_first))
-    assert import_langgraph(source, memory) == ImportReport(copied=249, kept=1)
+    report = import_langgraph(source, memory)
+    assert (report.copied, report.kept, report.refused) == (249 - refused, 1, refused)
     assert memory.app_state.get(written[0]) == {"mine": True}
 
 
@@ -319,9 +338,11 @@ def test_a_value_in_the_way_that_cannot_be_read_is_kept_like_any_other(source: P
     path = tmp_path / "signed.db"
     with AgentMemory(path, application="import", signing_keys=[b"a" * 32]) as memory:
         memory.app_state.set("user/1/item 7", (1, 2))
+        broken = CommitWrite(Scope("default", "import"), "user/2/item 5", uuid7(), b"{", None, content_type=JSON)
+        memory._client.transport().send(broken, time.monotonic() + 5)
     with AgentMemory(path, application="import", signing_keys=[b"b" * 32]) as memory:
-        assert import_langgraph(source, memory) == ImportReport(copied=249, kept=1)
-        assert import_langgraph(source, memory, overwrite=True) == ImportReport(copied=1, unchanged=249)
+        assert import_langgraph(source, memory) == ImportReport(copied=248, kept=2)
+        assert import_langgraph(source, memory, overwrite=True) == ImportReport(copied=2, unchanged=248)
         assert memory.app_state.get("user/1/item 7") == {"n": 7, "text": "tëxt"}
 
 

@@ -449,6 +449,12 @@ def test_a_sweep_does_not_wait_for_what_others_have_locked(catalog: PostgresCata
         assert [step() for step in steps] == [0] * 5
     assert [step() for step in steps] == [1, 1, 1, 4, 2]
 
+    put(catalog, Scope("default", "app", "r"), "k")
+    with psycopg.connect(address) as other:
+        # As a writer does that goes on to say when it wrote, and would wait for the sweep.
+        other.execute("SELECT 1 FROM agent_memory.entry FOR UPDATE")
+        assert steps[-1]() == 1
+
 
 def test_a_sweep_of_a_request_and_its_writers_do_not_wait_for_each_other_forever(catalog: PostgresCatalog) -> None:
     request = Scope("default", "app", "r")
@@ -675,6 +681,8 @@ def test_vectors_go_with_the_version_they_stand_for(catalog: PostgresCatalog) ->
     put(catalog, SCOPE, "k", vectors=one, ttl_seconds=0.001)
     time.sleep(0.01)
     catalog.expire(limit=10)
+    put(catalog, Scope("default", "app", "r"), "k", vectors=one)
+    catalog.drop_requests(before=catalog.clock() + DAY_US, limit=10)
     assert catalog._rows("SELECT count(*) FROM agent_memory.vector") == [(0,)]
 
 

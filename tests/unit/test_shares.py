@@ -194,5 +194,6 @@ def test_whoever_comes_leaves_waits_and_changes_its_mind_every_place_is_given_ba
 
     asyncio.run(go())
     assert held.total() == 0
+    assert not shares._taken, "nothing is kept of tenants that have gone"
     with ExitStack() as stack:
         assert _takes(shares, stack, "acme") == (2 * places + 2) // 3

@@ -19,6 +19,7 @@ from agent_memory.ids import uuid7
 from agent_memory.maintenance import blob_folder
 from agent_memory.messages import (
     INLINE_LIMIT,
+    JSON,
     Blob,
     Chunk,
     CommitWrite,
@@ -408,6 +409,16 @@ def test_the_state_of_a_request_goes_seven_days_after_its_last_write(service: St
     clock.go_on(GRACE_SECONDS + 1)
     service.sweep()
     assert files(service) == set()
+
+
+def test_vectors_go_with_the_values_that_a_sweep_takes(service: StateService, clock: Time, tmp_path: Path) -> None:
+    for scope, ttl in ((SCOPE, 60.0), (SCOPE._replace(request_id="r"), None)):
+        commit = CommitWrite(scope, "k", uuid7(), b"{}", None, content_type=JSON, vectors=(bytes(8),), ttl_seconds=ttl)
+        service.write(commit)
+    clock.go_on(REQUEST_SECONDS + 1)
+    service.sweep()
+    with contextlib.closing(apsw.Connection(str(tmp_path / "store.db"))) as connection:
+        assert connection.execute("SELECT count(*) FROM vector").fetchall() == [(0,)]
 
 
 def test_a_bounded_sweep_does_the_rest_the_next_times(service: StateService, clock: Time) -> None:

@@ -142,9 +142,7 @@ def _take(session: Session, rows: Sequence[StoredRow], now: int | None, vectors:
     try:
         with session.connection.transaction():
             taken = set(session.rows(statement, values, prepare=False))
-    except psycopg.DataError as error:
-        if error.sqlstate is None:
-            raise
+    except psycopg.DataError:
         # JSONB takes less than JSON: no number of 20,000 decimals, for one. Only what it does not take goes without.
         if len(rows) > 1:
             _take(session, rows[: len(rows) // 2], now, vectors)
