@@ -312,7 +312,7 @@ def test_what_is_written_meanwhile_is_kept_and_the_rest_copied(
     written: list[str] = []
 
     def write_first(message: Any) -> None:
-        sets = [one.key for one in getattr(message, "operations", ()) if isinstance(one, CommitWrite)]
+        sets = [one.key for one in getattr(message, "operations", [message]) if isinstance(one, CommitWrite)]
         if sets and not written:
             written.append(sets[-1])
             with AgentMemory(tmp_path / "memory.db", application="import") as other:

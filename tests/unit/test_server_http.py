@@ -30,13 +30,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
-from agent_memory import AgentMemory, UnavailableError
+from agent_memory import AgentMemory, InvalidRequestError, UnavailableError
 from agent_memory.messages import Batch, Blob, Chunk, Entry, Found, Hit, List, Page, Scope, Search
 from agent_memory.opening import open_service
 from agent_memory.operations import Set
 from agent_memory.server import app, connections, probes, verbs
 from agent_memory.server.asgi import refuse
-from agent_memory.server.auth import LoopbackGate
+from agent_memory.server.auth import LoopbackGate, host_of
 from agent_memory.server.log import RequestLog, ServerEvents
 from agent_memory.server.memory import reply_bytes
 from agent_memory.server.openapi import document
@@ -605,6 +605,19 @@ def test_another_host_is_refused_without_tokens(
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1", "127.0.0.1:99", "[::1]", "[::1]:8420"])
 def test_this_machine_has_three_names(server: ServerProcess, http: httpx.Client, host: str) -> None:
     assert http.get(f"{server.url}/healthz", headers={"Host": host}).status_code == 200
+
+
+def test_another_name_that_is_allowed_is_one_in_any_case() -> None:
+    gate = LoopbackGate(["Memory.Local"])
+    for host in (b"memory.local", b"MEMORY.local:8420"):
+        gate.admit([(b"host", host)])
+
+
+@pytest.mark.parametrize("host", [b"", b"a b", b"a/b", b"me@a", b"a:", b"a:b", b"a:123456", b"[::1", b"a\xff"])
+def test_a_host_that_could_be_none_is_refused_with_tokens_too(host: bytes) -> None:
+    # It stands in the URLs that an answer names.
+    with pytest.raises(InvalidRequestError):
+        host_of([(b"host", host)])
 
 
 def test_a_request_without_a_host_or_with_two_is_refused(server: ServerProcess) -> None:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from agent_memory.errors import AuthenticationError, PermissionDeniedError
-from agent_memory.server.auth import TokenFileError, TokenGate
+from agent_memory.server.auth import TokenFileError, TokenGate, is_exposed
 from tests.support.api import wait_for
 from tests.support.server import ServerProcess
 
@@ -145,9 +145,9 @@ def test_a_folder_that_is_swapped_behind_a_link_is_followed(tmp_path: Path) -> N
     assert opens(gate, NEW, "app")
 
 
-def opens(gate: TokenGate, token: str, application: str) -> bool:
+def opens(gate: TokenGate, token: str, application: str, scheme: str = "Bearer") -> bool:
     try:
-        gate.authorize([(b"authorization", f"Bearer {token}".encode())], "acme", application)
+        gate.authorize([(b"authorization", f"{scheme} {token}".encode())], "acme", application)
     except (AuthenticationError, PermissionDeniedError):
         return False
     return True
@@ -176,3 +176,38 @@ def test_a_file_that_is_emptied_for_a_moment_is_no_error(tokens: Path) -> None:
         gate.look_again()
     assert gate.look_again() is None
     assert opens(gate, OLD, "app")
+
+
+def test_a_token_on_two_lines_opens_both(tokens: Path) -> None:
+    tokens.write_text(f"{OLD} acme app\n{OLD} acme other\n")
+    gate = TokenGate(tokens)
+    assert [opens(gate, OLD, name) for name in ("app", "other", "another")] == [True, True, False]
+
+
+def test_the_scheme_of_a_token_is_bearer_in_any_case_and_with_more_than_one_space(tokens: Path) -> None:
+    gate = TokenGate(tokens)
+    assert [opens(gate, OLD, "app", scheme) for scheme in ("bearer", "BEARER ", "Basic", "")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def test_each_new_reason_why_a_file_is_of_no_use_is_an_error_that_holds_nothing_of_it(tokens: Path) -> None:
+    gate = TokenGate(tokens)
+    tokens.unlink()
+    assert gate.look_again() is None
+    with pytest.raises(TokenFileError, match="No such file"):
+        gate.look_again()
+    tokens.write_bytes(b"the-secret-\xff acme\n")
+    assert gate.look_again() is None
+    with pytest.raises(TokenFileError, match="it is not UTF-8") as caught:
+        gate.look_again()
+    assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(("mode", "exposed"), [(0o600, False), (0o400, False), (0o640, True), (0o604, True)])
+def test_a_file_that_others_can_read_is_exposed(tokens: Path, mode: int, exposed: bool) -> None:
+    tokens.chmod(mode)
+    assert is_exposed(tokens) is exposed
