@@ -9,8 +9,8 @@ from typing import Final
 
 from .errors import InvalidRequestError, LimitExceededError
 from .filters import parse
-from .keys import check_key, check_prefix, check_request_id
-from .messages import JSON, PAGE_LIMIT, CommitWrite, Delete, List, ListParents, PrepareWrite, Scope, Search
+from .keys import check_key, check_prefix
+from .messages import JSON, PAGE_LIMIT, CommitWrite, Delete, List, ListParents, PrepareWrite, Search
 
 MAX_PROVENANCE_BYTES: Final = 4_096
 MAX_DIMENSIONS: Final = 8_192
@@ -82,11 +82,6 @@ def check_limit(limit: int) -> None:
         raise InvalidRequestError(f"limit must be 1 to {PAGE_LIMIT}")
 
 
-def check_scope(scope: Scope) -> None:
-    if scope.request_id is not None:
-        check_request_id(scope.request_id)
-
-
 def check_provenance(provenance: Mapping[str, str]) -> None:
     try:
         size = len("".join([*provenance, *provenance.values()]).encode())
@@ -131,7 +126,6 @@ def check_write(request: CommitWrite | Delete) -> None:
     check_condition(request)
     if request.provenance is not None:
         check_provenance(request.provenance)
-    check_scope(request.scope)
     if isinstance(request, CommitWrite):
         for vector in request.vectors:
             check_vector(vector)
@@ -140,8 +134,8 @@ def check_write(request: CommitWrite | Delete) -> None:
         if request.vectors and request.content_type != JSON:
             raise InvalidRequestError("only a JSON value can have vectors")
         check_ttl(request.ttl_seconds)
-        if not request.content_type or len(request.content_type) > 255:
-            raise InvalidRequestError("content_type has 1 to 255 characters")
+        if len(request.content_type) > 255:
+            raise InvalidRequestError("content_type has at most 255 characters")
         check_text(request.content_type, "content_type")
         check_text(request.signature, "a signature")
         check_text(request.schema_name, "schema_name")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
-from .checks import check_condition, check_limit, check_list, check_parents, check_scope, check_search, check_write
+from .checks import check_condition, check_limit, check_list, check_parents, check_search, check_write
 from .errors import ConflictError, InvalidRequestError, LimitExceededError
 from .ids import made_us, uuid7
 from .keys import check_key, check_prefix
@@ -166,7 +166,6 @@ class StateService:
 
     def prepare_write(self, request: PrepareWrite) -> Blob:
         check_key(request.key)
-        check_scope(request.scope)
         check_condition(request)
         size, chunk_size = request.size, request.chunk_size
         if size < 0 or (chunk_size is not None and chunk_size < MIN_CHUNK_BYTES):

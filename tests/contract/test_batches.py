@@ -166,11 +166,12 @@ def test_parents_are_the_same_however_they_are_looked_for(memory: Any) -> None:
         ({"limit": 5.5}, InvalidRequestError),
         ({"patterns": [("a",)]}, InvalidRequestError),
         ({"depth": 0}, InvalidRequestError),
+        ({"depth": 2**53 + 1}, InvalidRequestError),
         ({"offset": -1}, InvalidRequestError),
         ({"limit": 0}, InvalidRequestError),
         ({"patterns": [Pattern(("a",))] * 101}, LimitExceededError),
     ],
-    ids=["surrogate", "nul", "far", "part", "no pattern", "depth", "offset", "limit", "patterns"],
+    ids=["surrogate", "nul", "far", "part", "no pattern", "depth", "deep", "offset", "limit", "patterns"],
 )
 def test_a_listing_of_parents_that_makes_no_sense_is_refused(memory: Any, wrong: Any, error: type[Exception]) -> None:
     with pytest.raises(error):

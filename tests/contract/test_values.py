@@ -214,8 +214,21 @@ def test_large_models_come_back(chunked: Any) -> None:
         {"write_id": "the\0first"},
         {"vectors": (struct.pack("<2f", math.nan, 1),)},
         {"vectors": (struct.pack("<3f", math.inf, -math.inf, 1),)},
+        {"schema_name": "\ud800"},
+        {"provenance": {"reason": "\ud800"}},
+        {"ttl_seconds": 0.0},
     ],
-    ids=["content type", "schema name", "signature", "write id", "not a number", "infinite"],
+    ids=[
+        "content type",
+        "schema name",
+        "signature",
+        "write id",
+        "not a number",
+        "infinite",
+        "no text",
+        "no reason",
+        "no time",
+    ],
 )
 def test_what_one_catalog_could_not_hold_is_refused_by_all(store: Any, memory: Any, wrong: dict[str, Any]) -> None:
     write = CommitWrite(Scope("default", store.application), "key", uuid7(), b"{}", None, JSON)

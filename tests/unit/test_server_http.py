@@ -374,6 +374,30 @@ def test_bytes_that_are_not_one_sound_json_object_are_malformed(api: Api, conten
         ("search", {"prefix": "", "limit": 5_000}, (400, "invalid_request")),
         ("prepare_write", {"state_key": "a", "size": 2**50, "chunk_size": 65_536}, (413, "limit_exceeded")),
         ("list", {"prefix": "a", "cursor": "b"}, (400, "invalid_request")),
+        ("list", {"prefix": "a\0"}, (400, "invalid_key")),
+        ("list_parents", {"prefix": "a\0"}, (400, "invalid_key")),
+        ("search", {"prefix": "a\0"}, (400, "invalid_key")),
+        ("search", {"prefix": "", "filter": {"n": {"$near": 1}}}, (400, "invalid_request")),
+        *(
+            (verb, {**body, **floats}, (400, "invalid_request"))
+            for count in (0, 3, 4 * 8_192 + 4)
+            for vector in [base64.b64encode(bytes(count)).decode()]
+            for verb, body, floats in [
+                ("search", {"prefix": ""}, {"vector": vector}),
+                ("commit_write", {"state_key": "a", "blob": inline(b"1")}, {"vectors": [vector]}),
+            ]
+        ),
+        *(
+            ("commit_write", {"state_key": "a", "blob": inline(b"1"), **wrong}, (status, code))
+            for wrong, status, code in [
+                ({"vectors": ["AAAAAA=="] * 257, "content_type": "application/json"}, 413, "limit_exceeded"),
+                ({"vectors": ["AAAAAA=="], "content_type": "text/plain"}, 400, "invalid_request"),
+                ({"if_match": "1-a", "if_none_match": "*"}, 400, "invalid_request"),
+                ({"content_type": "x" * 256}, 400, "invalid_request"),
+                ({"ttl_seconds": 101 * 366 * 86_400}, 400, "invalid_request"),
+                ({"provenance": {"é" * 1_025: "é" * 1_024}}, 413, "limit_exceeded"),
+            ]
+        ),
         ("batch", {"operations": []}, (413, "limit_exceeded")),
         ("batch", {"operations": [{"verb": "delete", "state_key": "a"}] * 1_001}, (413, "limit_exceeded")),
         (
