@@ -205,25 +205,32 @@ def test_a_write_that_is_cancelled_before_its_turn_is_not_carried_out(
     asyncio.run(run())
 
 
-def test_a_write_is_over_when_its_cancelled_task_is(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_write_is_over_when_its_cancelled_task_is(
+    database: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
     async def run() -> None:
         async with AsyncAgentMemory(database, application="faults") as memory:
             service = memory._client.transport().service
             begun = asyncio.Event()
             loop = asyncio.get_running_loop()
-            handle = service.handle
+            handle, replies = service.handle, list[object]()
 
             def slow(message: object) -> object:
                 loop.call_soon_threadsafe(begun.set)
                 time.sleep(0.1)
-                return handle(message)
+                replies.append(reply := handle(message))
+                return reply
 
             monkeypatch.setattr(service, "handle", slow)
             task = asyncio.create_task(memory.app_state.set("k", "cancelled"))
             await begun.wait()
-            task.cancel()
+            for _ in range(times):
+                task.cancel()
+                await asyncio.sleep(0.01)
             with pytest.raises(asyncio.CancelledError):
                 await task
+            assert len(replies) == 1
             monkeypatch.undo()
             # Else the cancelled write would land on this one, which was acknowledged.
             await memory.app_state.set("k", "later")

@@ -15,6 +15,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -51,7 +52,7 @@ from agent_memory.messages import (
     Scope,
     Sweep,
 )
-from agent_memory.transports import async_pool, http
+from agent_memory.transports import async_pool, bounded, http
 from agent_memory.transports.http import HttpTransport
 
 BASE = "http://127.0.0.1:8420"
@@ -453,14 +454,27 @@ S3_EXPIRED = "<Error><Code>AccessDenied</Code><Message>Request has expired</Mess
             IntegrityError,
             "wrong_length",
         ),
+        (
+            httpx.Response(
+                206, content=iter([b"234"]), headers={"content-range": "bytes 2-4/10", "content-encoding": "gzip"}
+            ),
+            ProtocolError,
+            "protocol",
+        ),
         (httpx.Response(302, headers={"location": "http://127.0.0.1:8420/the-secret"}), ProtocolError, "redirect"),
         (httpx.Response(403, text=S3_EXPIRED), UnavailableError, "url_expired"),
+        (
+            httpx.Response(403, text="Signature not valid in the specified time frame"),
+            UnavailableError,
+            "url_expired",
+        ),
         (problem(403, "url_expired"), UnavailableError, "url_expired"),
         (problem(403, "url_invalid"), PermissionDeniedError, "url_invalid"),
         (httpx.Response(403, text="no"), PermissionDeniedError, "permission_denied"),
         (httpx.Response(401), AuthenticationError, "unauthenticated"),
         (problem(404, "chunk_missing"), IntegrityError, "chunk_missing"),
         (httpx.Response(404, text="<Code>NoSuchKey</Code>"), IntegrityError, "chunk_missing"),
+        (httpx.Response(404, text="<Code>BlobNotFound</Code>"), IntegrityError, "chunk_missing"),
         (httpx.Response(404, text="no"), ProtocolError, "protocol"),
         (problem(416, "range_not_satisfiable"), IntegrityError, "range_not_satisfiable"),
         (problem(500, "integrity"), IntegrityError, "integrity"),
@@ -500,9 +514,10 @@ def test_a_part_instead_of_the_whole_is_an_integrity_error(wire: Wire, routes: r
     wire.fails(GetRange(Chunk(PLACE, 10), 0, memoryview(bytearray(10))), IntegrityError)
 
 
-def test_an_upload_gives_the_etag(wire: Wire, routes: respx.MockRouter) -> None:
+@pytest.mark.parametrize("status", [200, 201, 204])
+def test_an_upload_gives_the_etag(wire: Wire, routes: respx.MockRouter, status: int) -> None:
     data = bytes(range(256)) * 2000
-    route = routes.put(BUCKET).respond(200, headers={"etag": '"abc"'})
+    route = routes.put(BUCKET).respond(status, headers={"etag": '"abc"'})
 
     assert wire.send(PutChunk(Chunk(BUCKET, len(data)), memoryview(data))) == '"abc"'
     request = route.calls.last.request
@@ -520,6 +535,8 @@ def test_an_upload_gives_the_etag(wire: Wire, routes: respx.MockRouter) -> None:
         (httpx.Response(307, headers={"location": BUCKET}), ProtocolError, "redirect"),
         (httpx.Response(403, text=S3_EXPIRED), UnavailableError, "url_expired"),
         (httpx.Response(400, text="<Code>ExpiredToken</Code>"), UnavailableError, "url_expired"),
+        (httpx.Response(400, text="<Code>RequestTimeout</Code>"), UnavailableError, "truncated"),
+        (httpx.Response(400, text="<Code>IncompleteBody</Code>"), UnavailableError, "truncated"),
         (problem(409, "chunk_exists"), ConflictError, "chunk_exists"),
         (problem(410, "blob_gone"), ConflictError, "blob_gone"),
         (problem(400, "wrong_size"), InvalidRequestError, "wrong_size"),
@@ -785,13 +802,48 @@ def test_an_upload_to_a_slow_reader_ends_with_the_deadline(face: str) -> None:
             stop.set()
 
 
-def test_nobody_listening_is_unavailable() -> None:
+NOTHING = b'{"blob": null, "entry": null}'
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(NOTHING)
+
+
+def test_an_address_that_refuses_gives_way_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve = socket.getaddrinfo
+
+    def two(host: Any, *arguments: Any, **options: Any) -> list[Any]:
+        hosts = ("127.0.0.2", "127.0.0.1") if host == "two.test" else (host,)
+        return [found for one in hosts for found in resolve(one, *arguments, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", two)
+    with peer_wire("sync", lambda connection: connection.sendall(HEAD + NOTHING)) as wire:
+        port = wire.transport._origin.port
+        wire.transport.close()
+        wire.transport = HttpTransport(f"http://two.test:{port}", "acme", "shop")
+        assert wire.send(READ) is None
+
+
+def test_a_deadline_holds_on_its_thread_alone() -> None:
+    late = threading.Event()
+
+    def handle(connection: socket.socket) -> None:
+        connection.sendall(HEAD)
+        late.wait(5)
+        connection.sendall(NOTHING)
+
+    with peer_wire("sync", handle) as wire, ThreadPoolExecutor(1) as thread:
+        call = thread.submit(wire.send, READ)
+        with bounded.until(time.monotonic() - 1):
+            late.set()
+            assert call.result(5) is None
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", f"{'a' * 64}.test"], ids=["port", "name"])
+def test_nobody_listening_is_unavailable(host: str) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     listener.close()
     wire = Wire("sync")
     wire.transport.close()
-    wire.transport = HttpTransport(f"http://127.0.0.1:{port}", "acme", "shop")
+    wire.transport = HttpTransport(f"http://{host}:{port}", "acme", "shop")
 
     assert wire.fails(READ, UnavailableError).code == "no_answer"
     wire.transport.close()

@@ -19,6 +19,7 @@ import pytest
 from agent_memory import AgentMemory, IntegrityError, InvalidRequestError, UnavailableError
 from agent_memory.ids import uuid7
 from agent_memory.storage.blobs import GRACE_SECONDS
+from agent_memory.storage.sqlite.catalog import SqliteCatalog
 from tests.faults.processes import Child, Report, counter_of, value
 
 LARGE = 200_000
@@ -100,6 +101,25 @@ def test_a_file_that_nothing_refers_to_is_found_and_removed(memory: AgentMemory,
     assert counter_of(memory.app_state.get("large")) == 1
 
 
+def test_what_an_upload_left_beside_a_live_value_is_found_and_removed(memory: AgentMemory, database: Path) -> None:
+    left = Path(f"{chunk_files(database)[0]}.0123456789abcdef.part")
+    left.write_bytes(b"x" * 1000)
+    make_old(left)
+    assert kinds(memory, fix=True) == [("orphan", True)]
+    assert (left.exists(), kinds(memory)) == (False, [])
+
+
+def test_what_a_late_upload_brought_back_of_a_dead_blob_is_found_and_removed(
+    memory: AgentMemory, database: Path
+) -> None:
+    late = chunk_files(database)[0].with_name(f"{(dead := uuid7())}.0")
+    late.write_bytes(b"x")
+    make_old(late)
+    sql(database, "INSERT INTO blob VALUES (?, 'default/app', 'k', 1, NULL, 'dead', 0)", dead)
+    assert kinds(memory, fix=True) == [("orphan", True)]
+    assert not late.exists()
+
+
 def test_a_missing_file_is_found_and_reading_the_key_is_an_error_not_absence(
     memory: AgentMemory, database: Path
 ) -> None:
@@ -149,6 +169,14 @@ def test_a_flipped_bit_in_a_small_value_is_found(memory: AgentMemory, database: 
     with pytest.raises(IntegrityError):
         memory.app_state.get("small")
     assert counter_of(memory.app_state.get("large")) == 1, "one damaged value harms no other"
+
+
+def test_damaged_state_of_a_request_and_a_damaged_size_are_found(memory: AgentMemory, database: Path) -> None:
+    with memory.request("r-1") as context:
+        context.state.set("draft", 1)
+    sql(database, "UPDATE entry SET value = x'32' WHERE key = 'draft'")
+    sql(database, "UPDATE entry SET size = 1 WHERE key = 'small'")
+    assert kinds(memory) == 2 * [("damaged", False)]
 
 
 def test_a_value_whose_blob_the_catalog_forgot_is_found_and_mended(memory: AgentMemory, database: Path) -> None:
@@ -360,6 +388,41 @@ def test_a_backup_of_a_store_that_misses_a_file_says_so_and_leaves_nothing(
     with pytest.raises((UnavailableError, IntegrityError)):
         memory.backup(tmp_path / "elsewhere" / "copy.db")
     assert list((tmp_path / "elsewhere").iterdir()) == [], "the next attempt would be refused"
+
+
+def test_a_backup_begins_anew_where_a_file_went_while_it_was_made(
+    memory: AgentMemory, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies, copy_to = list[Path](), SqliteCatalog.copy_to
+
+    def copy_and_lose(catalog: SqliteCatalog, target: Path) -> None:
+        copy_to(catalog, target)
+        copies.append(target)
+        if len(copies) == 1:
+            old = chunk_files(database)
+            memory.app_state.set("large", value(2, LARGE))
+            for path in old:
+                path.unlink()
+
+    monkeypatch.setattr(SqliteCatalog, "copy_to", copy_and_lose)
+    memory.backup(tmp_path / "copy.db")
+    assert len(copies) == 2
+    with AgentMemory(tmp_path / "copy.db", application="app") as copy:
+        assert copy.app_state.get("large") == value(2, LARGE)
+
+
+def test_a_backup_that_fails_at_the_end_leaves_nothing(
+    memory: AgentMemory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "no space")
+
+    memory.app_state.set("pickled", {1, 2})
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setattr("agent_memory.maintenance.os.rename", fail)
+    with pytest.raises(UnavailableError, match="no space"):
+        memory.backup(tmp_path / "elsewhere" / "copy.db")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_a_backup_into_a_folder_that_is_not_there_is_a_typed_error(memory: AgentMemory, tmp_path: Path) -> None:
