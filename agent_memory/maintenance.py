@@ -84,7 +84,7 @@ def _orphans(catalog: Catalog, blobs: BlobStore, fix: bool) -> tuple[int, list[P
     for found in blobs.objects():
         objects += 1
         # An unfinished upload is a file without a row's name; a young one may still be going on.
-        known = catalog.blob(found.blob_id) if found.number >= 0 else None
+        known = catalog.blob(found.blob_id)
         known_objects += known is not None
         if (known is None or known.state == DEAD) and found.age_seconds >= GRACE_SECONDS:
             orphans.append(found)

@@ -381,8 +381,9 @@ def test_a_chunk_is_read_from_the_api_and_from_blob_hosts(wire: Wire, routes: re
     assert "range" not in route.calls.last.request.headers
 
 
-def test_a_part_of_a_chunk_is_asked_for_by_its_range(wire: Wire, routes: respx.MockRouter) -> None:
-    route = routes.get(PLACE).respond(206, content=DATA[2:5], headers={"content-range": "bytes 2-4/10"})
+@pytest.mark.parametrize("total", ["10", "*"])
+def test_a_part_of_a_chunk_is_asked_for_by_its_range(wire: Wire, routes: respx.MockRouter, total: str) -> None:
+    route = routes.get(PLACE).respond(206, content=DATA[2:5], headers={"content-range": f"bytes 2-4/{total}"})
     into = bytearray(3)
 
     wire.send(GetRange(Chunk(PLACE, 10), 2, memoryview(into)))
@@ -532,6 +533,7 @@ def test_an_upload_gives_the_etag(wire: Wire, routes: respx.MockRouter, status: 
         (httpx.Response(200), ProtocolError, "protocol"),
         (httpx.Response(200, headers={"etag": ""}), ProtocolError, "protocol"),
         (httpx.Response(202, headers={"etag": "a"}), ProtocolError, "protocol"),
+        (httpx.Response(200, text="<Error><Code>SlowDown</Code></Error>"), UnavailableError, "unavailable"),
         (httpx.Response(307, headers={"location": BUCKET}), ProtocolError, "redirect"),
         (httpx.Response(403, text=S3_EXPIRED), UnavailableError, "url_expired"),
         (httpx.Response(400, text="<Code>ExpiredToken</Code>"), UnavailableError, "url_expired"),
@@ -809,15 +811,15 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d
 def test_an_address_that_refuses_gives_way_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     resolve = socket.getaddrinfo
 
-    def two(host: Any, *arguments: Any, **options: Any) -> list[Any]:
-        hosts = ("127.0.0.2", "127.0.0.1") if host == "two.test" else (host,)
+    def three(host: Any, *arguments: Any, **options: Any) -> list[Any]:
+        hosts = ("127.0.0.2", "127.0.0.1", "127.0.0.2") if host == "three.test" else (host,)
         return [found for one in hosts for found in resolve(one, *arguments, **options)]
 
-    monkeypatch.setattr(socket, "getaddrinfo", two)
+    monkeypatch.setattr(socket, "getaddrinfo", three)
     with peer_wire("sync", lambda connection: connection.sendall(HEAD + NOTHING)) as wire:
         port = wire.transport._origin.port
         wire.transport.close()
-        wire.transport = HttpTransport(f"http://two.test:{port}", "acme", "shop")
+        wire.transport = HttpTransport(f"http://three.test:{port}", "acme", "shop")
         assert wire.send(READ) is None
 
 

@@ -18,7 +18,9 @@ import pytest
 
 from agent_memory import AgentMemory, IntegrityError, InvalidRequestError, UnavailableError
 from agent_memory.ids import uuid7
-from agent_memory.storage.blobs import GRACE_SECONDS
+from agent_memory.maintenance import lie_here
+from agent_memory.opening import open_service
+from agent_memory.storage.blobs import GRACE_SECONDS, FileBlobs
 from agent_memory.storage.sqlite.catalog import SqliteCatalog
 from tests.faults.processes import Child, Report, counter_of, value
 
@@ -226,6 +228,25 @@ def test_mending_deletes_no_file_where_the_catalog_knows_none_of_them(
         other.app_state.set("small", 1)
         assert kinds(other, fix=True) == 2 * [("orphan", False)]
     assert counter_of(memory.app_state.get("large")) == 1
+
+
+def test_large_values_lie_where_one_of_them_is(memory: AgentMemory, database: Path, tmp_path: Path) -> None:
+    elsewhere = FileBlobs(tmp_path / "elsewhere")
+    with contextlib.closing(open_service(str(tmp_path / "empty.db"))) as service:
+        assert lie_here(service.catalog, elsewhere)
+    memory.app_state.set("other", value(1, LARGE))
+    with contextlib.closing(open_service(str(database))) as service:
+        assert lie_here(service.catalog, service.blobs)
+        assert not lie_here(service.catalog, elsewhere)
+        *others, cut = chunk_files(database)
+        os.truncate(cut, 0)
+        for path in others:
+            path.unlink()
+        assert not lie_here(service.catalog, service.blobs), "only second chunks are left"
+        others[0].touch()
+        assert lie_here(service.catalog, service.blobs)
+        sql(database, "UPDATE blob SET state = 'dead'")
+        assert lie_here(service.catalog, elsewhere)
 
 
 def overwrite(report: Report, database: Path) -> None:
