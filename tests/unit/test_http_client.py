@@ -50,6 +50,7 @@ from agent_memory.messages import (
     PrepareWrite,
     PutChunk,
     Scope,
+    SetTimes,
     Sweep,
 )
 from agent_memory.transports import async_pool, bounded, http
@@ -77,7 +78,7 @@ class Wire:
     def __init__(self, face: str) -> None:
         self.face = face
         self.transport = HttpTransport(
-            BASE, "acme", "shop", token=TOKEN, blob_hosts=["bucket.example", "127.0.0.1:9000"]
+            BASE, "acme", "shop", token=TOKEN, blob_hosts=["Bucket.example", "127.0.0.1:9000", "[::1]:9000"]
         )
 
     def send(self, message: Message, seconds: float = 5) -> Any:
@@ -301,6 +302,7 @@ def test_what_is_sent_is_a_small_request_with_the_token(wire: Wire, routes: resp
 
     request = route.calls.last.request
     assert request.headers["authorization"] == f"Bearer {TOKEN}"
+    assert request.headers["accept-encoding"] == "identity"
     assert json.loads(request.content) == {"state_key": "key", "max_inline_size": 100}
 
 
@@ -320,7 +322,7 @@ def test_a_message_of_another_application_is_refused(wire: Wire) -> None:
         wire.transport.send(PrepareRead(Scope("acme", "other"), "key"), time.monotonic() + 5)
 
 
-@pytest.mark.parametrize("message", [Sweep(), Check(), Backup("copy.db")])
+@pytest.mark.parametrize("message", [Sweep(), Check(), Backup("copy.db"), SetTimes(SCOPE, [])])
 def test_looking_after_the_store_belongs_to_the_server(wire: Wire, message: Message) -> None:
     with pytest.raises(PermissionDeniedError, match="agent-memory sweep"):
         wire.transport.send(message, time.monotonic() + 5)
@@ -369,7 +371,9 @@ def test_an_answer_that_is_longer_than_any_is_a_protocol_error(
 # -- chunks ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("uri", [PLACE, BUCKET, "http://127.0.0.1:9000/object", "https://bucket.example:443/x"])
+@pytest.mark.parametrize(
+    "uri", [PLACE, BUCKET, "http://127.0.0.1:9000/object", "http://[::1]:9000/x", "https://BUCKET.example:443/x"]
+)
 def test_a_chunk_is_read_from_the_api_and_from_blob_hosts(wire: Wire, routes: respx.MockRouter, uri: str) -> None:
     route = routes.get(uri).respond(200, content=DATA)
     into = bytearray(10)
@@ -379,6 +383,7 @@ def test_a_chunk_is_read_from_the_api_and_from_blob_hosts(wire: Wire, routes: re
     assert bytes(into) == DATA
     assert "authorization" not in route.calls.last.request.headers
     assert "range" not in route.calls.last.request.headers
+    assert route.calls.last.request.headers["accept-encoding"] == "identity"
 
 
 @pytest.mark.parametrize("total", ["10", "*"])
@@ -525,6 +530,7 @@ def test_an_upload_gives_the_etag(wire: Wire, routes: respx.MockRouter, status: 
     assert request.content == data
     assert request.headers["content-length"] == str(len(data))
     assert "authorization" not in request.headers
+    assert request.headers["x-ms-blob-type"] == "BlockBlob"
 
 
 @pytest.mark.parametrize(
@@ -870,7 +876,7 @@ def test_an_address_that_is_no_server_is_refused(url: str) -> None:
     check_silence(caught.value)
 
 
-@pytest.mark.parametrize("token", ["", "a b", "the-secret\r\nX: 1", "naïve"])
+@pytest.mark.parametrize("token", ["", "a b", "the-secret\r\nX: 1", "naïve", "a\x7f"])
 def test_a_token_that_no_header_can_carry_is_refused(token: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         HttpTransport(BASE, "acme", "shop", token=token)

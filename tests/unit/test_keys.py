@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent_memory.errors import InvalidKeyError, InvalidRequestError
@@ -18,6 +18,7 @@ NAMES = st.text(
 
 
 @given(NAMES)
+@example("%2F")
 def test_a_segment_is_undone_exactly(name: str) -> None:
     assert unescape(segment(name, "a name")) == name
 
