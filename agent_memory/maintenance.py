@@ -83,8 +83,8 @@ def _orphans(catalog: Catalog, blobs: BlobStore, fix: bool) -> tuple[int, list[P
     orphans: list[BlobObject] = []
     for found in blobs.objects():
         objects += 1
-        # An unfinished upload is a file without a row's name; a young one may still be going on.
-        known = catalog.blob(found.blob_id)
+        # An unfinished upload is a file without a row's name, which may be no text at all; a young one may be going on.
+        known = catalog.blob(found.blob_id) if found.number >= 0 else None
         known_objects += known is not None
         if (known is None or known.state == DEAD) and found.age_seconds >= GRACE_SECONDS:
             orphans.append(found)

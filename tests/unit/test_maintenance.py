@@ -91,7 +91,9 @@ def test_a_check_changes_nothing_unless_it_is_told_to(memory: AgentMemory, datab
     assert orphan.exists()
 
 
-@pytest.mark.parametrize("suffix", ["0", "0.0123456789abcdef.part"], ids=["whole", "unfinished"])
+@pytest.mark.parametrize(
+    "suffix", ["0", "0.0123456789abcdef.part", "\udcff"], ids=["whole", "unfinished", "named by bytes that are no text"]
+)
 def test_a_file_that_nothing_refers_to_is_found_and_removed(memory: AgentMemory, database: Path, suffix: str) -> None:
     orphan = chunk_files(database)[0].with_name(f"{uuid7()}.{suffix}")
     orphan.write_bytes(b"x" * 1000)
