@@ -105,14 +105,6 @@ def test_a_file_that_nothing_refers_to_is_found_and_removed(memory: AgentMemory,
     assert counter_of(memory.app_state.get("large")) == 1
 
 
-def test_what_an_upload_left_beside_a_live_value_is_found_and_removed(memory: AgentMemory, database: Path) -> None:
-    left = Path(f"{chunk_files(database)[0]}.0123456789abcdef.part")
-    left.write_bytes(b"x" * 1000)
-    make_old(left)
-    assert kinds(memory, fix=True) == [("orphan", True)]
-    assert (left.exists(), kinds(memory)) == (False, [])
-
-
 def test_what_a_late_upload_brought_back_of_a_dead_blob_is_found_and_removed(
     memory: AgentMemory, database: Path
 ) -> None:
