@@ -22,7 +22,7 @@ from .blob_urls import BlobUrls
 from .blobs import BlobEndpoint
 from .log import RequestLog
 from .openapi import document
-from .probes import Fixed, ReadyEndpoint
+from .probes import HEALTHZ, READYZ, Fixed, ReadyEndpoint, is_bare_probe
 from .verbs import Shared, VerbEndpoint
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ def create_app(service: StateService, settings: Settings | None = None) -> ASGIA
     if isinstance(service.blobs, FileBlobs):
         routes.append(Route("/v1/blobs/{blob}/{chunk}", BlobEndpoint(service, service.blobs, urls)))
     routes += [
-        Route("/healthz", Fixed("/healthz", b'{"status":"ok"}')),
-        Route("/readyz", ReadyEndpoint(service)),
+        Route(HEALTHZ, Fixed(HEALTHZ, b'{"status":"ok"}')),
+        Route(READYZ, ReadyEndpoint(service)),
         Route("/openapi.json", Fixed("/openapi.json", document(blobs=isinstance(service.blobs, FileBlobs)))),
     ]
     router = Router(routes, redirect_slashes=False, default=_unknown, lifespan=lambda _: _sweeping(service, settings))
@@ -89,7 +89,8 @@ class Front:
             await send(message)
 
         try:
-            self._gate.admit(scope["headers"])
+            if not is_bare_probe(scope):
+                self._gate.admit(scope["headers"])
             if b"%" in scope["raw_path"]:
                 # Nothing here needs an escape, and a slash behind one could reach another scope.
                 raise no_route()

@@ -12,7 +12,16 @@ from ..errors import AgentMemoryError, UnavailableError
 from ..service import StateService
 from .asgi import JSON, MethodNotAllowedError, answer, record_of, refuse
 
+HEALTHZ: Final = "/healthz"
+READYZ: Final = "/readyz"
 _PING_SECONDS: Final = 2.0
+
+
+def is_bare_probe(scope: Scope) -> bool:
+    """Say whether a probe names no Host, as HAProxy's in HTTP/1.0 do by default; no browser sends such a request."""
+    if scope["path"] not in (HEALTHZ, READYZ) or scope["http_version"] != "1.0":
+        return False
+    return not any(name in (b"host", b"origin") for name, _ in scope["headers"])
 
 
 class ReadyEndpoint:
@@ -26,7 +35,7 @@ class ReadyEndpoint:
         self._pinging: asyncio.Task[UnavailableError | None] | None = None
 
     async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
-        record_of(scope).route = "/readyz"
+        record_of(scope).route = READYZ
         _check_get(scope)
         # Probes share one look at the store: while it hangs, each would leave a thread behind.
         if self._pinging is None or self._pinging.done():

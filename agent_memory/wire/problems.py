@@ -150,7 +150,9 @@ def decode_error(
     """
     problem = _problem(content_type, raw)
     if problem is None:
-        return _by_status(status, f"{who} answered {status}", None, retry_after)
+        # A server of ours says itself what was too large; nginx takes 1 MB unless it is told otherwise.
+        hint = ": what stands in front of it takes no request of this size" if status == 413 else ""
+        return _by_status(status, f"{who} answered {status}{hint}", None, retry_after)
     code = problem["code"]
     text = _detail(problem, secret) or f"{who} answered {status} ({code})"
     kind = _CODES.get(code)

@@ -220,7 +220,7 @@ def test_a_store_that_hangs_is_not_ready_and_keeps_one_thread_however_often_it_i
     served = app.create_app(service, app.Settings(LoopbackGate(), RequestLog(io.StringIO())))
     scope = {
         "type": "http", "method": "GET", "path": "/readyz", "raw_path": b"/readyz", "query_string": b"",
-        "headers": [(b"host", b"localhost")],
+        "http_version": "1.1", "headers": [(b"host", b"localhost")],
     }  # fmt: skip
     statuses: list[int] = []
 
@@ -645,7 +645,8 @@ def test_a_host_that_could_be_none_is_refused_with_tokens_too(host: bytes) -> No
 
 
 def test_a_request_without_a_host_or_with_two_is_refused(server: ServerProcess) -> None:
-    assert raw(server.url, b"GET /healthz HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    for line in (b"GET /openapi.json HTTP/1.0", b"GET /healthz HTTP/1.1"):
+        assert raw(server.url, line + b"\r\nConnection: close\r\n\r\n").startswith(b"HTTP/1.1 400 ")
     two = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\nConnection: close\r\n\r\n"
     assert raw(server.url, two).startswith(b"HTTP/1.1 400 ")
 
@@ -680,7 +681,18 @@ def test_a_request_with_two_tokens_has_none(guarded: ServerProcess) -> None:
 
 
 def test_with_tokens_too_a_request_names_one_host(guarded: ServerProcess) -> None:
-    assert raw(guarded.url, b"GET /healthz HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    assert raw(guarded.url, b"GET /openapi.json HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("path", [b"/healthz", b"/readyz"])
+def test_a_load_balancer_may_ask_for_health_without_naming_a_host(
+    server: ServerProcess, guarded: ServerProcess, path: bytes
+) -> None:
+    # As HAProxy does; a web page's request names its Origin or a Host.
+    for url in (server.url, guarded.url):
+        assert raw(url, b"GET %s HTTP/1.0\r\n\r\n" % path).startswith(b"HTTP/1.1 200 ")
+    assert raw(server.url, b"GET %s HTTP/1.0\r\nOrigin: null\r\n\r\n" % path).startswith(b"HTTP/1.1 400 ")
+    assert raw(server.url, b"GET %s HTTP/1.0\r\nHost: evil.example\r\n\r\n" % path).startswith(b"HTTP/1.1 403 ")
 
 
 def test_a_token_opens_its_namespace_and_no_other(guarded: ServerProcess, http: httpx.Client) -> None:

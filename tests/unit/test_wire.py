@@ -237,6 +237,13 @@ def test_a_code_of_a_newer_server_travels_with_its_status() -> None:
     assert (type(error).__name__, error.code, str(error)) == ("LimitExceededError", "too_blue", "too blue")
 
 
+def test_a_body_that_a_proxy_refuses_is_told_from_one_that_the_server_does() -> None:
+    error = decode_error(413, "text/html", b"<html>413 Request Entity Too Large</html>")
+
+    assert type(error).__name__ == "LimitExceededError"
+    assert "in front of it" in str(error)
+
+
 def test_a_proxy_that_lies_about_the_status_is_not_believed() -> None:
     body = json.dumps({"status": 412, "code": "condition_failed"}).encode()
 
