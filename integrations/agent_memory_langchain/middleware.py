@@ -96,12 +96,14 @@ class MemoryMiddleware(AgentMiddleware[Any, Any, Any]):
             name: what LangChain calls this middleware; an agent with two of them needs two names. Its block carries it.
         """
         super().__init__()
-        self._name = name or type(self).__name__
+        own = type(self).__name__
+        # Other packages have a MemoryMiddleware too: LangChain refuses two of one name, deepagents replaces its own.
+        self._name = name or f"agent_memory.{own}"
         self._faces = Faces(memory)
         self._source = check_source(entity)
         specs = document_specs(self._faces.probe, documents), collection_specs(self._faces.probe, collections)
-        called = None if self._name == MemoryMiddleware.__name__ else self._name
-        self._view = View(*specs, token_budget, latest, count_tokens, name=called)
+        called = None if own == MemoryMiddleware.__name__ else own
+        self._view = View(*specs, token_budget, latest, count_tokens, name=name or called)
         if placement not in _WHERE:
             raise InvalidRequestError(f"placement is one of {', '.join(_WHERE)}")
         self._placement = placement

@@ -281,6 +281,19 @@ def test_each_of_two_middlewares_announces_a_block_of_its_own(memory: AgentMemor
         assert system.count(f"a {opening} block") == 1
 
 
+def test_a_memory_middleware_of_another_package_may_stand_beside(memory: AgentMemory) -> None:
+    class MemoryMiddleware(AgentMiddleware[Any, Any, Any]):
+        def wrap_model_call(self, request: Any, handler: Any) -> Any:
+            return handler(request.override(system_message=SystemMessage("From a file.")))
+
+    model = ScriptedModel()
+    create_agent(model, middleware=[MemoryMiddleware(), middleware(memory)], context_schema=Context).invoke(  # type: ignore[call-overload]
+        ASK, context=BOB
+    )
+    assert model.system.startswith("From a file.\n\n# Memory\n")
+    assert "<memory>" in model.prompt
+
+
 @tool
 def update_athlete(name: str) -> str:
     """Do something else than the tool of this name."""
