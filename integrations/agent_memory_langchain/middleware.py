@@ -163,6 +163,7 @@ class MemoryMiddleware(AgentMiddleware[Any, Any, Any]):
             if functions.get(own.name, function) is not function:
                 raise InvalidRequestError(
                     f"this agent has two tools named {own.name!r}: give a model another name, documents={{name: model}}"
+                    ", or say tools=False if it has these tools already"
                 )
 
     def _with(self, request: ModelRequest[Any], block: str, kind: str, id: str) -> ModelRequest[Any]:
