@@ -30,10 +30,10 @@ from agent_memory.ids import uuid7
 from agent_memory.messages import JSON, CommitWrite, Delete, Entry, List, ListParents, PrepareRead, Scope, Search
 from agent_memory.operations import Set
 from agent_memory.storage.catalog import DEAD, GARBAGE, LIVE, STAGED, BlobRow
-from agent_memory.storage.postgres import apply as postgres_apply
+from agent_memory.storage.postgres import batch as postgres_batch
 from agent_memory.storage.postgres import vector_index as postgres_vector_index
-from agent_memory.storage.postgres.apply import Context
 from agent_memory.storage.postgres.apply import apply as apply_in
+from agent_memory.storage.postgres.batch import Context
 from agent_memory.storage.postgres.catalog import PostgresCatalog, migrate
 from agent_memory.storage.postgres.connections import Session
 from agent_memory.storage.postgres.copy import analyze
@@ -1202,7 +1202,7 @@ def test_a_search_that_takes_too_long_is_not_sent_again(address: str, monkeypatc
     def slow(session: Any, *_: Any) -> Any:
         return session.rows("SELECT pg_sleep(5)")
 
-    monkeypatch.setattr(postgres_apply, "search", slow)
+    monkeypatch.setattr(postgres_batch, "search", slow)
     with closing(PostgresCatalog(address, statement_seconds=0.4)) as catalog:
         for operations in ([Search(SCOPE, "")], [Search(SCOPE, ""), Delete(SCOPE, "k", uuid7())]):
             with pytest.raises(TimedOutError, match="search took too long") as caught:

@@ -15,7 +15,8 @@ from ...errors import UnavailableError
 from ...messages import Entry, List, Operation, Scope, Write
 from ..catalog import COLUMNS, DEAD, STAGED, BlobRow, Clock, LoadBlob, Row, ScopeRow, StoredRow, StoredValue, Times
 from . import copy, sweep
-from .apply import Context, apply
+from .apply import apply
+from .batch import Context
 from .binding import Array
 from .connections import Pool, Session, Settings
 from .listing import list_keys, list_segments

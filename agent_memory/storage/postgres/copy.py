@@ -7,10 +7,9 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final
 
 from ..catalog import COLUMNS, LIVE, ScopeRow, StoredRow, not_older, provenance_text
-from .apply import no_vectors
 from .binding import Array, Vector
 from .connections import UNLIMITED, Session, connect, execute
-from .errors import numeric, psycopg, translate
+from .errors import no_vectors, numeric, psycopg, translate
 from .rows import NOW, retire, to_row
 from .writes import is_searchable, projectable
 

@@ -80,6 +80,13 @@ def unconnected(text: str) -> UnavailableError:
     )
 
 
+def no_vectors() -> InvalidRequestError:
+    return InvalidRequestError(
+        "semantic search needs the PostgreSQL extension pgvector: install it on the server, run agent-memory migrate, "
+        "and give this user the rights on the new table"
+    )
+
+
 class _Kind(NamedTuple):
     text: str
     type: type[AgentMemoryError] = UnavailableError
