@@ -20,7 +20,7 @@ from tests.support.server import ROOT
 OWN = {"agent_memory", "agent_memory_langchain", "examples"}
 
 EXTRAS = {
-    "agent_memory/cli.py": ["server"],  # tqdm, for a bar; works without
+    "agent_memory/commands.py": ["server"],  # tqdm, for a bar; works without
     "agent_memory/server/": ["server"],
     "agent_memory/storage/object_blobs.py": ["s3"],
     "agent_memory/storage/postgres/errors.py": ["postgres"],
