@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_json
 
-from ..errors import AgentMemoryError, InvalidRequestError, LimitExceededError
+from ..errors import InvalidRequestError
 from ..ids import uuid7
 from ..keys import check_request_id
 from ..messages import (
@@ -31,9 +28,7 @@ from ..messages import (
 )
 from .blobs import as_is, blob_body, blob_of, from_base64, inline, inline_bytes, to_base64
 from .bodies import VERB_OF, VERBS
-
-_MOST_PARTS: Final = 250_000
-_LISTED_ERRORS: Final = 100
+from .parsing import malformed, parse, validated
 
 
 def encode_request(message: Message) -> tuple[str, bytes]:
@@ -188,84 +183,13 @@ def decode_request(verb: str, namespace: str, application: str, state: str, raw:
     ``state`` is ``app_state`` or ``request_state``; ``verb`` is one of VERBS. Raises InvalidRequestError with the code
     ``malformed`` for a body that is not one of this verb's, naming places and never values.
     """
-    body = _validated(VERBS[verb].request, _parse(raw))
+    body = validated(VERBS[verb].request, parse(raw))
     request_id: str | None = body.get("request_id")
     if state != "request_state":
         return _DECODERS[verb](Scope(namespace, application), body, request_id)
     if request_id is None:
-        raise _malformed("request_id is missing")
+        raise malformed("request_id is missing")
     return _DECODERS[verb](Scope(namespace, application, check_request_id(request_id)), body, None)
-
-
-def parts_of(raw: bytes) -> int:
-    """Return about how many values there are in JSON: only those within each other have no comma in between."""
-    return raw.count(b",")
-
-
-def _parse(raw: bytes) -> Any:
-    if parts_of(raw) > _MOST_PARTS:
-        raise LimitExceededError("a request body has too many parts")
-    try:
-        value = json.loads(
-            raw.decode(),
-            object_pairs_hook=_object,
-            parse_int=_integer,
-            parse_float=_float,
-            parse_constant=_no_constant,
-        )
-        if b"\\u" in raw:
-            # Only an escape can bring a lone surrogate, which no store can keep, into valid UTF-8.
-            json.dumps(value, ensure_ascii=False).encode()
-        return value
-    except AgentMemoryError:
-        raise
-    except (ValueError, RecursionError):
-        pass
-    raise _malformed("the body is not JSON in UTF-8, or it is nested too deeply")
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise _malformed("a field stands twice in an object")
-    return found
-
-
-def _integer(text: str) -> int:
-    if len(text) <= 20 and -(2**63) <= (number := int(text)) < 2**63:
-        return number
-    raise _malformed("an integer has more than 64 bits")
-
-
-def _float(text: str) -> float:
-    number = float(text)
-    if math.isfinite(number):
-        return number
-    raise _malformed("a number is too large")
-
-
-def _no_constant(_: str) -> Any:
-    raise _malformed("NaN and Infinity are not JSON")
-
-
-def _validated(adapter: TypeAdapter[Any], value: Any) -> Any:
-    try:
-        return adapter.validator.validate_python(value)
-    except ValidationError as error:
-        problem = _malformed(_places(error))
-    raise problem
-
-
-def _places(error: ValidationError) -> str:
-    if (count := error.error_count()) > _LISTED_ERRORS:
-        # All of them would be listed for the first three: a second for a body that was there in a millisecond.
-        return f"{count} fields are not what this verb takes"
-    found = error.errors(include_url=False, include_context=False, include_input=False)
-    return "; ".join(f"{'.'.join(map(str, one['loc']))[:80] or 'body'}: {one['type']}" for one in found[:3])
-
-
-def _malformed(detail: str) -> InvalidRequestError:
-    return InvalidRequestError(detail, code="malformed")
 
 
 def _decode_read(scope: Scope, body: Any, _: str | None) -> PrepareRead:
@@ -318,7 +242,7 @@ def _decode_commit(scope: Scope, body: Any, request_id: str | None) -> CommitWri
 def _vector(text: str) -> bytes:
     vector = from_base64(text)
     if vector is None:
-        raise _malformed("a vector is 32-bit floats in base64")
+        raise malformed("a vector is 32-bit floats in base64")
     return vector
 
 
