@@ -9,7 +9,8 @@ from .checks import check_type, check_write_id
 from .drivers import Flow
 from .errors import InvalidRequestError
 from .messages import Entry
-from .values import MISSING, Draft, Missing, Snapshot, Values, has_field, with_fields
+from .updating import Draft, begin, finish, has_field, update, with_fields
+from .values import MISSING, Missing, Snapshot, Values
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -49,7 +50,7 @@ class _DocumentFlows(Generic[T]):
             check_type(write_id, str, "a write id is text")
             check_write_id(write_id)
         change = change or with_fields(self.key, self._values.value_type, fields)
-        return self._values.update(change, default, reason, write_id)
+        return update(self._values, change, default, reason, write_id)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.key!r})"
@@ -204,12 +205,12 @@ class _EditFlows(Generic[T]):
     def _begin(self) -> Flow[T]:
         if self._draft is not None:
             raise InvalidRequestError("an edit is one block; call edit() again for another")
-        self._draft = yield from self._values.begin(self._default)
+        self._draft = yield from begin(self._values, self._default)
         return self._draft.value
 
     def _finish(self) -> Flow[None]:
         if self._draft is not None:
-            yield from self._values.finish(self._draft, self._draft.value, self._reason)
+            yield from finish(self._values, self._draft, self._draft.value, self._reason)
 
 
 class Edit(_EditFlows[T]):

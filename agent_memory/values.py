@@ -1,4 +1,4 @@
-"""Flows on the value of one key: read, write with and without conditions, read-modify-write.
+"""Flows on the value of one key: read, write, with and without conditions; ``updating`` stands on them.
 
 Between the protocol, which moves bytes, and the faces of the API, which run flows. Typed and untyped keys differ in the
 codec alone.
@@ -6,33 +6,22 @@ codec alone.
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import inspect
-import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeAlias, TypeGuard, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from .checks import check_ttl, check_type
 from .client import Client, provenance
-from .codec import Encoded, decode_untyped, encode_untyped, joined, problems_of, typed_codec
-from .drivers import Flow, Sleep, Wait
-from .errors import (
-    ConflictError,
-    DeserializationError,
-    InvalidRequestError,
-    NotFoundError,
-    SerializationError,
-    UnavailableError,
-)
+from .codec import Encoded, decode_untyped, encode_untyped, typed_codec
+from .drivers import Flow
+from .errors import ConflictError, DeserializationError, InvalidRequestError, SerializationError
 from .flows import call, fetch, read, write
 from .keys import check_key, unescape
-from .messages import BYTES, INLINE_LIMIT, JSON, PICKLE, CommitWrite, Delete, Entry, Found, PrepareRead, Scope
-from .storable import by_stored_keys, mismatch, with_article
-from .turns import Turn
+from .messages import INLINE_LIMIT, JSON, PICKLE, CommitWrite, Delete, Entry, Found, PrepareRead, Scope
+from .storable import mismatch
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm as TypeForm
@@ -41,13 +30,6 @@ else:
     TypeForm = type
 
 T = TypeVar("T")
-
-# An update that lost tries again: the first times without a pause (IMPATIENT), and a few times with the value that came
-# with the conflict, which costs no call (PATIENT); after that it reads anew. Only other processes can make it lose.
-# With longer pauses it would starve; with shorter ones many processes would need more attempts.
-_IMPATIENT_ATTEMPTS: Final = 2
-_PATIENT_ATTEMPTS: Final = 4
-_LONGEST_PAUSE: Final = 0.02
 
 
 class Missing(Enum):
@@ -88,14 +70,6 @@ class Snapshot(NamedTuple, Generic[T]):
 
 Expected: TypeAlias = Snapshot[Any] | Entry | str | Missing | None
 """What must still stand there for a write to happen; None is nothing, MISSING is no condition."""
-
-
-class Draft(NamedTuple, Generic[T]):
-    """A private copy of a value, and what it was made from."""
-
-    value: T
-    data: bytes | None
-    entry: Entry | None
 
 
 class Values(Generic[T]):
@@ -164,19 +138,20 @@ class Values(Generic[T]):
     # -- reads -------------------------------------------------------------------------------------------------------
 
     def get(self, default: Any) -> Flow[Any]:
-        stored = yield from read(self._request(), self.client.config.transfer)
+        stored = yield from self.stored()
         return default if stored is None else self.decode(*stored)
 
     def snapshot(self) -> Flow[Snapshot[T] | None]:
-        stored = yield from read(self._request(), self.client.config.transfer)
+        stored = yield from self.stored()
         return None if stored is None else Snapshot(self.decode(*stored), stored[1])
 
     def raw(self) -> Flow[Snapshot[bytes] | None]:
-        stored = yield from read(self._request(), self.client.config.transfer)
+        stored = yield from self.stored()
         return None if stored is None else Snapshot(*stored)
 
-    def _request(self) -> PrepareRead:
-        return PrepareRead(self.scope, self.key, INLINE_LIMIT)
+    def stored(self) -> Flow[tuple[bytes, Entry] | None]:
+        """Return the stored bytes with their entry, None if there is nothing."""
+        return read(PrepareRead(self.scope, self.key, INLINE_LIMIT), self.client.config.transfer)
 
     # -- writes ------------------------------------------------------------------------------------------------------
 
@@ -201,166 +176,27 @@ class Values(Generic[T]):
         except ConflictError as error:
             raise (yield from self.explained(error)) from None
 
-    # -- read-modify-write -------------------------------------------------------------------------------------------
-
-    def update(
-        self, change: Callable[[T], Any], default: Any, reason: str | None, write_id: str | None = None
-    ) -> Flow[Snapshot[T]]:
-        """Change a private copy and write it on the condition that nothing changed meanwhile; else do it again."""
-        if write_id is not None:
-            write_id = _of_key(write_id, self.key)
-        turn = Turn(self.client.turns, (self.scope, self.key))
-        try:
-            return (yield from self._update(change, default, reason, write_id, turn))
-        except (UnavailableError, ConflictError):
-            raise
-        except Exception:
-            # The change may have been made by an earlier call, and fail on its own result: a limit is reached by now.
-            if write_id is None or not (yield from self._has_receipt(write_id)):
-                raise
-            return (yield from self._made_before())
-        finally:
-            turn.end()
-
-    def _update(
-        self, change: Callable[[T], Any], default: Any, reason: str | None, write_id: str | None, turn: Turn
-    ) -> Flow[Snapshot[T]]:
-        if turn.is_contended():
-            yield from turn.wait()
-        stored = yield from read(self._request(), self.client.config.transfer)
-        attempt = 0
-        while True:
-            draft = self._draft(stored, default)
-            result: Any = change(draft.value)
-            if inspect.isawaitable(result):
-                # It may take as long as a model's answer: others go on meanwhile.
-                turn.end()
-                result = yield Wait(result)
-            if result is not None and is_model(self.value_type):
-                returned, wanted = type(result).__name__, self.value_type.__name__
-                if returned != wanted:
-                    raise SerializationError(
-                        f"{self.key!r}: the function returned {with_article(returned)}; it is to return "
-                        f"{with_article(wanted)}, or None after changing its argument"
-                    )
-            try:
-                made = yield from self._swap(draft, draft.value if result is None else result, reason, write_id)
-                # A repeated creation gets its first result from the receipt, even if the value was deleted since.
-                return made if write_id is None or draft.entry is not None else (yield from self._made_before())
-            except ConflictError as error:
-                if error.code == "write_id_reused" and write_id is not None:
-                    return (yield from self._made_before())
-                if error.code != "condition_failed" or not (yield Sleep(_contention_pause(attempt))):
-                    raise (yield from self.explained(error)) from None
-                attempt += 1
-                if not (yield from turn.wait()) and attempt < _PATIENT_ATTEMPTS:
-                    stored = yield from self._found(error)
-                else:
-                    # While this one waited, others probably wrote over the value that came with the error.
-                    stored = yield from read(self._request(), self.client.config.transfer)
-
-    def _has_receipt(self, write_id: str) -> Flow[bool]:
-        """Say whether a write with this id was made, by trying another one on a condition that nothing meets."""
-        other = self.commit(Encoded(b"", BYTES), expected="none", ttl=None, reason=None, write_id=write_id)
-        try:
-            yield from call(other)
-        except ConflictError as error:
-            return error.code == "write_id_reused"
-        return False
-
-    def _made_before(self) -> Flow[Snapshot[T]]:
-        stored = yield from read(self._request(), self.client.config.transfer)
-        if stored is None:
-            raise NotFoundError(f"{self.key!r}: this update was made before, and the value was deleted since")
-        return Snapshot(self.decode(*stored), stored[1])
-
-    def begin(self, default: Any) -> Flow[Draft[T]]:
-        """Return a private copy to edit."""
-        stored = yield from read(self._request(), self.client.config.transfer)
-        return self._draft(stored, default)
-
-    def finish(self, draft: Draft[T], value: T, reason: str | None) -> Flow[Snapshot[T]]:
-        """Write an edited draft if the key did not change since; equal bytes make no new version."""
-        try:
-            return (yield from self._swap(draft, value, reason))
-        except ConflictError as error:
-            raise (yield from self.explained(error)) from None
-
-    def _swap(self, draft: Draft[T], value: T, reason: str | None, write_id: str | None = None) -> Flow[Snapshot[T]]:
-        encoded, written = self.encode(value)
-        if draft.entry is not None and (encoded.data, encoded.content_type) == (draft.data, draft.entry.content_type):
-            return Snapshot(written, draft.entry)
-        expected = None if draft.entry is None else draft.entry.etag
-        commit = self.commit(encoded, expected=expected, ttl=None, reason=reason, keep_ttl=True, write_id=write_id)
-        entry = yield from write(commit, self.client.config.transfer, repeats=write_id is not None)
-        return Snapshot(written, entry)
-
-    def _draft(self, stored: tuple[bytes, Entry] | None, default: Any) -> Draft[T]:
-        if stored is not None:
-            return Draft(self.decode(*stored), *stored)
-        if default is not MISSING:
-            value: Any = default() if callable(default) else copy.deepcopy(default)
-        else:
-            value = self._initial()
-        return Draft(value, None, None)
-
-    def _initial(self) -> Any:
-        if is_model(self.value_type):
-            try:
-                return self.value_type()
-            except ValidationError:
-                pass
-        raise NotFoundError(f"{self.key!r}: there is no value to change, and no default= to start from")
-
     # -- conflicts ---------------------------------------------------------------------------------------------------
 
     def explained(self, error: ConflictError) -> Flow[ConflictError]:
         """Return a conflict on this key that knows what stood in the way."""
-        stored = yield from self._found(error)
+        stored = yield from self.found(error)
         error.found = stored
         error.about(repr(self.key))
         return error.with_loader(lambda: None if stored is None else Snapshot(self.decode(*stored), stored[1]))
 
-    def _found(self, error: ConflictError) -> Flow[tuple[bytes, Entry] | None]:
+    def found(self, error: ConflictError) -> Flow[tuple[bytes, Entry] | None]:
         """Return what stood in the way, reading it if it did not come with the error."""
         found = error.found
         if not isinstance(found, Found):
             return None
         if found.data is None and found.blob is None:
-            return (yield from read(self._request(), self.client.config.transfer))
-        return (yield from fetch(found, self._request(), self.client.config.transfer))
+            return (yield from self.stored())
+        return (yield from fetch(found, PrepareRead(self.scope, self.key, INLINE_LIMIT), self.client.config.transfer))
 
 
 def is_model(value_type: Any) -> TypeGuard[type[BaseModel]]:
     return isinstance(value_type, type) and issubclass(value_type, BaseModel)
-
-
-def has_field(value_type: Any, name: str) -> bool:
-    """Say whether a type is a model with a field of this name."""
-    return is_model(value_type) and name in value_type.model_fields
-
-
-def with_fields(key: str, value_type: Any, fields: Mapping[str, Any]) -> Callable[[Any], Any]:
-    """Return the change that sets some fields of a model and validates the result."""
-    if not is_model(value_type):
-        raise InvalidRequestError("only a Pydantic model can be updated by field; give a function instead")
-    model = value_type
-    unknown = sorted(set(fields) - set(model.model_fields))
-    if unknown and model.model_config.get("extra") != "allow":
-        raise InvalidRequestError(f"{model.__name__} has no field {', '.join(unknown)}")
-
-    def change(value: Any) -> Any:
-        try:
-            changed: Any = by_stored_keys(model, {**dict(value), **fields})
-            if model.__pydantic_root_model__:
-                changed = changed["root"]
-            return model.model_validate(changed, by_name=True, by_alias=True)
-        except ValidationError as error:
-            problems = problems_of(error)
-        # Outside the handler: Pydantic's text repeats the value, and must not be this error's context.
-        raise SerializationError(f"{key!r}: the change is not a valid {model.__name__}: {joined(problems)}")
-
-    return change
 
 
 def _if_match(expected: Expected) -> str | None:
@@ -372,15 +208,3 @@ def _if_match(expected: Expected) -> str | None:
     if not etag.strip():
         raise InvalidRequestError("a blank etag is no condition; pass a snapshot, or use set() to overwrite")
     return etag
-
-
-def _of_key(write_id: str, key: str) -> str:
-    """Return the write id by which one change of several keys is known at this one: plain text, whatever the name."""
-    name = f"{write_id}\0{key}".encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(name, digest_size=16).hexdigest()
-
-
-def _contention_pause(attempt: int) -> float:
-    if attempt < _IMPATIENT_ATTEMPTS:
-        return 0.0
-    return random.uniform(0.0, min(_LONGEST_PAUSE, 0.001 * 1.5 ** min(attempt, 16)))
