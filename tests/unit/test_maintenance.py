@@ -381,7 +381,7 @@ def test_a_backup_while_another_process_writes_is_one_moment_with_every_value_wh
 ) -> None:
     with others_write(database), AgentMemory(database, application="app") as memory:
         deadline = time.monotonic() + 30
-        while not any(memory.app_state.keys()):
+        while len(list(memory.app_state.keys())) < 2:  # the first one alone is deleted again
             assert time.monotonic() < deadline, "nothing was written"
         for number in range(5):
             time.sleep(0.05)
