@@ -22,9 +22,9 @@ from .keys import check_scope_name
 from .maintenance import CheckReport
 from .messages import Backup, Check, Scope, SetTimes, Sweep, to_us
 from .opening import HTTP_SCHEMES, VOLATILE, open_config, scheme_of
-from .service import MIN_CHUNK_BYTES
 from .state import AsyncState, State
 from .sweeping import SweepReport
+from .uploads import MIN_CHUNK_BYTES
 
 MAX_TIMEOUT_SECONDS: Final = 300.0
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from .checks import check_condition, check_limit, check_list, check_parents, check_search, check_write
 from .errors import ConflictError, InvalidRequestError, LimitExceededError
-from .ids import made_us, uuid7
+from .ids import uuid7
 from .keys import check_key, check_prefix
 from .maintenance import CheckReport, backup, check
 from .messages import (
@@ -45,19 +45,11 @@ from .messages import (
     Write,
 )
 from .replies import Replies, segment_page
-from .storage.blobs import BlobStore, FileBlobs, blob_of, chunk_name, chunk_sizes
-from .storage.catalog import STAGED, BlobRow, Catalog, Row, Times, has_writes
-from .storage.rules import blob_gone, condition_failed, conditions_hold
+from .storage.blobs import BlobStore, FileBlobs, blob_of, chunk_name
+from .storage.catalog import Catalog, Row, Times, has_writes
 from .storage.sqlite.catalog import SqliteCatalog
 from .sweeping import SweepAfterWrites, SweepReport, sweep
-
-MAX_VALUE_BYTES: Final = 5 * 1024**3
-"""The largest object that one PUT can make in S3."""
-
-MIN_CHUNK_BYTES: Final = 64 * 1024
-MAX_CHUNKS: Final = 10_000
-
-_LONGEST_UPLOAD_US: Final = 86_400_000_000
+from .uploads import Uploads
 
 _Listing = TypeVar("_Listing", List, ListParents)
 
@@ -77,6 +69,7 @@ class StateService:
     ) -> None:
         self.catalog = catalog
         self.blobs = blobs
+        self._uploads = Uploads(catalog, blobs)
         self._key_file = key_file
         self._sweeper = SweepAfterWrites(lambda limit: self.sweep(limit=limit)) if sweep_after_writes else None
         self._methods: Mapping[type, Callable[[Any], Any]] = {
@@ -167,41 +160,10 @@ class StateService:
     def prepare_write(self, request: PrepareWrite) -> Blob:
         check_key(request.key)
         check_condition(request)
-        size, chunk_size = request.size, request.chunk_size
-        if size < 0 or (chunk_size is not None and chunk_size < MIN_CHUNK_BYTES):
-            raise InvalidRequestError(f"size must be 0 or more bytes, chunk_size at least {MIN_CHUNK_BYTES}")
-        if size > MAX_VALUE_BYTES:
-            raise LimitExceededError(f"a value may have at most {MAX_VALUE_BYTES} bytes")
-        if chunk_size is not None and size > chunk_size * MAX_CHUNKS:
-            raise LimitExceededError(f"a value may have at most {MAX_CHUNKS} chunks")
-        blob_id = request.write_id
-        if blob_id is not None:
-            # First: what is committed by now may be why the condition does not hold any more.
-            self._renew(request)
-        self._refuse_early(request)
-        if blob_id is None:
-            blob_id = uuid7()
-            self.catalog.stage(
-                [BlobRow(blob_id, request.scope.path, request.key, size, chunk_size, STAGED, self.catalog.clock())]
-            )
-        return blob_of(blob_id, size, chunk_size)
-
-    def _refuse_early(self, request: PrepareWrite) -> None:
-        """Raise ConflictError if the commit would by now: large values are not uploaded to be refused."""
-        if request.if_match is None and not request.if_none_match:
-            return
-        row = self.catalog.read(request.scope, request.key)
-        if not conditions_hold(request, row and row.entry.etag):
-            raise self._explained(condition_failed(request, row), [request])
-
-    def _renew(self, request: PrepareWrite) -> None:
-        known = self.catalog.blob(request.write_id or "")
-        wanted = (request.scope.path, request.key, request.size, request.chunk_size)
-        if known is None or (known.scope, known.key, known.size, known.chunk_size) != wanted:
-            raise blob_gone()
-        # What is never committed would otherwise lie there for as long as somebody asks for its URLs.
-        if self.catalog.clock() - made_us(known.id) > _LONGEST_UPLOAD_US or not self.catalog.renew(known.id):
-            raise blob_gone()
+        try:
+            return self._uploads.prepare(request)
+        except ConflictError as error:
+            raise self._explained(error, [request]) from None
 
     def write(self, request: Write) -> Entry | None:
         """Commit a write -> Entry, or carry out a deletion -> Entry | None."""
@@ -260,7 +222,7 @@ class StateService:
             request = request._replace(write_id=uuid7())
         if isinstance(request, Delete):
             return request
-        return self._ready_blob(request) if request.data is None else self._ready_inline(request, request.data)
+        return self._uploads.ready(request) if request.data is None else self._ready_inline(request, request.data)
 
     def _ready_inline(self, request: CommitWrite, data: bytes) -> CommitWrite:
         if len(data) > INLINE_LIMIT:
@@ -271,32 +233,6 @@ class StateService:
         if request.sha256 != sha256:
             raise InvalidRequestError("the value does not have the sha256 that was sent with it")
         return request
-
-    def _ready_blob(self, request: CommitWrite) -> CommitWrite:
-        if request.blob is None:
-            raise InvalidRequestError("a write needs inline data or a prepared blob")
-        known = self.catalog.blob(request.blob.id)
-        if known is None or (known.scope, known.key) != (request.scope.path, request.key):
-            raise blob_gone()
-        blob = blob_of(known.id, known.size, known.chunk_size)
-        if known.state != STAGED and request.sha256 is not None:
-            # A repeated commit: the receipt answers it, its bytes may be gone by now.
-            return request._replace(blob=blob)
-        sizes = chunk_sizes(known.size, known.chunk_size)
-        if [chunk.size for chunk in request.blob.chunks] != sizes:
-            raise InvalidRequestError("the chunks to commit are not the ones that were prepared")
-        digest = self.blobs.digest(known.id, sizes, request.sha256)
-        if digest is None:
-            raise ConflictError(
-                "not every chunk was uploaded with the size it was prepared for", code="blob_incomplete"
-            )
-        sha256, etags = digest
-        for chunk, etag in zip(request.blob.chunks, etags, strict=True):
-            if chunk.etag is not None and chunk.etag.strip('"') != etag:
-                raise InvalidRequestError("a chunk's etag is not the one of the bytes that were uploaded")
-        if request.sha256 is not None and request.sha256 != sha256:
-            raise InvalidRequestError("the uploaded bytes do not have the sha256 that the commit names")
-        return request._replace(sha256=sha256, blob=blob)
 
     def _explained(self, error: ConflictError, requests: Sequence[Any]) -> ConflictError:
         """Put the current value where the writer asked for it."""
@@ -320,8 +256,7 @@ class StateService:
 
     def uploadable(self, blob_id: str) -> bool:
         """Say whether a chunk of this blob may still be uploaded."""
-        known = self.catalog.blob(blob_id)
-        return known is not None and known.state == STAGED
+        return self._uploads.is_open(blob_id)
 
     # -- maintenance -------------------------------------------------------------------------------------------------
 

@@ -26,8 +26,8 @@ from agent_memory.server.auth import LoopbackGate
 from agent_memory.server.blob_urls import BlobUrls
 from agent_memory.server.log import RequestLog
 from agent_memory.server.run import _listen
-from agent_memory.service import MAX_VALUE_BYTES
 from agent_memory.storage.sqlite.catalog import SqliteCatalog
+from agent_memory.uploads import MAX_VALUE_BYTES
 from tests.support.api import Api, part_files, problem, wait_for
 from tests.support.server import ServerProcess
 
