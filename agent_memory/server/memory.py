@@ -25,7 +25,7 @@ from ..messages import (
     Search,
     SegmentPage,
 )
-from ..storage.catalog import READ_LIMIT, entry_bytes, text_bytes
+from ..storage.finding import READ_LIMIT, entry_bytes, text_bytes
 
 SMALL_BODY: Final = 128 * 1024
 """A body up to this takes no part, if it has few parts: each verb but a batch needs less."""

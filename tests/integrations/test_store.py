@@ -417,7 +417,7 @@ def test_reads_that_find_more_than_a_transaction_may_take_several(
         store.batch([PutOp(USER, f"{n}", {"n": n, "text": "x" * 10_000}) for n in range(10)])
         searches = [SearchOp(USER, filter={"n": {"$gte": n}}) for n in range(10)]
         expected = [store.search(USER, filter={"n": {"$gte": n}}) for n in range(10)]
-        monkeypatch.setattr("agent_memory.storage.catalog.READ_LIMIT", 150_000)
+        monkeypatch.setattr("agent_memory.storage.finding.READ_LIMIT", 150_000)
 
         assert asyncio.run(store.abatch(searches)) == expected
         assert store.batch([PutOp(USER, "10", {"n": 10}), *searches]) == [None, *expected]

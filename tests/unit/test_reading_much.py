@@ -34,9 +34,9 @@ from agent_memory.messages import (
 )
 from agent_memory.server.memory import reply_bytes
 from agent_memory.service import StateService
-from agent_memory.storage import catalog as catalogs
+from agent_memory.storage import finding
 from agent_memory.storage.blobs import FileBlobs
-from agent_memory.storage.catalog import text_bytes
+from agent_memory.storage.finding import text_bytes
 from agent_memory.storage.sqlite import apply as sqlite_apply
 from agent_memory.storage.sqlite.catalog import SqliteCatalog
 
@@ -107,7 +107,7 @@ def test_a_cut_page_goes_on_where_it_ended(service: StateService) -> None:
 def test_a_batch_that_finds_too_much_is_refused_and_writes_nothing(
     service: StateService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalogs, "READ_LIMIT", 30 * 1024 * 1024)
+    monkeypatch.setattr(finding, "READ_LIMIT", 30 * 1024 * 1024)
     monkeypatch.setattr(sqlite_apply, "BUSY_SECONDS", 60.0)
     search = Search(SCOPE, "", limit=1_000, max_inline_size=INLINE_LIMIT)
     assert len(service.handle(search)) == 300

@@ -12,7 +12,8 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from ...errors import TimedOutError
 from ...messages import CommitWrite, Delete, List, ListParents, Operation, PrepareRead, Scope, Search, Write
-from ..catalog import COLUMNS, LoadBlob, Row, add_up
+from ..catalog import COLUMNS, LoadBlob, Row
+from ..finding import add_up
 from .binding import Array, Vector
 from .connections import Cursor, Session, psycopg
 from .errors import no_vectors

@@ -6,7 +6,8 @@ from typing import Any, Final, cast
 
 from ...keys import MAX_KEY_BYTES, end_of_parent, successor
 from ...messages import BATCH_INLINE_LIMIT, List, ListParents, Scope
-from ..catalog import COLUMNS, Row, chosen_parents
+from ..catalog import COLUMNS, Row
+from ..finding import chosen_parents
 from .connections import Session
 from .rows import LIVE, key_range, to_row
 

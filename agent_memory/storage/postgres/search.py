@@ -11,7 +11,8 @@ from typing import Any, Final, cast
 
 from ...filters import AllOf, parse
 from ...messages import PAGE_LIMIT, Search
-from ..catalog import COLUMNS, LoadBlob, ScoredRow, holds
+from ..catalog import COLUMNS, LoadBlob, ScoredRow
+from ..finding import holds
 from .binding import Vector
 from .connections import Session
 from .errors import pq, sql

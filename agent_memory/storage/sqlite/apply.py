@@ -9,7 +9,8 @@ from typing import Any, Final
 import apsw
 
 from ...messages import CommitWrite, Delete, List, ListParents, Operation, PrepareRead, Search
-from ..catalog import COLUMNS, LoadBlob, Row, add_up, has_writes
+from ..catalog import COLUMNS, LoadBlob, Row, has_writes
+from ..finding import add_up
 from .busy import BUSY_SECONDS
 from .listing import list_keys, list_parents
 from .rows import IS_LIVE, TimeLimit, all_rows, read_row, to_row

@@ -10,7 +10,8 @@ import apsw
 
 from ...keys import end_of_parent, successor
 from ...messages import BATCH_INLINE_LIMIT, List, ListParents, Scope
-from ..catalog import COLUMNS, Row, chosen_parents, shown_name
+from ..catalog import COLUMNS, Row
+from ..finding import chosen_parents, shown_name
 from .rows import IS_LIVE, IS_OBJECT, TimeLimit, all_rows, key_range, to_row
 
 

@@ -14,7 +14,8 @@ import apsw
 
 from ...filters import parse
 from ...messages import JSON, Search
-from ..catalog import COLUMNS, LoadBlob, Row, ScoredRow, holds
+from ..catalog import COLUMNS, LoadBlob, Row, ScoredRow
+from ..finding import holds
 from .narrowing import narrow
 from .rows import IS_JSON, IS_LIVE, IS_OBJECT, TimeLimit, all_rows, key_range, to_row
 from .vectors import load_vector_functions
