@@ -1,13 +1,12 @@
-"""Values to bytes and back.
+"""Typed values to bytes and back: JSON by Pydantic, decoded before it leaves, so that what is written can be read.
 
 Three encodings, each named in the entry by its content type and never guessed from the bytes: JSON, raw bytes, and
-signed cloudpickle for what is neither.
+signed cloudpickle for what is neither. ``untyped`` chooses among them by what a value is.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 from collections import Counter
@@ -16,8 +15,6 @@ from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
 
-import cloudpickle  # pyright: ignore[reportMissingTypeStubs]
-import pydantic_core
 from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 
 from .differences import cut_model, difference, is_equal
@@ -26,8 +23,6 @@ from .messages import BYTES, JSON, PICKLE
 from .storable import check_storable, mismatch, type_name, with_article
 
 T = TypeVar("T")
-
-_MAX_INT_DIGITS: Final = 4_300
 
 # What Pydantic says of a value that has no JSON, without the value.
 _UNWRITABLE: Final = {
@@ -68,9 +63,6 @@ def schema_name(model: Any) -> str | None:
         return None
     pinned = getattr(model, "memory_name", None)
     return pinned if isinstance(pinned, str) else snake_case(model.__name__)
-
-
-# -- typed values ----------------------------------------------------------------------------------------------------
 
 
 class TypedCodec(Generic[T]):
@@ -264,83 +256,6 @@ def joined(problems: Sequence[tuple[str, str]]) -> str:
     """Return what is wrong with a value as one line: the first five places, each with the kind of its error."""
     shown = ", ".join(f"{place}: {kind}" for place, kind in problems[:5])
     return shown if len(problems) <= 5 else f"{shown}, and {len(problems) - 5} more"
-
-
-# -- untyped values --------------------------------------------------------------------------------------------------
-
-
-def encode_untyped(value: Any) -> Encoded:
-    """Return a value's bytes by what it is: a model or exact JSON types as JSON, bytes as they are, else a pickle."""
-    if isinstance(value, BaseModel):
-        return typed_codec(type(value)).encode(value)[0]
-    if type(value) is bytes:
-        return Encoded(value, BYTES)
-    try:
-        data = _exact_json(value)
-        return Encoded(data, JSON) if data is not None else Encoded(_pickled(value), PICKLE)
-    except RecursionError:
-        problem = "the value is nested too deeply, or contains itself"
-    except Exception as error:
-        # Pickling runs the value's own code, which may raise anything.
-        problem = f"a {type(value).__name__} cannot be pickled: {type(error).__name__}"
-    raise SerializationError(problem)
-
-
-def _exact_json(value: Any) -> bytes | None:
-    if not _is_exact_json(value):
-        return None
-    try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError:
-        # A lone surrogate: no JSON in UTF-8, but a pickle keeps it.
-        return None
-
-
-def _pickled(value: Any) -> bytes:
-    return cast(Any, cloudpickle).dumps(value, protocol=5)
-
-
-def decode_untyped(data: bytes, content_type: str, load_pickle: Callable[[], Any]) -> Any:
-    """Return plain data for JSON, bytes for bytes, the object for a pickle with a valid signature."""
-    if content_type == JSON:
-        return _plain_data(data)
-    if content_type == PICKLE:
-        return load_pickle()
-    return data
-
-
-def _plain_data(data: bytes) -> Any:
-    """Return the plain data that JSON stands for; raise DeserializationError if it is none."""
-    try:
-        # Nine times as fast as the standard library; but what is nested deeply, or holds a lone surrogate, it refuses.
-        return pydantic_core.from_json(data, allow_inf_nan=False)
-    except ValueError:
-        pass
-    try:
-        return json.loads(data, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        pass
-    raise DeserializationError("the stored bytes are not JSON; raw() reads them")
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _is_exact_json(value: Any) -> bool:
-    kind = type(cast(object, value))
-    if kind is str or kind is bool or value is None:
-        return True
-    if kind is int:
-        # Python refuses to read longer ones back from text.
-        return value.bit_length() < _MAX_INT_DIGITS * 3
-    if kind is float:
-        return math.isfinite(value)
-    if kind is list:
-        return all(map(_is_exact_json, value))
-    if kind is dict:
-        return all(type(key) is str for key in value) and all(map(_is_exact_json, value.values()))
-    return False
 
 
 def _short(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, TypeVar, cast, overload
 from . import messages
 from .checks import check_type
 from .client import Client
-from .codec import decode_untyped, typed_codec
+from .codec import typed_codec
 from .documents import AsyncDocument, Document
 from .drivers import Flow
 from .errors import ConflictError, DeserializationError, InvalidRequestError
@@ -17,6 +17,7 @@ from .flows import alone, arrived, batch, call, delete_all, fetch
 from .keys import check_key, check_prefix
 from .messages import INLINE_LIMIT, PAGE_LIMIT, Entry, Found, List, Page, PrepareRead, Scope
 from .operations import Delete, Get, Hit, Parents, Pattern, Search, Set
+from .untyped import decode_untyped
 from .values import MISSING, Missing, Snapshot, TypeForm, Untyped, Values
 from .vectors import pack_vector
 

@@ -15,13 +15,14 @@ from pydantic import BaseModel
 
 from .checks import check_ttl, check_type
 from .client import Client, provenance
-from .codec import Encoded, decode_untyped, encode_untyped, typed_codec
+from .codec import Encoded, typed_codec
 from .drivers import Flow
 from .errors import ConflictError, DeserializationError, InvalidRequestError, SerializationError
 from .flows import call, fetch, read, write
 from .keys import check_key, unescape
 from .messages import INLINE_LIMIT, JSON, PICKLE, CommitWrite, Delete, Entry, Found, PrepareRead, Scope
 from .storable import mismatch
+from .untyped import decode_untyped, encode_untyped
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm as TypeForm

@@ -32,9 +32,10 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
-from agent_memory.codec import decode_untyped, encode_untyped, schema_name, snake_case, typed_codec
+from agent_memory.codec import schema_name, snake_case, typed_codec
 from agent_memory.errors import DeserializationError, SchemaError, SerializationError
 from agent_memory.messages import BYTES, JSON, PICKLE
+from agent_memory.untyped import decode_untyped, encode_untyped
 from tests.support.models import Aliased, Profile, UserProfile
 
 
