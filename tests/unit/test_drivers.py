@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
 import pytest
 from anyio.from_thread import BlockingPortal
 
+from agent_memory import drivers
 from agent_memory.drivers import Compute, Flow, Gather, Join, Sleep, Wait, run, run_async
 from agent_memory.errors import InvalidRequestError, TimedOutError, UnavailableError
 from agent_memory.flows import call
@@ -230,6 +233,43 @@ def test_the_failure_of_a_gathered_flow_is_the_failure_of_all(drive: Driver) -> 
         drive(flow(), Echo())
 
 
+def test_of_gathered_flows_that_fail_one_after_the_other_the_first_failure_is_told(
+    drive: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_seen = threading.Event()
+    wait = drivers.wait
+
+    def seeing(*arguments: Any, **options: Any) -> Any:
+        try:
+            return wait(*arguments, **options)
+        finally:
+            is_seen.set()
+
+    class Late(Echo):
+        """Fails a Check at once, and a Sweep when that was seen."""
+
+        def send(self, message: Any, deadline: float) -> Any:
+            if isinstance(message, Sweep):
+                is_seen.wait(5)
+                raise UnavailableError("second")
+            raise UnavailableError("first")
+
+        async def asend(self, message: Any, deadline: float) -> Any:
+            if isinstance(message, Sweep):
+                await failed.wait()
+                raise UnavailableError("second")
+            failed.set()
+            raise UnavailableError("first")
+
+    def flow() -> Flow[Any]:
+        yield Gather([one(Sweep()), one(Check())], 2)
+
+    failed = anyio.Event()
+    monkeypatch.setattr(drivers, "wait", seeing)
+    with pytest.raises(UnavailableError, match="first"):
+        drive(flow(), Late())
+
+
 def test_what_takes_long_is_computed_beside_an_event_loop_alone(drive: Driver, request: pytest.FixtureRequest) -> None:
     def flow() -> Flow[Any]:
         return threading.get_ident(), (yield Compute(threading.get_ident))
@@ -361,7 +401,27 @@ def test_a_call_that_fails_again_and_again_comes_ever_later_and_not_with_others(
     assert max(last) - min(last) > 0.2
 
 
-@pytest.mark.parametrize("code", ["closed", "disk_full", "disk_failed", "newer_schema", "timeout"])
+def test_a_call_that_fails_for_long_tells_why_and_tells_it_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    seconds = itertools.count(1)
+    monkeypatch.setattr("agent_memory.flows.time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    calling = call(Sweep())
+    next(calling)
+    for number in range(5):
+        calling.throw(UnavailableError(f"failure {number}"))
+        calling.send(True)
+
+    assert caplog.messages == ["failure 1; trying again until the call's time is over"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "closed", "disk_full", "disk_failed", "database_failed", "newer_schema", "schema_missing", "timeout",
+        "search_timeout", "url_expired", "blobs_refused", "forked", "tls_failed",
+    ],
+)  # fmt: skip
 def test_what_a_repetition_cannot_mend_is_not_repeated(drive: Driver, code: str) -> None:
     transport = Failing(code)
     with pytest.raises(UnavailableError):

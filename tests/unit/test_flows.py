@@ -111,6 +111,40 @@ def test_bytes_whose_url_expired_are_fetched_by_another() -> None:
     assert [message.version for message in transport.sent if isinstance(message, PrepareRead)] == [None, 1]
 
 
+def test_a_read_whose_urls_always_expire_ends() -> None:
+    def answer(message: Any) -> Any:
+        if isinstance(message, PrepareRead):
+            return Found(ENTRY, None, BLOB)
+        raise UnavailableError("expired", code="url_expired")
+
+    transport = Script(answer)
+    fails(read(READ, Transfer()), transport, UnavailableError)
+
+    assert (transport.count(PrepareRead), transport.count(GetRange)) == (21, 21)
+
+
+def test_a_large_chunk_is_fetched_in_parts_of_the_readers_own_size() -> None:
+    flow = read(READ, Transfer(chunk_size=40_000, parallelism=3))
+    next(flow)
+    parts = flow.send(Found(ENTRY, None, BLOB))
+
+    assert parts.limit == 3
+    asked = [next(part) for part in parts.flows]
+    assert [(one.offset, len(one.into)) for one in asked] == [(0, 40_000), (40_000, 40_000), (80_000, 20_000)]
+
+
+def test_a_large_value_is_uploaded_in_chunks() -> None:
+    flow = write(WRITE._replace(data=DATA), Transfer(chunk_size=40_000, parallelism=3))
+    assert next(flow).chunk_size == 40_000
+    chunks = flow.send(Blob("b", tuple(Chunk(f"blob:b/{n}", size) for n, size in enumerate([40_000, 40_000, 20_000]))))
+
+    assert chunks.limit == 3
+    asked = [next(chunk) for chunk in chunks.flows]
+    assert [(one.chunk.uri, len(one.data)) for one in asked] == [
+        ("blob:b/0", 40_000), ("blob:b/1", 40_000), ("blob:b/2", 20_000),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(("code", "places"), [("url_expired", 21), ("disk_full", 1)])
 def test_an_upload_is_given_other_urls_only_where_they_expired(code: str, places: int) -> None:
     def answer(message: Any) -> Any:

@@ -957,7 +957,9 @@ def test_closing_beside_calls_lets_them_end_and_leaves_no_connection_open(server
             while pool._calls < 10:
                 await asyncio.sleep(0)
         await memory.close()
-        return await asyncio.gather(*calls)
+        replies = await asyncio.gather(*calls)
+        assert pool.transport._pool.connections == [], "they are closed with the last call, not with the event loop"
+        return replies
 
     gc.collect()
     with warnings.catch_warnings(record=True) as unclosed:

@@ -96,6 +96,19 @@ def test_a_turn_that_takes_long_is_over_for_those_who_wait(turns: Turns, monkeyp
     slow.end()
 
 
+def test_who_waits_looks_again_when_the_turn_is_over_and_not_before(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LONGEST", 30.0)
+    first, second = Turn(turns, PLACE), Turn(turns, PLACE)
+    waited(first)
+    monkeypatch.setattr(module, "_LONGEST", 60.0)
+    waiting = next(second.wait())
+    assert 20 < waiting.seconds <= 30
+    second.end()
+    first.end()
+
+
 def test_a_place_in_the_queue_that_is_given_up_holds_nobody_up(turns: Turns, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LONGEST", 30.0)
     first, cancelled, last = (Turn(turns, PLACE) for _ in range(3))
