@@ -7,12 +7,12 @@ bytes and entries; values and types are the business of the layer above.
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -129,7 +129,7 @@ def fetch(found: Found, request: PrepareRead, transfer: Transfer) -> Flow[tuple[
             raise IntegrityError("the store offered chunks that do not add up to the value's size")
         buffer = zeroed(blob.size)
         try:
-            if (yield from _download(blob, buffer, transfer)) != found.entry.sha256:
+            if (yield from _download(blob, buffer.getbuffer(), transfer)) != found.entry.sha256:
                 raise IntegrityError(_DAMAGED)
             return buffer.getvalue(), found.entry
         except (UnavailableError, IntegrityError) as error:
@@ -168,25 +168,28 @@ def arrived(found: Found) -> tuple[bytes, Entry] | None:
 _DAMAGED: Final = "the bytes that arrived are not the ones that were written (size or sha256 differs)"
 
 
-def _download(blob: Blob, buffer: io.BytesIO, transfer: Transfer) -> Flow[str]:
-    """Fill the buffer part by part, several at once, and return its sha256; its bytes are taken out without a copy."""
-    if blob.size == 0:
-        return hashlib.sha256().hexdigest()
-    with buffer.getbuffer() as view:
+def _download(blob: Blob, view: memoryview, transfer: Transfer) -> Flow[str]:
+    """Fill a view part by part, several at once, release it and return its sha256: nobody holds the buffer any more."""
+    with view:
         whole = _InOrder()
+        pieces: list[memoryview] = []
         parts: list[Flow[Any]] = []
         start = 0
         for chunk in blob.chunks:
             for offset in range(0, chunk.size, transfer.chunk_size):
                 size = min(transfer.chunk_size, chunk.size - offset)
-                parts.append(_fetch_part(GetRange(chunk, offset, view[start : start + size]), len(parts), whole))
+                pieces.append(view[start : start + size])
+                parts.append(_fetch_part(GetRange(chunk, offset, pieces[-1]), len(parts), whole))
                 start += size
         try:
             yield Gather(parts, transfer.parallelism)
             return whole.sha256.hexdigest()
         finally:
-            # A view that a failed part still holds would keep the buffer from being freed or read.
-            del parts, whole
+            # The frames of a failure hold each other and their pieces: by these, each attempt's buffer would be kept.
+            for piece in pieces:
+                # A thread that was abandoned with its event loop may still be at work on one.
+                with suppress(BufferError):
+                    piece.release()
 
 
 def _fetch_part(request: GetRange, number: int, whole: _InOrder) -> Flow[None]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import hashlib
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from agent_memory.drivers import Flow, run
+from agent_memory import buffers as buffers_module
+from agent_memory import flows
+from agent_memory.drivers import Flow, run, run_async
 from agent_memory.errors import AgentMemoryError, IntegrityError, UnavailableError
 from agent_memory.flows import Transfer, batch, read, write
 from agent_memory.messages import (
@@ -121,6 +126,44 @@ def test_a_read_whose_urls_always_expire_ends() -> None:
     fails(read(READ, Transfer()), transport, UnavailableError)
 
     assert (transport.count(PrepareRead), transport.count(GetRange)) == (21, 21)
+
+
+@pytest.mark.parametrize("face", ["sync", "async"])
+@pytest.mark.parametrize("part", [10_000, len(DATA)], ids=["parts", "whole"])
+def test_what_an_attempt_was_to_fill_is_not_kept_beside_the_next(
+    face: str, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffers: weakref.WeakSet[Any] = weakref.WeakSet()
+    kept: list[int] = []
+
+    def zeroed(size: int) -> Any:
+        buffers.add(buffer := buffers_module.zeroed(size))
+        return buffer
+
+    def answer(message: Any) -> Any:
+        transport.sent.clear()
+        if isinstance(message, PrepareRead):
+            return Found(ENTRY, None, BLOB)
+        kept.append(len(buffers))
+        if message.offset == 0:
+            raise UnavailableError("expired", code="url_expired")
+
+    async def reading() -> None:
+        await run_async(read(READ, Transfer(part)), transport, time.monotonic() + 5)
+
+    transport = Script(answer)
+    monkeypatch.setattr(flows, "zeroed", zeroed)
+    gc.disable()
+    try:
+        if face == "sync":
+            fails(read(READ, Transfer(part)), transport, UnavailableError)
+        else:
+            with pytest.raises(UnavailableError):
+                asyncio.run(reading())
+    finally:
+        gc.enable()
+    assert len(kept) > 20
+    assert max(kept) == 1
 
 
 def test_a_large_chunk_is_fetched_in_parts_of_the_readers_own_size() -> None:
