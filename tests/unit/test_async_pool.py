@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 
+from agent_memory.transports import cancellation
 from agent_memory.transports.async_pool import _Call
 
 
@@ -71,3 +74,35 @@ def test_a_call_is_cancelled_where_its_connection_is_closed_then_and_not_left_as
         return connection.log
 
     assert asyncio.run(run()) == log
+
+
+def test_what_is_not_abandoned_is_waited_for_and_not_asked_for_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[Any] = []
+    wait = asyncio.wait
+
+    def counted(calls: Any) -> Any:
+        waits.append(calls)
+        return wait(calls)
+
+    async def run() -> None:
+        call = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_later(0.1, call.set_result, None)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await cancellation.end_of(call)
+        assert call.done()
+
+    monkeypatch.setattr(cancellation, "asyncio", SimpleNamespace(wait=counted, CancelledError=asyncio.CancelledError))
+    asyncio.run(run())
+    assert len(waits) <= 2
+
+
+def test_the_error_of_what_was_waited_for_to_its_end_is_told_to_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        call = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_soon(call.set_exception, ValueError())
+        await cancellation.end_of(call)
+
+    asyncio.run(run())
+    gc.collect()
+    assert "never retrieved" not in caplog.text

@@ -16,7 +16,7 @@ from agent_memory import buffers as buffers_module
 from agent_memory import flows
 from agent_memory.drivers import Flow, run, run_async
 from agent_memory.errors import AgentMemoryError, IntegrityError, UnavailableError
-from agent_memory.flows import Transfer, batch, read, write
+from agent_memory.flows import Transfer, alone, batch, delete_all, read, upload, write
 from agent_memory.messages import (
     Batch,
     Blob,
@@ -26,6 +26,8 @@ from agent_memory.messages import (
     Entry,
     Found,
     GetRange,
+    List,
+    Page,
     PrepareRead,
     PrepareWrite,
     PutChunk,
@@ -94,6 +96,40 @@ def test_writes_alone_stay_as_they_are() -> None:
     run(batch(SCOPE, [WRITE, DELETE], Transfer()), transport, time.monotonic() + 5)
 
     assert transport.sent == [Batch(SCOPE, (WRITE, DELETE))]
+
+
+def test_a_write_beside_reads_keeps_the_id_that_it_has() -> None:
+    transport = Script(lambda _: [None, None])
+    run(batch(SCOPE, [WRITE._replace(write_id="mine"), READ], Transfer()), transport, time.monotonic() + 5)
+
+    assert transport.sent[0].operations[0].write_id == "mine"
+
+
+def lose_first(kind: type[Any], transport: Script) -> None:
+    if transport.count(kind) == 1:
+        raise UnavailableError("lost")
+
+
+def test_an_operation_alone_is_sent_again_and_uploaded_where_it_is_large() -> None:
+    transport = Script(lambda _: lose_first(Delete, transport))
+    run(alone(DELETE, Transfer()), transport, time.monotonic() + 5)
+
+    assert transport.sent == [DELETE, DELETE]
+    assert isinstance(next(alone(WRITE._replace(data=DATA), Transfer())), PrepareWrite)
+
+
+def test_clearing_goes_on_after_losses_and_names_each_deletion() -> None:
+    def answer(message: Any) -> Any:
+        lose_first(type(message), transport)
+        is_first = transport.count(List) == 2
+        return Page([Found(ENTRY._replace(key=key), None, None) for key in ("a", "b") if is_first], None)
+
+    transport = Script(answer)
+    assert run(delete_all(SCOPE, "", 10, lambda: "id"), transport, time.monotonic() + 5) == 2
+    assert [one for one in transport.sent if isinstance(one, Batch)] == 2 * [
+        Batch(SCOPE, (Delete(SCOPE, "a", "id"), Delete(SCOPE, "b", "id")))
+    ]
+    assert [one.cursor for one in transport.sent if isinstance(one, List)] == [None, None, "b", None]
 
 
 def test_damaged_bytes_are_fetched_once() -> None:
@@ -186,6 +222,25 @@ def test_a_large_value_is_uploaded_in_chunks() -> None:
     assert [(one.chunk.uri, len(one.data)) for one in asked] == [
         ("blob:b/0", 40_000), ("blob:b/1", 40_000), ("blob:b/2", 20_000),
     ]  # fmt: skip
+
+
+def test_an_upload_whose_urls_expired_goes_on_with_others_for_all_its_chunks() -> None:
+    old, new = (Blob("b", tuple(Chunk(f"{name}:b/{n}", 50_000) for n in range(2))) for name in ("old", "new"))
+
+    def answer(message: Any) -> Any:
+        if isinstance(message, PutChunk):
+            if message.chunk.uri.startswith("old"):
+                raise UnavailableError("expired", code="url_expired")
+            return "etag"
+        if transport.count(PrepareWrite) == 2:
+            raise UnavailableError("lost")
+        return old if transport.count(PrepareWrite) == 1 else new
+
+    transport = Script(answer)
+    run(upload(WRITE._replace(data=DATA), DATA, Transfer(50_000, 1)), transport, time.monotonic() + 5)
+
+    assert [one.chunk.uri for one in transport.sent if isinstance(one, PutChunk)] == ["old:b/0", "new:b/0", "new:b/1"]
+    assert [one.write_id for one in transport.sent if isinstance(one, PrepareWrite)] == [None, "b", "b"]
 
 
 @pytest.mark.parametrize(("code", "places"), [("url_expired", 21), ("disk_full", 1)])

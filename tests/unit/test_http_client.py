@@ -10,14 +10,17 @@ import hashlib
 import json
 import logging
 import socket
+import ssl
 import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
+import httpcore
 import httpx
 import pytest
 import respx
@@ -767,6 +770,17 @@ def test_an_answer_that_trickles_ends_with_the_deadline(face: str, beginning: by
 
 
 @pytest.mark.parametrize("face", ["sync", "async"])
+def test_an_answer_that_stops_late_ends_with_the_deadline(face: str) -> None:
+    def handle(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\n")
+        time.sleep(1)
+        connection.sendall(b"X-Long: a")
+
+    with peer_wire(face, handle) as wire:
+        times_out(wire, READ, seconds=1.2)
+
+
+@pytest.mark.parametrize("face", ["sync", "async"])
 def test_many_addresses_that_do_not_answer_are_given_up_at_the_deadline(
     face: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -814,8 +828,18 @@ NOTHING = b'{"blob": null, "entry": null}'
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(NOTHING)
 
 
-def test_an_address_that_refuses_gives_way_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    resolve = socket.getaddrinfo
+@pytest.mark.parametrize("is_silent", [False, True], ids=["refuses", "does not answer"])
+def test_an_address_that_cannot_be_reached_gives_way_to_the_next(
+    is_silent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve, connect = socket.getaddrinfo, httpcore.SyncBackend.connect_tcp
+
+    def late(backend: Any, host: str, *arguments: Any) -> Any:
+        if is_silent and host == "127.0.0.2":
+            raise httpcore.ConnectTimeout
+        return connect(backend, host, *arguments)
+
+    monkeypatch.setattr(httpcore.SyncBackend, "connect_tcp", late)
 
     def three(host: Any, *arguments: Any, **options: Any) -> list[Any]:
         hosts = ("127.0.0.2", "127.0.0.1", "127.0.0.2") if host == "three.test" else (host,)
@@ -827,6 +851,40 @@ def test_an_address_that_refuses_gives_way_to_the_next(monkeypatch: pytest.Monke
         wire.transport.close()
         wire.transport = HttpTransport(f"http://three.test:{port}", "acme", "shop")
         assert wire.send(READ) is None
+
+
+def test_a_connection_that_the_server_has_closed_is_not_used_again() -> None:
+    is_closed = threading.Semaphore(0)
+
+    def handle(connection: socket.socket) -> None:
+        connection.recv(65_536)
+        connection.sendall(HEAD + NOTHING)
+        connection.shutdown(socket.SHUT_RDWR)
+        is_closed.release()
+
+    with peer_wire("sync", handle) as wire:
+        for _ in range(3):
+            assert wire.send(READ) is None
+            assert is_closed.acquire(timeout=5)
+
+
+def test_a_deadline_holds_under_tls() -> None:
+    plain: Any = SimpleNamespace(read=lambda *_: b"")
+    plain.start_tls = lambda *_: plain
+    encrypted = bounded._Stream(plain).start_tls(ssl.create_default_context())
+    assert encrypted.read(1) == b""
+    with bounded.until(time.monotonic() - 1), pytest.raises(httpcore.ReadTimeout):
+        encrypted.read(1)
+
+
+def test_a_name_that_nobody_knows_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: Any, **__: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "the-secret")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    wire = Wire("sync")
+    assert "cannot be reached" in str(wire.fails(READ, UnavailableError))
+    wire.transport.close()
 
 
 def test_a_deadline_holds_on_its_thread_alone() -> None:
