@@ -995,7 +995,9 @@ def test_closing_from_outside_closes_the_connections_of_another_event_loop(
         if is_busy:
             monkeypatch.setattr(async_pool, "_CLOSE_SECONDS", 0.2)
             loop.call_soon_threadsafe(busy.wait, 10)
+        began = time.monotonic()
         memory.sync.close()
+        assert time.monotonic() - began < 5, "a busy loop closes them when it comes to it"
         busy.set()
         asyncio.run_coroutine_threadsafe(asyncio.sleep(0.1), loop).result(10)
         assert pool._pool.connections == []
@@ -1003,6 +1005,36 @@ def test_closing_from_outside_closes_the_connections_of_another_event_loop(
         loop.call_soon_threadsafe(loop.stop)
         thread.join(5)
         loop.close()
+
+
+def test_closing_on_the_event_loop_itself_does_not_hold_it_up(server: Any) -> None:
+    async def close() -> None:
+        memory = AsyncAgentMemory(server.url, application="closing")
+        await memory.app_state.set("key", 1)
+        [pool] = memory._client.transport()._async_pools.values()  # type: ignore[attr-defined]
+        began = time.monotonic()
+        memory.sync.close()
+        assert time.monotonic() - began < async_pool._CLOSE_SECONDS / 2
+        async with asyncio.timeout(10):
+            while pool.transport._pool.connections:
+                await asyncio.sleep(0)
+
+    asyncio.run(close())
+
+
+@pytest.mark.parametrize("is_another_thread", [False, True], ids=["this thread", "a thread that ended"])
+def test_closing_closes_the_connections_of_an_event_loop_that_stands_still(
+    server: Any, is_another_thread: bool
+) -> None:
+    memory = AsyncAgentMemory(server.url, application="closing")
+    loop = asyncio.new_event_loop()
+    with ThreadPoolExecutor(1) as thread:
+        use: Any = thread.submit if is_another_thread else lambda work, call: work(call)
+        use(loop.run_until_complete, memory.app_state.set("key", 1))
+    [pool] = memory._client.transport()._async_pools.values()  # type: ignore[attr-defined]
+    memory.sync.close()
+    assert pool.transport._pool.connections == []
+    loop.close()
 
 
 def test_closing_beside_calls_lets_them_end_and_leaves_no_connection_open(server: Any) -> None:
