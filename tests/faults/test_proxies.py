@@ -18,8 +18,7 @@ import pytest
 
 from agent_memory import AgentMemory, AsyncAgentMemory, LimitExceededError
 from agent_memory.operations import Get, Set
-from tests.support.object_stores import free_port
-from tests.support.server import ServerProcess
+from tests.support.server import ServerProcess, free_port
 
 _NGINX = """
 daemon off;

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import trustme
 from agent_memory import AgentMemory, AsyncAgentMemory
 from agent_memory.errors import InvalidRequestError, UnavailableError
 from tests.support.balancer import Balancer
-from tests.support.server import ServerProcess
+from tests.support.server import ServerProcess, free_port
 
 LARGE = b"x" * 300_000
 
@@ -30,8 +29,7 @@ def url(authority: trustme.CA, tmp_path: Path) -> Iterator[str]:
     """The address of a server behind a proxy that speaks TLS for it, as 127.0.0.1 and under no other name."""
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(tls)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     with (
         Balancer([f"http://127.0.0.1:{port}"], tls) as proxy,
         ServerProcess(tmp_path, "--public-url", proxy.url, port=port),

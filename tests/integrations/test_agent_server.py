@@ -9,7 +9,6 @@ import hashlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ import pytest
 
 from agent_memory import AgentMemory
 from tests.support.postgres import PostgresServer
-from tests.support.server import ROOT, ServerProcess, child_environment
+from tests.support.server import ROOT, ServerProcess, child_environment, free_port
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -95,8 +94,7 @@ def api(langgraph: Path, address: str, tmp_path: Path) -> Iterator[httpx.Client]
         assert found is not None, name
         (app / name).write_text(found[1])
     (app / "agent.py").write_text(AGENT)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     environment = child_environment(
         PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "integrations")]), AGENT_MEMORY_URL=address,
         AGENT_MEMORY_APPLICATION="agents", AGENT_MEMORY_BLOBS=str(tmp_path / "blobs") if "postgres" in address else "",

@@ -8,7 +8,6 @@ import hmac
 import importlib
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Generator
@@ -21,7 +20,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tests.support.server import ROOT
+from tests.support.server import ROOT, free_port
 
 AZURITE: Final = "azurite@3.35.0"
 _ACCOUNT: Final = "devstoreaccount1"
@@ -172,11 +171,6 @@ def _make_bucket(environment: dict[str, str]) -> None:
 
 
 # -- both ------------------------------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
 
 
 @contextmanager
