@@ -93,7 +93,8 @@ class MemoryMiddleware(AgentMiddleware[Any, Any, Any]):
             placement: whether the memory is shown in the latest user message, or in the system message.
             tools: whether the agent gets tools, or the names of those that it gets; see ``tools``.
             agent: who writes, for the provenance; by default the name given to ``create_agent``.
-            name: what LangChain calls this middleware; an agent with two of them needs two names. Its block carries it.
+            name: what LangChain calls this middleware, by default ``agent_memory.`` and its class; an agent with two of
+                them needs two names. Its block carries it too, a subclass's name by default.
         """
         super().__init__()
         own = type(self).__name__

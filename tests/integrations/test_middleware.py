@@ -307,7 +307,7 @@ def test_a_tool_that_another_one_hides_is_refused_before_the_model_is_called(mem
     if other == "tool":
         more["tools"] = [update_athlete]
     model = ScriptedModel(turns=[[("update_athlete", {"name": "Bob"})]])
-    with pytest.raises(InvalidRequestError, match=r"two tools named '\w+'"):
+    with pytest.raises(InvalidRequestError, match=r"two tools named '\w+'.*tools=False"):
         create_agent(model, context_schema=Context, **more).invoke(ASK, context=BOB)
     assert (model.shown, list(memory.app_state.keys())) == ([], [])
 
