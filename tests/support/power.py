@@ -47,7 +47,7 @@ class Disk:
         vfs = _Vfs(self, before)
         apsw.set_default_vfs(_VFS)
         with pytest.MonkeyPatch.context() as patch:
-            for name in ("link", "rename", "mkdir", "unlink", "fsync"):
+            for name in ("link", "rename", "mkdir", "unlink", "write", "fsync"):
                 patch.setattr(os, name, self._recorded(name, getattr(os, name)))
             try:
                 yield
@@ -65,6 +65,12 @@ class Disk:
                 # A file is written once, before it is synced: what it holds by then is all that it will.
                 self.add("whole", path, data=Path(path).read_bytes())
 
+        def write(descriptor: int, data: bytes) -> int:
+            written = function(descriptor, data)
+            path, end = os.readlink(f"/proc/self/fd/{descriptor}"), os.lseek(descriptor, 0, os.SEEK_CUR)
+            self.add("write", path, end - written, data[:written])
+            return int(written)
+
         def two(source: Any, target: Any, **options: Any) -> None:
             function(source, target, **options)
             self.add("link", target, data=os.path.relpath(source, self.folder).encode())
@@ -75,7 +81,7 @@ class Disk:
             function(path, *arguments, **options)
             self.add(name, path)
 
-        return {"fsync": fsync, "link": two, "rename": two}.get(name, one)
+        return {"fsync": fsync, "write": write, "link": two, "rename": two}.get(name, one)
 
 
 class _Vfs(apsw.VFS):

@@ -25,6 +25,7 @@ from .busy import retry_busy, waiting
 from .checkpoints import Checkpoints
 from .errors import translate, translated
 from .migrations import MIGRATIONS
+from .preallocation import Preallocation
 from .rows import all_rows
 
 T = TypeVar("T")
@@ -41,9 +42,16 @@ _CACHE_KIB: Final = 8 * 1024
 class Writing:
     """The one connection that writes, in one transaction after the other."""
 
-    def __init__(self, connection: apsw.Connection, busy_seconds: float, checkpoints: Checkpoints) -> None:
+    def __init__(
+        self,
+        connection: apsw.Connection,
+        busy_seconds: float,
+        checkpoints: Checkpoints,
+        preallocation: Preallocation | None,
+    ) -> None:
         self.connection = connection
         self._checkpoints = checkpoints
+        self._preallocation = preallocation
         self.busy_seconds = busy_seconds
         self.lock = threading.Lock()
         self.closed = False
@@ -81,6 +89,8 @@ class Writing:
             result = work(self.connection)
             self.run("COMMIT")
             self._checkpoints.after_commit(self.connection)
+            if self._preallocation is not None:
+                self._preallocation.after_commit()
             return result
         finally:
             # None is open after COMMIT, nor where SQLite rolled back by itself, as it does on a full disk.
@@ -109,8 +119,13 @@ class Connections:
         self._closed = False
         self._make_file()
         try:
-            checkpoints = Checkpoints(path, busy_seconds)
-            self.writing = Writing(retry_busy(self._open), busy_seconds, checkpoints)
+            self.writing = Writing(
+                retry_busy(self._open),
+                busy_seconds,
+                Checkpoints(path, busy_seconds),
+                # What is not written to disk has no length to be written either.
+                Preallocation(path) if durable else None,
+            )
             # Beside each whether a fork holds it.
             self._fork_locks = [(lock, list[bool]()) for lock in (self.writing.lock, self._opening_reader)]
             retry_busy(self._prepare_file)
