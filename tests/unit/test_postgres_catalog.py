@@ -651,6 +651,45 @@ def test_reads_in_one_transaction_that_are_not_answered_are_not_sent_again(addre
         assert apply(catalog, PrepareRead(SCOPE, "k"), List(SCOPE, "")) == [None, []]
 
 
+# -- a standby that does not confirm ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unconfirmed(server: PostgresServer) -> Iterator[Callable[[], None]]:
+    """A function after which commits wait for a standby that is not there."""
+
+    def wait_for_standby(names: str = "nobody") -> None:
+        server.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
+        server.execute("SELECT pg_reload_conf()")
+        wait_for(lambda: server.execute("SHOW synchronous_standby_names") == [(names,)])
+
+    yield wait_for_standby
+    wait_for_standby("")
+
+
+def end_waiting(server: PostgresServer) -> int:
+    """End the sessions whose commit waits for a standby; return how many."""
+    ended = server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+    return len(ended)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_write_that_no_standby_has_is_not_acknowledged_when_it_is_sent_again(
+    server: PostgresServer, address: str, unconfirmed: Callable[[], None], batched: bool
+) -> None:
+    with closing(PostgresCatalog(address, statement_seconds=0.5)) as catalog, ThreadPoolExecutor(1) as thread:
+        put(catalog, SCOPE, "k")
+        unconfirmed()
+        writes = [commit(SCOPE, key, [1]) for key in ("k", "l")[: 1 + batched]]
+        sent = thread.submit(apply, catalog, *writes)
+        # It is committed here, and sent again by the pool.
+        wait_for(lambda: end_waiting(server))
+        with pytest.raises(UnavailableError, match="does not answer"):
+            sent.result()
+        with pytest.raises(UnavailableError, match="does not answer"):
+            apply(catalog, *writes)
+
+
 # -- vectors ---------------------------------------------------------------------------------------------------------
 
 

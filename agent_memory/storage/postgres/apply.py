@@ -23,9 +23,11 @@ from .writes import finish, is_simple, kind_of, start
 _ATTEMPTS: Final = 20
 _PIPELINE_BYTES: Final = 32 * 1024
 
+# A lock is written to the log, so that this transaction too waits for a synchronous standby: the one that made the
+# receipt may have been ended, or its server restarted, while it did, and reading alone waits for nobody.
 _RECEIPT: Final = (
     "SELECT fingerprint, version, etag, created_us, updated_us, expires_us FROM agent_memory.receipt "
-    "WHERE scope = %(scope)s AND write_id = %(id)s"
+    "WHERE scope = %(scope)s AND write_id = %(id)s FOR KEY SHARE"
 )
 _CURRENT: Final = f"SELECT {COLUMNS}, {LIVE}, ttl_us FROM agent_memory.entry WHERE scope = %(scope)s AND key = %(key)s"
 _STAGED: Final = (
