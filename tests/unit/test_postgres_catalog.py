@@ -25,7 +25,14 @@ import pytest
 
 from agent_memory import AgentMemory
 from agent_memory.cli import main
-from agent_memory.errors import AgentMemoryError, ConflictError, InvalidRequestError, TimedOutError, UnavailableError
+from agent_memory.errors import (
+    AgentMemoryError,
+    ConflictError,
+    InvalidRequestError,
+    PermissionDeniedError,
+    TimedOutError,
+    UnavailableError,
+)
 from agent_memory.ids import uuid7
 from agent_memory.messages import JSON, CommitWrite, Delete, Entry, List, ListParents, PrepareRead, Scope, Search
 from agent_memory.operations import Set
@@ -954,6 +961,19 @@ def test_a_database_that_was_never_migrated_is_refused_and_not_changed(server: P
         (0,)
     ]
     server.drop(address)
+
+
+def test_who_does_not_own_the_tables_is_told_so(server: PostgresServer, address: str) -> None:
+    rights = "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA agent_memory TO no_owner"
+    server.execute(
+        f"CREATE ROLE no_owner LOGIN; GRANT USAGE ON SCHEMA agent_memory TO no_owner; {rights}", name_of(address)
+    )
+    host, new = psycopg.conninfo.conninfo_to_dict(address)["host"], server.empty_database()
+    with pytest.raises(PermissionDeniedError, match="run as the owner of the tables"):
+        create_index(f"postgresql://no_owner@/{name_of(address)}?host={host}", 3)
+    with pytest.raises(PermissionDeniedError, match="run as the owner of the tables"):
+        migrate(f"postgresql://no_owner@/{name_of(new)}?host={host}")
+    server.drop(new)
 
 
 def test_of_eight_migrations_at_once_each_step_is_taken_by_one(server: PostgresServer) -> None:

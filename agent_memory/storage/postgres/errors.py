@@ -110,7 +110,11 @@ _KINDS: Final[dict[str, _Kind]] = {
     "42P01": _Kind("does not have the tables of this application", code="schema_missing"),
     # Where a pooler gives each transaction another connection, and does not take the statements along.
     "42P05": _Kind("has another prepared statement of that name; is there a pooler that knows none?", lost=True),
-    "42501": _Kind("does not allow this user to use the tables", PermissionDeniedError),
+    "42501": _Kind(
+        "does not allow this user to do that: migrate and index-vectors run as the owner of the tables, all else needs "
+        "the rights to read and write them",
+        PermissionDeniedError,
+    ),
     "53100": _Kind("has no space left; nothing was changed", code="disk_full"),
     "53300": _Kind("has no connection left", code="overloaded", lost=True),
     "53": _Kind("is out of resources", code="overloaded"),
