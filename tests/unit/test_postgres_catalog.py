@@ -658,6 +658,16 @@ def test_reads_in_one_transaction_that_are_not_answered_are_not_sent_again(addre
         assert apply(catalog, PrepareRead(SCOPE, "k"), List(SCOPE, "")) == [None, []]
 
 
+def test_where_no_host_takes_writes_and_one_answers_it_is_called_a_standby(
+    server: PostgresServer, address: str
+) -> None:
+    server.execute(f"ALTER DATABASE {name_of(address)} SET default_transaction_read_only = on")
+    hosts = address.replace("?host=", "?target_session_attrs=read-write&host=127.0.0.1,")
+    with pytest.raises(UnavailableError, match="cannot connect: PostgreSQL takes no writes here") as caught:
+        PostgresCatalog(hosts)
+    assert caught.value.code == "read_only"
+
+
 # -- a standby that does not confirm ---------------------------------------------------------------------------------
 
 

@@ -136,5 +136,7 @@ _REFUSALS: Final = {
     "SSL|certificate|no encryption": "TLS",
     "password|role|pg_hba": "28",
     "database +does not exist": "3D000",
+    # With target_session_attrs: of several hosts those that answer are standbys.
+    "session is read-only|is in hot standby": "25006",
 }
 """What PostgreSQL, PgBouncer and libpq say of a connection that they refuse, where they speak English."""
