@@ -52,10 +52,10 @@ class SchemaRules:
         adapter, sent = self._adapters[model], as_json(dict(value))
         try:
             made = _made(adapter, sent)
-            dropped = _dropped(adapter, made, sent)
-            if not dropped:
+            unknown = dropped(adapter, made, sent)
+            if not unknown:
                 return made
-            problem = f"{model.__name__} has no field {', '.join(dropped)}"
+            problem = f"{model.__name__} has no field {', '.join(unknown)}"
         except ValidationError as error:
             problem = f"it is not a {model.__name__}: {_problems(error)}"
         except pydantic_core.PydanticSerializationError:
@@ -84,18 +84,22 @@ def _rule(namespace: Any, models: Any) -> tuple[tuple[str, ...], dict[str, type[
     return tuple(labels), dict(found)
 
 
-def _made(adapter: TypeAdapter[Any], sent: Any) -> Any:
-    return adapter.validate_json(pydantic_core.to_json(sent, inf_nan_mode="constants"))
+def _made(adapter: TypeAdapter[Any], sent: Any, by_name: bool | None = None) -> Any:
+    data = pydantic_core.to_json(sent, inf_nan_mode="constants")
+    return adapter.validate_json(data, by_name=by_name, by_alias=by_name)
 
 
-def _dropped(adapter: TypeAdapter[Any], made: Any, sent: Any) -> list[str]:
-    """Return the places of what a model dropped in silence: no field of its, without which nothing is different."""
+def dropped(adapter: TypeAdapter[Any], made: Any, sent: Any, by_name: bool | None = None) -> list[str]:
+    """Return the places of what a model dropped in silence: no field of its, without which nothing is different.
+
+    ``by_name`` says that fields were accepted by their names as well as by their aliases, whatever their model says.
+    """
     found: list[str] = []
-    for place, holder, key in list(_unknown(made, sent)):
+    for place, holder, key in list(_unknown(made, sent, by_name)):
         one = holder.pop(key)
         try:
             # A validator of a field that runs before it may know it.
-            if adapter.dump_json(_made(adapter, sent)) == adapter.dump_json(made):
+            if adapter.dump_json(_made(adapter, sent, by_name)) == adapter.dump_json(made):
                 found.append(place)
         except ValidationError:
             pass
@@ -103,33 +107,33 @@ def _dropped(adapter: TypeAdapter[Any], made: Any, sent: Any) -> list[str]:
     return sorted(found)
 
 
-def _unknown(made: Any, sent: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any], str]]:
+def _unknown(made: Any, sent: Any, by_name: bool | None, place: str = "") -> Iterator[tuple[str, dict[str, Any], str]]:
     """Iterate over what was sent under the name of no field: its place, what holds it, and its name there."""
     if isinstance(made, RootModel):
-        yield from _unknown(cast("RootModel[Any]", made).root, sent, place)
+        yield from _unknown(cast("RootModel[Any]", made).root, sent, by_name, place)
     elif isinstance(made, BaseModel) and isinstance(sent, dict):
-        held, names = cast("dict[str, Any]", sent), _names(type(made))
+        held, names = cast("dict[str, Any]", sent), _names(type(made), by_name)
         if not _takes_other_names(type(made)):
             yield from ((f"{place}{key}", held, key) for key in held if key not in names)
         for key, name in names.items():
-            yield from _unknown(getattr(made, name), held.get(key), f"{place}{key}.")
+            yield from _unknown(getattr(made, name), held.get(key), by_name, f"{place}{key}.")
     elif isinstance(made, Mapping) and isinstance(sent, dict):
         for key, one in cast("dict[str, Any]", sent).items():
-            yield from _unknown(cast("Mapping[Any, Any]", made).get(key), one, f"{place}{key}.")
+            yield from _unknown(cast("Mapping[Any, Any]", made).get(key), one, by_name, f"{place}{key}.")
     elif isinstance(made, list | tuple) and isinstance(sent, list):
         for number, (one, other) in enumerate(zip(cast("Sequence[Any]", made), cast("list[Any]", sent), strict=False)):
-            yield from _unknown(one, other, f"{place}{number}.")
+            yield from _unknown(one, other, by_name, f"{place}{number}.")
 
 
-def _names(model: type[BaseModel]) -> dict[Any, str]:
+def _names(model: type[BaseModel], by_name: bool | None) -> dict[Any, str]:
     """Return the fields of a model by the names under which it is given them."""
-    by_name = model.model_config.get("populate_by_name") or model.model_config.get("validate_by_name")
+    named = by_name or model.model_config.get("populate_by_name") or model.model_config.get("validate_by_name")
     found: dict[Any, str] = {}
     for name, field in model.model_fields.items():
         alias = field.validation_alias
         for choice in getattr(alias, "choices", [alias]):
             found[getattr(choice, "path", [choice])[0]] = name
-        if alias is None or by_name:
+        if alias is None or named:
             found[name] = name
     return found
 

@@ -12,15 +12,24 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, Union, cast, get_args, get_origin
 
 from langchain_core.tools import ToolException
-from pydantic import BaseModel, ConfigDict, Field, PydanticSchemaGenerationError, PydanticUserError, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PydanticSchemaGenerationError,
+    PydanticUserError,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic import create_model as make_model
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
-from pydantic_core import ErrorDetails, PydanticSerializationError, core_schema, to_json
+from pydantic_core import ErrorDetails, PydanticSerializationError, core_schema, from_json, to_json
 
 from agent_memory import InvalidRequestError
 
 from .annotations import by_location, visible_fields, writable_fields
+from .item_schemas import dropped
 from .reading import safe_json, safe_text
 
 _RESERVED: Final = frozenset({"self", "config", "run_manager", "callbacks", "runtime", "item_id"})
@@ -37,6 +46,9 @@ _CONFIG: Final = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_n
 
 # What these say comes from the schema; other kinds are the words of the application's own validators.
 _PLAIN_KINDS: Final = frozenset(get_args(core_schema.ErrorType)) - {"value_error", "assertion_error"}
+
+# In Pydantic's words, which a model gets for a wrong name that is not inside a field.
+_UNKNOWN: Final = "extra_forbidden: Extra inputs are not permitted"
 
 Definition: TypeAlias = tuple[Any, FieldInfo]
 
@@ -79,6 +91,7 @@ class Arguments:
         kept = {key: one for key, one in (config or {}).items() if key in _KEPT_CONFIG}
         try:
             self._model = make_model(tool, __config__=cast(ConfigDict, {**_CONFIG, **kept}), **definitions)
+            self._adapter = TypeAdapter[Any](self._model)
             self.schema = self._json_schema()
         except (PydanticSchemaGenerationError, PydanticUserError) as error:
             raise InvalidRequestError(f"{tool} cannot be described to a model: {error.code}") from None
@@ -93,10 +106,14 @@ class Arguments:
             data = to_json(dict(sent), inf_nan_mode="constants")
             # As JSON, where strict models too take dates and enums from text.
             found = self._model.model_validate_json(data, by_name=True, by_alias=True)
+            # A model that ignores what it does not know would answer "Saved" to a name that is wrong deeper down.
+            unknown = dropped(self._adapter, found, from_json(data), by_name=True)
         except ValidationError as error:
             raise refusal(self._tool, [_of_arguments(one) for one in error.errors(include_url=False)]) from None
         except PydanticSerializationError:
             raise refusal(self._tool, ["the arguments are not JSON"]) from None
+        if unknown:
+            raise refusal(self._tool, [f"{safe_text(one)}: {_UNKNOWN}" for one in unknown])
         own = {name: getattr(found, name) for name in type(found).model_fields if name not in self._fields}
         given = [name for name in self._fields if name in found.model_fields_set]
         return Sent(own, {self._fields[name]: getattr(found, name) for name in given})

@@ -451,6 +451,66 @@ def test_an_update_cannot_touch_what_is_not_offered(memory: AgentMemory, field: 
     assert athlete(memory) == injured
 
 
+class Clinic(BaseModel):
+    class Address(BaseModel):
+        street: str
+        zip_code: str = Field("", alias="zip")
+
+    class Sms(BaseModel):
+        kind: Literal["sms"]
+        number: str
+        night: bool = False
+
+    class Mail(BaseModel):
+        kind: Literal["mail"]
+        to: str
+
+    address: Address | None = None
+    branches: list[Address] = []
+    ways: list[Annotated[Sms | Mail, Field(discriminator="kind")]] = []
+    rooms: dict[str, Address] = {}
+
+
+STREET = {"street": "Main", "zip_code": ""}  # by the name that agents are shown, equal to the default
+
+
+@pytest.mark.parametrize(
+    ("tool", "sent", "place"),
+    [
+        ("update_clinic", {"address": {**STREET, "city": "Bern"}}, "address.city"),
+        ("update_clinic", {"branches": [STREET, {**STREET, "zpi": "3000"}]}, "branches.1.zpi"),
+        ("add_to_clinic", {"branches": [{**STREET, "zpi": "3000"}]}, "branches.0.zpi"),
+        ("add_to_clinic", {"rooms": {"a": {**STREET, "zpi": "3000"}}}, "rooms.a.zpi"),
+        ("add_to_clinic", {"ways": [{"kind": "sms", "number": "1", "nigth": True}]}, "ways.0.nigth"),
+        ("add_clinic", {"address": {**STREET, "city": "Bern"}}, "address.city"),
+    ],
+)
+def test_a_name_that_is_wrong_inside_a_field_is_refused(
+    memory: AgentMemory, tool: str, sent: dict[str, Any], place: str
+) -> None:
+    tools = named(memory, documents=[Clinic], collections=[])
+    tools |= named(memory, documents=[], collections=[Clinic]) if tool == "add_clinic" else {}
+    answer = call(tools[tool], sent)
+    assert (answer.status, list(memory.app_state.keys())) == ("error", [])
+    assert f"- {place}: extra_forbidden: Extra inputs are not permitted\n" in answer.content
+
+
+def test_names_and_aliases_inside_a_field_are_accepted(memory: AgentMemory) -> None:
+    tools = named(memory, documents=[Clinic], collections=[])
+    sent = {"address": STREET, "branches": [{"street": "Side", "zip": "3000"}], "rooms": {"a": STREET}}
+    assert call(tools["update_clinic"], sent).status == "success"
+
+
+def test_a_name_inside_a_field_is_left_to_a_model_that_takes_others(memory: AgentMemory) -> None:
+    class Open(BaseModel):
+        model_config = ConfigDict(extra="allow")
+
+    class Place(BaseModel):
+        at: Open = Open()
+
+    assert call(named(memory, documents=[Place])["update_place"], {"at": {"city": "Bern"}}).status == "success"
+
+
 def test_a_refusal_names_place_kind_and_constraint(memory: AgentMemory) -> None:
     answer = call(named(memory)["update_athlete"], {"weight_kg": -3, "goals": ["a", 5], "steps": "many"})
     assert answer.status == "error"
