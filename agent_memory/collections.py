@@ -6,6 +6,7 @@ import builtins
 from collections.abc import Iterable, Mapping
 from typing import Any, Generic, TypeVar, cast
 
+from .checks import check_type
 from .client import Client
 from .codec import typed_codec
 from .documents import AsyncDocument, Document
@@ -99,8 +100,10 @@ class _CollectionFlows(Generic[T]):
         return [Snapshot(self._values_at(one.entry.key).decode(one.value, one.entry), one.entry) for one in found]
 
     def _raw(self, limit: int | None, reverse: bool, after: str | None) -> Flow[list[Snapshot[bytes]]]:
-        if limit is not None and limit < 0:
-            raise InvalidRequestError("limit must not be negative")
+        if limit is not None:
+            check_type(limit, int, "limit is a whole number")
+            if limit < 0:
+                raise InvalidRequestError("limit must not be negative")
         cursor = None if after is None else self._key(after)
         found: list[Snapshot[bytes]] = []
         while limit is None or len(found) < limit:

@@ -14,6 +14,7 @@ from .errors import InvalidKeyError
 from .flows import call
 from .keys import segment, unescape
 from .messages import PAGE_LIMIT, ListSegments, SegmentPage
+from .storable import type_name
 from .values import TypeForm, Values
 
 T = TypeVar("T")
@@ -37,7 +38,9 @@ class _EntityKeys:
     def _segment(self, model: Any, name: str | None) -> str:
         name = name if name is not None else schema_name(model)
         if name is None:
-            raise InvalidKeyError("only a class has a name of its own; give name= for any other type")
+            raise InvalidKeyError(
+                f"only a class has a name of its own, not {type_name(model)}; give name= for any other type"
+            )
         return segment(name, "a document's or collection's name")
 
     def __repr__(self) -> str:

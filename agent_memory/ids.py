@@ -9,6 +9,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from .checks import check_type
 from .errors import InvalidRequestError
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -52,6 +53,8 @@ def item_id(at: datetime, name: str) -> str:
     The same time and name give the same id, so importing twice adds nothing; the ids of a collection sort by time,
     those that ``add`` makes included. ``at`` must be aware of its time zone and after 1970.
     """
+    check_type(at, datetime, "the time of an item is a datetime")
+    check_type(name, str, "the name of an item is a str")
     if at.tzinfo is None:
         raise InvalidRequestError("the time of an item needs a time zone")
     microseconds = (at - _EPOCH) // timedelta(microseconds=1)

@@ -68,6 +68,8 @@ class _AgentMemory:
             ValueError: the address has a scheme that is not one of these, or another argument makes no sense.
             UnavailableError: the file cannot be opened.
         """
+        check_type(url, (str, os.PathLike), "url is a str or a path")
+        check_type(timeout, (int, float), "timeout is a number of seconds")
         if not 0 < timeout <= MAX_TIMEOUT_SECONDS:
             raise InvalidRequestError(f"timeout must be above 0 and at most {MAX_TIMEOUT_SECONDS:.0f} seconds")
         if chunk_size < MIN_CHUNK_BYTES or not 1 <= parallelism <= 64:

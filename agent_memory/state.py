@@ -44,6 +44,8 @@ class _StateFlows:
         return Values(self._client, self._scope, key, Untyped if value_type is None else value_type, self._bound)
 
     def _get_many(self, keys: Sequence[str], value_type: Any) -> Flow[dict[str, Any]]:
+        if isinstance(keys, str):
+            raise InvalidRequestError("keys is a list of keys, not one key")  # each letter would be one
         values = [self._values(key, value_type) for key in keys]
         reads = [PrepareRead(self._scope, one.key, INLINE_LIMIT) for one in values]
         if not reads:

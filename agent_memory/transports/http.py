@@ -73,7 +73,9 @@ class HttpTransport:
     ) -> None:
         base = http_url(base_url)
         if base is None or base.query or base.fragment:
-            raise InvalidRequestError("a server's address is http:// or https:// with a host, and without a password")
+            raise InvalidRequestError(
+                "a server's address is http:// or https:// with a host, and without a password or a query"
+            )
         if token is not None and not (token.isascii() and token.isprintable() and token and " " not in token):
             raise InvalidRequestError("a token is printable ASCII without spaces")
         self._scope = Scope(check_scope_name(namespace, "a namespace"), check_scope_name(application, "an application"))

@@ -16,7 +16,7 @@ from agent_memory import InvalidRequestError
 class Index:
     """An ``IndexConfig`` that is ready for use.
 
-    Raises ValueError if ``dims`` or ``embed`` is missing.
+    Raises ValueError if ``dims`` or ``embed`` is missing, or ``fields`` is no list.
     """
 
     def __init__(self, config: IndexConfig) -> None:
@@ -25,6 +25,9 @@ class Index:
             raise ValueError("index needs dims, the number of dimensions of its embeddings")
         self.embeddings: Embeddings = ensure_embeddings(config.get("embed"))
         fields = config.get("fields") or ["$"]
+        if isinstance(fields, str):
+            # Each letter would be a path, and nothing would be found there to embed.
+            raise InvalidRequestError("fields of an index is a list of paths, not one path")
         self.config = cast(IndexConfig, {**config, "fields": list(fields)})
         self._paths = [_path(field) for field in fields]
 

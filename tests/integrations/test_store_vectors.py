@@ -251,3 +251,11 @@ def test_an_index_needs_dimensions_and_embeddings() -> None:
         for index in ({"embed": embed}, {"dims": 3}, {"dims": 0, "embed": embed}):
             with pytest.raises(ValueError, match=r"dims|embed"):
                 AgentMemoryStore(memory, index=index)  # type: ignore[arg-type]
+
+
+def test_one_path_in_place_of_a_list_of_paths_is_refused() -> None:
+    with (
+        AgentMemory("memory://", application="test") as memory,
+        pytest.raises(InvalidRequestError, match="list of paths"),
+    ):
+        AgentMemoryStore(memory, index={"dims": 3, "embed": embed, "fields": "text"})  # type: ignore[typeddict-item]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
+from pydantic import BaseModel
 
 import agent_memory
 from agent_memory import (
@@ -24,11 +27,13 @@ from agent_memory import (
     Collection,
     Document,
     Entity,
+    InvalidKeyError,
     InvalidRequestError,
     RequestContext,
     RequestState,
     State,
     errors,
+    item_id,
 )
 from tests.support.server import ROOT, child_environment
 
@@ -256,3 +261,57 @@ def test_an_edit_is_one_block() -> None:
             with pytest.raises(InvalidRequestError, match="one block"), edit:
                 pass
         assert memory.app_state.get("runs") == [5]
+
+
+class Note(BaseModel):
+    text: str = "the-secret"
+
+
+MISTAKEN_ADDRESSES: list[tuple[Any, dict[str, Any], str]] = [
+    (None, {}, "url is a str or a path, not NoneType"),
+    (5, {}, "url is a str or a path, not int"),
+    ("memory://", {"timeout": "30"}, "timeout is a number of seconds, not str"),
+    ("memory://", {"timeout": None}, "timeout is a number of seconds, not NoneType"),
+    ("http://127.0.0.1:8420?x=the-secret", {}, "without a password or a query"),
+]
+
+
+@pytest.mark.parametrize(("url", "options", "said"), MISTAKEN_ADDRESSES)
+def test_what_opens_no_memory_is_refused_by_the_name_of_the_argument(url: Any, options: Any, said: str) -> None:
+    with pytest.raises(InvalidRequestError, match=said) as caught:
+        AgentMemory(url, application="test", **options)
+    assert "the-secret" not in str(caught.value)
+
+
+MISTAKES: list[tuple[Callable[[Any], object], type[AgentMemoryError], str]] = [
+    (lambda user: user.document(Note()), InvalidKeyError, "not an instance of Note"),
+    (lambda user: user.collection("Note"), InvalidKeyError, "not an instance of str"),
+    (lambda user: user.document(list[Note]), InvalidKeyError, r"not list\[.*Note\]; give name="),
+    (lambda user: user.collection(Note).list(limit="5"), InvalidRequestError, "limit is a whole number, not str"),
+]
+
+
+@pytest.mark.parametrize(("mistake", "kind", "said"), MISTAKES)
+def test_an_argument_of_the_wrong_type_is_named(
+    mistake: Callable[[Any], object], kind: type[AgentMemoryError], said: str
+) -> None:
+    with AgentMemory("memory://", application="test") as memory, pytest.raises(kind, match=said) as caught:
+        mistake(memory.entity("user", "ada"))
+    assert "the-secret" not in str(caught.value)
+
+
+def test_one_key_in_place_of_a_list_of_keys_is_refused() -> None:
+    with (
+        AgentMemory("memory://", application="test") as memory,
+        pytest.raises(InvalidRequestError, match="not one key"),
+    ):
+        memory.app_state.get_many("key")
+
+
+WHEN = datetime(2026, 1, 2, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(("at", "name"), [("2026-01-02", "strava-991"), (WHEN.date(), "strava-991"), (WHEN, 991)])
+def test_an_items_id_is_made_of_a_datetime_and_a_name(at: Any, name: Any) -> None:
+    with pytest.raises(InvalidRequestError, match=r"of an item is a (datetime|str), not (str|date|int)"):
+        item_id(at, name)
