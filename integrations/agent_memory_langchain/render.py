@@ -63,6 +63,7 @@ def render_memory(
     A value that does not validate is reported in the block by place and kind of error; a store that does not answer
     raises UnavailableError as ever, because an agent without memory must not pass for one with nothing to remember.
     """
+    _check_face(entity, Entity)
     specs = document_specs(entity, documents), collection_specs(entity, collections)
     view = View(*specs, token_budget, latest, count_tokens)
     return run_plan(view.plan(), entity)
@@ -78,9 +79,17 @@ async def arender_memory(
     count_tokens: Counter = count_by_characters,
 ) -> str:
     """See ``render_memory``."""
+    _check_face(entity, AsyncEntity)
     specs = document_specs(entity, documents), collection_specs(entity, collections)
     view = View(*specs, token_budget, latest, count_tokens)
     return await arun_plan(view.plan(), entity)
+
+
+def _check_face(entity: object, face: type[Entity | AsyncEntity]) -> None:
+    if not isinstance(entity, face):
+        raise InvalidRequestError(
+            f"render_memory takes an Entity, arender_memory an AsyncEntity; given was {type(entity).__name__}"
+        )
 
 
 class View:

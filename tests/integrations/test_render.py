@@ -230,3 +230,13 @@ def test_a_store_that_does_not_answer_is_not_an_empty_memory(memory: AgentMemory
     memory.close()
     with pytest.raises(UnavailableError):
         rendered(bob)
+
+
+@pytest.mark.asyncio
+async def test_what_is_no_entity_of_the_right_face_is_refused(memory: AgentMemory, bob: Entity) -> None:
+    said = "render_memory takes an Entity, arender_memory an AsyncEntity"
+    for wrong in (memory, memory.aio.entity("user", "bob"), "bob", None):
+        with pytest.raises(InvalidRequestError, match=said):
+            render_memory(wrong, documents=[Athlete])  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequestError, match=said):
+        await arender_memory(bob, documents=[Athlete])  # type: ignore[arg-type]
