@@ -150,6 +150,15 @@ def visible(value: BaseModel) -> dict[str, Any]:
     return _stable(value, data)
 
 
+def looks_like(stored: Any, sent: Any) -> bool:
+    """Say whether an element is what an agent sent: the fields that a newer model wrote to it, no agent can send."""
+    if stored == sent:
+        return True
+    if not isinstance(stored, BaseModel) or type(stored) is not type(sent):
+        return False
+    return bool(_hidden(stored)) and not _hidden(sent) and visible(stored) == visible(sent)
+
+
 # -- values ----------------------------------------------------------------------------------------------------------
 
 

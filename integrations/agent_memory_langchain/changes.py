@@ -5,7 +5,7 @@ Each may run several times, each time on what stands there then, so that calls a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeAlias
 
 from pydantic import BaseModel, ValidationError
@@ -20,7 +20,7 @@ from agent_memory import (
     SerializationError,
 )
 
-from .annotations import hides_something, stored_keys, visible
+from .annotations import hides_something, looks_like, stored_keys, visible
 from .bindings import Plan, Spec
 from .calls import Call
 from .reading import problem_of, safe_fields, safe_json
@@ -146,7 +146,7 @@ def add_fields(model: type[BaseModel], kinds: Mapping[str, Addition], sent: Fiel
             else:
                 held, known = list(current or ()), []
                 for one in more:
-                    (known if one in held else held).append(one)
+                    (known if _holds(held, one) else held).append(one)
                 data[name] = kind.build(held)
                 if known:
                     there = safe_json([_plain(one) for one in known])
@@ -164,16 +164,24 @@ def remove_from_fields(kinds: Mapping[str, Addition], tool: str, sent: Fields) -
         missing: list[str] = []
         for name, less in sent.items():
             current = data.get(name) or ()
-            missing += [f"{name}: it does not contain {safe_json(_plain(one))}" for one in less if one not in current]
+            missing += [
+                f"{name}: it does not contain {safe_json(_plain(one))}" for one in less if not _holds(current, one)
+            ]
             if kinds[name].kind == "mapping":
                 data[name] = {key: one for key, one in dict(current).items() if key not in less}
             else:
-                data[name] = kinds[name].build([one for one in current if one not in less])
+                data[name] = kinds[name].build(
+                    [one for one in current if not any(looks_like(one, other) for other in less)]
+                )
         if missing:
             raise refusal(tool, missing)
         return data
 
     return make
+
+
+def _holds(elements: Iterable[Any], sent: Any) -> bool:
+    return any(looks_like(one, sent) for one in elements)
 
 
 def forget_fields(model: type[BaseModel], names: list[str]) -> Change:

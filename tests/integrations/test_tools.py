@@ -474,6 +474,44 @@ class Clinic(BaseModel):
 STREET = {"street": "Main", "zip_code": ""}  # by the name that agents are shown, equal to the default
 
 
+class Flat(BaseModel):
+    model_config = ConfigDict(extra="allow")  # beside a release that writes a field more
+    street: str = ""
+
+
+class Owner(BaseModel):
+    flats: list[Flat] = []
+
+
+@pytest.fixture
+def owned(memory: AgentMemory) -> dict[str, BaseTool]:
+    memory.app_state.set("user/bob/owner", {"flats": [{"street": "Main", "floor": 2}, {"street": "Side"}]})
+    return named(memory, documents=[Owner], collections=[])
+
+
+def test_an_element_is_removed_as_it_is_shown_though_a_newer_model_wrote_more(
+    memory: AgentMemory, owned: dict[str, BaseTool]
+) -> None:
+    assert '{"street": "Main"}' in call(owned["read_owner"]).content
+    call(owned["remove_from_owner"], {"flats": [{"street": "Main"}]})
+    assert memory.app_state.get("user/bob/owner") == {"flats": [{"street": "Side"}]}
+
+
+def test_an_element_is_not_added_again_though_a_newer_model_wrote_more(
+    memory: AgentMemory, owned: dict[str, BaseTool]
+) -> None:
+    answer = call(owned["add_to_owner"], {"flats": [{"street": "Main"}]})
+    assert 'already there, and not added again: [{"street": "Main"}]' in answer.content
+    assert memory.app_state.get("user/bob/owner")["flats"][0] == {"street": "Main", "floor": 2}
+
+
+def test_an_element_that_says_more_than_its_model_is_another_one(
+    memory: AgentMemory, owned: dict[str, BaseTool]
+) -> None:
+    call(owned["add_to_owner"], {"flats": [{"street": "Main", "floor": 3}]})
+    assert memory.app_state.get("user/bob/owner")["flats"][2] == {"street": "Main", "floor": 3}
+
+
 @pytest.mark.parametrize(
     ("tool", "sent", "place"),
     [
