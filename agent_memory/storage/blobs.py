@@ -110,6 +110,8 @@ class FileBlobs:
         self.folder = folder
         self._durable = durable
         self._was_there = os.path.isdir(folder)
+        self._lasting = set[Path]()
+        """Folders whose names have reached the disk."""
 
     def path(self, blob_id: str, index: int) -> Path:
         return self.folder / blob_id[-2:] / f"{blob_id}.{index}"
@@ -125,6 +127,8 @@ class FileBlobs:
         try:
             self._make_folder(path.parent)
             return Upload(path, self._durable)
+        except FileNotFoundError:
+            raise _no_place() from None
         except OSError as error:
             raise _translate(error) from None
 
@@ -185,7 +189,7 @@ class FileBlobs:
                 with contextlib.suppress(FileNotFoundError):
                     status = file.stat()
                     blob_id, _, index = file.name.rpartition(".")
-                    number = int(index) if index.isdigit() else -1
+                    number = int(index) if index.isdecimal() else -1
                     yield BlobObject(
                         blob_id if number >= 0 else file.name, number, status.st_size, now - status.st_mtime
                     )
@@ -204,7 +208,7 @@ class FileBlobs:
         try:
             write_trial(self.folder if self._was_there else self.folder.parent, self.folder.name)
         except FileNotFoundError:
-            raise UnavailableError("the place of the blob folder is not there", code="disk_failed") from None
+            raise _no_place() from None
         except OSError as error:
             raise _translate(error) from None
 
@@ -221,14 +225,19 @@ class FileBlobs:
         """Nothing stays open between calls."""
 
     def _make_folder(self, folder: Path) -> None:
-        if folder.is_dir():
+        if folder in self._lasting and folder.is_dir():
             return
         # A new one in its place would hide what lies there when it is back.
         self._check_there()
         for path in (self.folder, folder):
-            with contextlib.suppress(FileExistsError):
+            try:
                 path.mkdir(mode=0o700)
-                self._sync_folder(path.parent)
+            except FileExistsError:
+                if path in self._lasting:
+                    continue
+            # Also where it was there: who made it may have been killed, or not have come to this yet.
+            self._sync_folder(path.parent)
+            self._lasting.add(path)
         self._was_there = True
 
     def _sync_folder(self, folder: Path) -> None:
@@ -286,6 +295,10 @@ class Upload:
 def _file_sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _no_place() -> UnavailableError:
+    return UnavailableError("the place of the blob folder is not there", code="disk_failed")
 
 
 def _translate(error: OSError) -> AgentMemoryError:

@@ -132,6 +132,19 @@ def test_an_upload_that_is_repeated_lasts_though_the_first_was_cut_short(disk: D
     assert "sync folder" in [event.what for event in disk.events]
 
 
+def test_an_upload_lasts_though_who_made_its_folder_was_killed(disk: Disk) -> None:
+    (disk.folder / "blobs" / "00").mkdir(parents=True)
+    blobs = FileBlobs(disk.folder / "blobs")
+    with disk.recording():
+        blobs.put("0" * 32, 0, memoryview(b"bytes"))
+    assert {event.path for event in disk.events if event.what == "sync folder"} == {".", "blobs", "blobs/00"}
+    seen = len(disk.events)
+    with disk.recording():
+        blobs.put("0" * 32, 1, memoryview(b"bytes"))
+    synced = [event.path for event in disk.events[seen:] if event.what == "sync folder"]
+    assert synced == ["blobs/00"], "once is enough"
+
+
 def test_the_key_of_a_pickle_lasts_though_who_made_it_was_killed(disk: Disk) -> None:
     signing_key_file(disk.folder / "store.db").write_text("ab" * 32)
     with opened(disk.folder) as memory:

@@ -49,6 +49,20 @@ def test_a_folder_is_ready_when_it_can_be_written(tmp_path: Path, monkeypatch: p
     assert caught.value.code == "disk_full"
 
 
+def test_a_write_says_that_there_is_no_place_for_the_folder(tmp_path: Path) -> None:
+    store = FileBlobs(tmp_path / "absent" / "blobs")
+    with pytest.raises(UnavailableError, match="place of the blob folder") as caught:
+        store.put(ID, 0, memoryview(b"value"))
+    assert caught.value.code == "disk_failed"
+
+
+def test_what_others_left_in_the_folder_ends_no_listing(tmp_path: Path) -> None:
+    store = FileBlobs(tmp_path)
+    store.put(ID, 0, memoryview(b"value"))
+    (tmp_path / ID[-2:] / "x.\N{SUPERSCRIPT TWO}").touch()
+    assert {(found.blob_id, found.number) for found in store.objects()} == {(ID, 0), ("x.\N{SUPERSCRIPT TWO}", -1)}
+
+
 def test_two_threads_may_put_the_first_chunks_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = FileBlobs(tmp_path / "blobs")
     look = os.path.isdir
