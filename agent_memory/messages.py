@@ -353,3 +353,10 @@ Message: TypeAlias = (
     | GetRange
     | Maintenance
 )
+
+
+def searches(message: Message) -> bool:
+    """Say whether a message may look at all that a tenant has."""
+    if isinstance(message, Batch):
+        return any(map(searches, message.operations))
+    return isinstance(message, Search | ListParents)

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from ..errors import ProtocolError
 from ..keys import check_scope_name
-from ..messages import Batch, Blob, Chunk, CommitWrite, Found, Hit, List, ListParents, Page, PrepareWrite, Search
+from ..messages import Batch, Blob, Chunk, CommitWrite, Found, Hit, List, Page, PrepareWrite, Search, searches
 from ..messages import Message as StateMessage
 from ..storage.blobs import URL_SECONDS, chunk_name
 from ..storage.object_blobs import ObjectBlobs
@@ -154,7 +154,7 @@ class VerbEndpoint:
 
     async def _reply(self, receive: Receive, namespace: str, message: StateMessage) -> Any:
         deadline = time.monotonic() + _CALL_SECONDS
-        if _searches(message):
+        if searches(message):
             turn = self._shared.searches.turn(namespace, "searches", _CALL_SECONDS)
         elif _commits_uploads(message):
             turn = self._shared.commits.turn(namespace, "commits of uploads", _CALL_SECONDS)
@@ -181,13 +181,6 @@ class VerbEndpoint:
 
 async def _on_thread_if(heavy: bool, work: Callable[[], Any]) -> Any:
     return await anyio.to_thread.run_sync(work) if heavy else work()
-
-
-def _searches(message: StateMessage) -> bool:
-    """Say whether a message may look at all that a tenant has."""
-    if isinstance(message, Batch):
-        return any(map(_searches, message.operations))
-    return isinstance(message, Search | ListParents)
 
 
 def _commits_uploads(message: StateMessage) -> bool:

@@ -23,7 +23,7 @@ from ..errors import (
     UnavailableError,
 )
 from ..keys import check_scope_name
-from ..messages import Backup, Check, CommitWrite, GetRange, Message, PutChunk, Scope, SetTimes, Sweep
+from ..messages import Backup, Check, CommitWrite, GetRange, Message, PutChunk, Scope, SetTimes, Sweep, searches
 from ..wire import LOGGED_ID, encode_request
 from ..wire.requests import scope_of
 from .async_pool import CONNECTIONS, KEPT, KEPT_SECONDS, AsyncPool, close_from_outside
@@ -33,6 +33,8 @@ from .trust import BlobHosts, http_url, origin_of, ssl_context_for, tls_problem
 
 _CONNECT_SECONDS: Final = 5.0
 _SMALL_SECONDS: Final = 10.0
+# Ten of which it may wait on the server for those of others, and ten until the server says that it takes too long.
+_SEARCH_SECONDS: Final = 25.0
 # Bytes a second of the slowest link: what was sent is still on its way when the system has taken all of it.
 _SLOWEST: Final = 50_000
 _TRANSFER_SECONDS: Final = 30.0
@@ -159,13 +161,11 @@ class HttpTransport:
         url = self._urls.get(path)
         if url is None:
             url = self._urls[path] = httpx.URL(f"{self._root}/{path}")
-        # The server reads an uploaded blob to its end before it commits it.
-        slow = isinstance(message, CommitWrite) and message.data is None
         headers = [*self._headers, (b"Content-Length", str(len(body)).encode())]
         request_id = self._request_id()
         if request_id is not None and LOGGED_ID.fullmatch(request_id):
             headers.append((b"X-Request-Id", request_id.encode()))
-        seconds = min(remaining, 2 * _TRANSFER_SECONDS if slow else _SMALL_SECONDS + len(body) / _SLOWEST)
+        seconds = min(remaining, _answer_seconds(message) + len(body) / _SLOWEST)
         return _request("POST", url, headers, httpx.ByteStream(body), seconds), ApiCall(message, self._token)
 
     def _upload(self, message: PutChunk, remaining: float) -> tuple[httpx.Request, Exchange]:
@@ -238,6 +238,14 @@ class HttpTransport:
         if pool is not None:
             await pool.aclose()
         self.close()
+
+
+def _answer_seconds(message: Message) -> float:
+    """Return how long the server may take for its answer once the message is there."""
+    if isinstance(message, CommitWrite) and message.data is None:
+        # An uploaded blob is read to its end before it is committed.
+        return 2 * _TRANSFER_SECONDS
+    return _SEARCH_SECONDS if searches(message) else _SMALL_SECONDS
 
 
 def _request(

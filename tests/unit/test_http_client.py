@@ -48,16 +48,20 @@ from agent_memory.messages import (
     Delete,
     GetRange,
     List,
+    ListParents,
     Message,
     PrepareRead,
     PrepareWrite,
     PutChunk,
     Scope,
+    Search,
     SetTimes,
     Sweep,
 )
 from agent_memory.transports import async_pool, bounded, http
 from agent_memory.transports.http import HttpTransport
+from agent_memory.wire import encode_error
+from agent_memory.wire.problems import PROBLEM_TYPE
 
 BASE = "http://127.0.0.1:8420"
 TOKEN = "the-secret-token"
@@ -732,6 +736,25 @@ def test_the_answer_to_a_long_request_is_waited_for_while_that_may_still_be_on_i
         assert wire.send(READ._replace(key="k" * 60_000)) is None
     with peer_wire(face, slow) as wire:
         wire.fails(READ, UnavailableError)
+
+
+@pytest.mark.parametrize("face", ["sync", "async"])
+@pytest.mark.parametrize(
+    "message", [Search(SCOPE, ""), ListParents(SCOPE, ""), Batch(SCOPE, (READ, Search(SCOPE, "")))]
+)
+def test_a_search_is_waited_for_until_the_server_says_that_it_takes_too_long(
+    face: str, message: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent_memory.transports.http._SMALL_SECONDS", 0.2)
+
+    def slow(connection: socket.socket) -> None:
+        time.sleep(0.6)
+        status, body = encode_error(TimedOutError("the search took too long", code="search_timeout"))
+        head = f"HTTP/1.1 {status} -\r\nContent-Type: {PROBLEM_TYPE}\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+
+    with peer_wire(face, slow) as wire:
+        assert wire.fails(message, TimedOutError).code == "search_timeout"
 
 
 @pytest.mark.parametrize("face", ["sync", "async"])
