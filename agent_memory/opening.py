@@ -17,6 +17,7 @@ from .service import StateService
 from .signing import Keyring
 from .storage.blobs import BlobStore, FileBlobs
 from .storage.catalog import Catalog
+from .storage.sqlite.apply import SEARCH_SECONDS
 from .storage.sqlite.busy import BUSY_SECONDS
 from .storage.sqlite.catalog import SqliteCatalog
 from .transports.local import LocalTransport
@@ -91,7 +92,12 @@ def open_service(
 def _open_catalog(address: str, path: Path | None, durable: bool, timeout: float) -> Catalog:
     # A call ends soon after its deadline, however short that is.
     if path is not None:
-        return SqliteCatalog(path, durable=durable, busy_seconds=min(BUSY_SECONDS, timeout / 4))
+        return SqliteCatalog(
+            path,
+            durable=durable,
+            busy_seconds=min(BUSY_SECONDS, timeout / 4),
+            search_seconds=min(SEARCH_SECONDS, timeout),
+        )
     from .storage.postgres.catalog import STATEMENT_SECONDS, WAIT_SECONDS, PostgresCatalog
 
     return PostgresCatalog(

@@ -35,6 +35,11 @@ def memory(tmp_path: Path) -> Iterator[AgentMemory]:
         yield memory
 
 
+def impatient(folder: Path) -> AgentMemory:
+    """Open the store of ``memory`` for calls that may take next to no time."""
+    return AgentMemory(str(folder / "store.db"), application="any", timeout=0.001)
+
+
 def test_a_batch_that_writes_does_not_search_for_longer_than_others_wait(
     memory: AgentMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,12 +69,10 @@ def test_what_a_batch_writes_takes_nothing_from_the_time_of_its_searches(
     assert [hit.value for hit in replies[1]] == [{"text": "y"}]
 
 
-def test_a_search_of_a_server_that_took_too_long_is_not_sent_again(
-    memory: AgentMemory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sqlite_apply, "_SEARCH_SECONDS", 0)
-    with pytest.raises(TimedOutError) as caught:
-        memory.app_state.search("")
+@pytest.mark.usefixtures("memory")
+def test_a_search_of_a_server_that_took_too_long_is_not_sent_again(tmp_path: Path) -> None:
+    with impatient(tmp_path) as hasty, pytest.raises(TimedOutError) as caught:
+        hasty.app_state.search("", filter=EVERYBODY, limit=1, offset=100 * STEP)
     status, body = encode_error(caught.value)
     sending = call(Check(fix=False))
     next(sending)
@@ -80,12 +83,10 @@ def test_a_search_of_a_server_that_took_too_long_is_not_sent_again(
 
 @pytest.mark.parametrize("condition", [EVERYBODY, NOBODY], ids=["in Python", "in SQL"])
 def test_a_search_ends_when_its_time_is_over(
-    memory: AgentMemory, monkeypatch: pytest.MonkeyPatch, condition: dict[str, object]
+    memory: AgentMemory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, condition: dict[str, object]
 ) -> None:
-    monkeypatch.setattr(sqlite_apply, "_SEARCH_SECONDS", 0.001)
     monkeypatch.setattr(sqlite_rows, "_STEPS", 1_000)
-    with pytest.raises(TimedOutError, match="search took too long"):
-        memory.app_state.search("", filter=condition, limit=1, offset=100 * STEP)
+    with impatient(tmp_path) as hasty, pytest.raises(TimedOutError, match="search took too long"):
+        hasty.app_state.search("", filter=condition, limit=1, offset=100 * STEP)
 
-    monkeypatch.undo()
     assert len(memory.app_state.search("", filter=EVERYBODY, limit=5)) == 5

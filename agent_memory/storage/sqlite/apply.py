@@ -17,7 +17,7 @@ from .rows import IS_LIVE, TimeLimit, all_rows, read_row, to_row
 from .search import search
 from .writes import Run, carry_out
 
-_SEARCH_SECONDS: Final = 10.0
+SEARCH_SECONDS: Final = 10.0
 """How long searches of one call may take, as PostgreSQL's statements may."""
 
 _SELECT_MANY: Final = (
@@ -26,12 +26,17 @@ _SELECT_MANY: Final = (
 
 
 def apply(
-    connection: apsw.Connection, run: Run, operations: Sequence[Operation], load: LoadBlob, now: int
+    connection: apsw.Connection,
+    run: Run,
+    operations: Sequence[Operation],
+    load: LoadBlob,
+    now: int,
+    search_seconds: float,
 ) -> list[Any]:
     """Carry out operations in a transaction that has begun; see ``Catalog.apply``. ``run`` is ``Writing.run``."""
     writes = has_writes(operations)
     read = {} if writes else _read_many(connection, operations, now)
-    limit = TimeLimit(BUSY_SECONDS if writes else _SEARCH_SECONDS)
+    limit = TimeLimit(min(BUSY_SECONDS, search_seconds) if writes else search_seconds)
     results: list[Any] = []
     carried = 0
     for operation in operations:

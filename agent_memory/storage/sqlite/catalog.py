@@ -18,7 +18,7 @@ import apsw
 from ...messages import Entry, List, Operation, Scope, Write
 from ..catalog import BlobRow, Clock, LoadBlob, Row, ScopeRow, StoredRow, StoredValue, Times, has_writes
 from . import copy, sweep
-from .apply import apply
+from .apply import SEARCH_SECONDS, apply
 from .busy import BUSY_SECONDS
 from .connections import Connections
 from .errors import translate
@@ -42,6 +42,7 @@ class SqliteCatalog:
         path: the database file; it is made, readable by its owner alone, if it is not there.
         durable: whether a commit reaches the disk before it is acknowledged; False only for volatile stores.
         busy_seconds: how long one attempt to write waits for another write.
+        search_seconds: how long the searches of one call may take.
         clock: microseconds since 1970.
 
     Raises:
@@ -51,9 +52,16 @@ class SqliteCatalog:
     """
 
     def __init__(
-        self, path: Path, *, durable: bool = True, busy_seconds: float = BUSY_SECONDS, clock: Clock = system_clock
+        self,
+        path: Path,
+        *,
+        durable: bool = True,
+        busy_seconds: float = BUSY_SECONDS,
+        search_seconds: float = SEARCH_SECONDS,
+        clock: Clock = system_clock,
     ) -> None:
         self._clock = clock
+        self._search_seconds = search_seconds
         self._connections = Connections(path, durable=durable, busy_seconds=busy_seconds, clock=clock)
         self._writing = self._connections.writing
         self._transaction = self._writing.transaction
@@ -140,7 +148,7 @@ class SqliteCatalog:
                 all_rows(connection, "COMMIT")
 
     def _apply(self, connection: apsw.Connection, operations: Sequence[Operation], load: LoadBlob) -> list[Any]:
-        return apply(connection, self._writing.run, operations, load, self._clock())
+        return apply(connection, self._writing.run, operations, load, self._clock(), self._search_seconds)
 
     def touch(self, scope: Scope, keys: Sequence[str]) -> None:
         self._touches.touch(scope.path, keys, self._clock)
