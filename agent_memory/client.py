@@ -7,6 +7,7 @@ process.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -40,6 +41,19 @@ current_request: ContextVar[OpenRequest | None] = ContextVar("agent_memory_reque
 
 _abandoned: Final[list[Transport]] = []
 """Connections that a forked child inherited. They are the parent's: closing or collecting them here would harm it."""
+
+# One that its thread may take again: a signal handler may use the memory that it has interrupted here.
+_reopening = threading.RLock()
+
+
+def _after_fork() -> None:
+    # Another thread of the parent may have held it.
+    global _reopening
+    _reopening = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class Opened(NamedTuple):
@@ -118,11 +132,15 @@ class Client:
         return self._transport
 
     def _reopen(self) -> None:
-        _abandoned.append(self._transport)
-        self.turns = Turns()
-        if not self._closed:
-            self._transport, self.keyring = self.config.open(self.config)
-        self._process = os.getpid()
+        with _reopening:
+            if self._process == os.getpid():
+                # Another thread was faster.
+                return
+            _abandoned.append(self._transport)
+            self.turns = Turns()
+            if not self._closed:
+                self._transport, self.keyring = self.config.open(self.config)
+            self._process = os.getpid()
 
     def close(self) -> None:
         """Close the connections of this process; calls afterwards raise UnavailableError."""

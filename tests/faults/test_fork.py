@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from agent_memory import AgentMemory
+from agent_memory import AgentMemory, opening
+from agent_memory.client import Config, Opened
 from agent_memory.storage.sqlite import connections as sqlite_connections
 from agent_memory.storage.sqlite.catalog import SqliteCatalog
 from tests.faults.processes import Child, Report, counter_of, value
@@ -60,6 +61,28 @@ def test_a_child_that_closes_the_memory_closes_its_own(memory: AgentMemory, star
     assert memory.app_state.get("parent") == 1
     memory.app_state.set("parent", 2)
     assert memory.app_state.get("parent") == 2
+
+
+def use_at_once_and_close(report: Report, memory: AgentMemory) -> None:
+    before, client = len(os.listdir("/dev/fd")), memory._client
+
+    def slow(config: Config) -> Opened:
+        time.sleep(0.1)
+        return opening.open_config(config)
+
+    client.config = client.config._replace(open=slow)
+    threads = [threading.Thread(target=memory.app_state.get, args=("parent",)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    memory.close()
+    report(len(os.listdir("/dev/fd")) - before)
+
+
+def test_threads_of_a_child_that_begin_at_once_open_the_memory_once(memory: AgentMemory, start: Start) -> None:
+    memory.app_state.set("parent", 1)
+    assert start(use_at_once_and_close, memory).join() == [(0,)], "what else was opened is never closed"
 
 
 def use_and_close(report: Report, memory: AgentMemory) -> None:
