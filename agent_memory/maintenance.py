@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -188,7 +189,7 @@ def backup(catalog: SqliteCatalog, blobs: FileBlobs, key_file: Path, target: Pat
         remove_database(temporary)
         if not target.exists():
             shutil.rmtree(target_blobs.folder, ignore_errors=True)
-            signing_key_file(target).unlink(missing_ok=True)
+            _remove(signing_key_file(target))
 
 
 def _sync(path: Path) -> None:
@@ -199,7 +200,13 @@ def _sync(path: Path) -> None:
 def remove_database(database: Path) -> None:
     """Remove a database that nobody uses, and what SQLite leaves beside it where the disk is full."""
     for suffix in ("", "-journal", "-wal", "-shm"):
-        Path(f"{database}{suffix}").unlink(missing_ok=True)
+        _remove(Path(f"{database}{suffix}"))
+
+
+def _remove(path: Path) -> None:
+    # Where nothing can be written, not even what is not there can be removed: why it is to go says more than that.
+    with suppress(OSError):
+        path.unlink()
 
 
 def _copy_blobs(copy: Path, source: FileBlobs, target: FileBlobs) -> bool:

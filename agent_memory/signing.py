@@ -136,4 +136,6 @@ def _keep_key_file(path: Path, *, make: bool) -> None:
     except OSError as error:
         raise UnavailableError(f"the key file {path.name!r} cannot be made or synced: {error.strerror}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        # Where nothing can be written, not even what is not there can be removed.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

@@ -111,7 +111,7 @@ class FileBlobs:
         self._durable = durable
         self._was_there = os.path.isdir(folder)
         self._lasting = set[Path]()
-        """Folders whose names have reached the disk."""
+        """Folders whose names have been synced."""
 
     def path(self, blob_id: str, index: int) -> Path:
         return self.folder / blob_id[-2:] / f"{blob_id}.{index}"
@@ -184,15 +184,18 @@ class FileBlobs:
     def objects(self) -> Iterator[BlobObject]:
         """Iterate over stored chunks; an unfinished upload is chunk -1 of a blob with its file's name."""
         now = time.time()
-        for folder in sorted(self.folder.glob("??")) if self.folder.is_dir() else ():
-            for file in sorted(folder.iterdir()):
-                with contextlib.suppress(FileNotFoundError):
-                    status = file.stat()
-                    blob_id, _, index = file.name.rpartition(".")
-                    number = int(index) if index.isdecimal() else -1
-                    yield BlobObject(
-                        blob_id if number >= 0 else file.name, number, status.st_size, now - status.st_mtime
-                    )
+        try:
+            for folder in sorted(self.folder.glob("??")) if self.folder.is_dir() else ():
+                for file in sorted(folder.iterdir()):
+                    with contextlib.suppress(FileNotFoundError):
+                        status = file.stat()
+                        blob_id, _, index = file.name.rpartition(".")
+                        number = int(index) if index.isdecimal() else -1
+                        yield BlobObject(
+                            blob_id if number >= 0 else file.name, number, status.st_size, now - status.st_mtime
+                        )
+        except OSError as error:
+            raise _translate(error) from None
 
     def discard(self, found: BlobObject) -> None:
         """Delete an object that no row of the catalog knows."""
@@ -233,10 +236,13 @@ class FileBlobs:
             try:
                 path.mkdir(mode=0o700)
             except FileExistsError:
-                if path in self._lasting:
-                    continue
-            # Also where it was there: who made it may have been killed, or not have come to this yet.
-            self._sync_folder(path.parent)
+                if path not in self._lasting:
+                    # Who made it may have been killed before it was synced, or not have come to it yet. If that was
+                    # somebody else, it may stand where this process cannot look, or on a disk that is never synced.
+                    with contextlib.suppress(OSError):
+                        self._sync_folder(path.parent)
+            else:
+                self._sync_folder(path.parent)
             self._lasting.add(path)
         self._was_there = True
 

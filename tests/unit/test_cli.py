@@ -16,6 +16,7 @@ from agent_memory import AgentMemory
 from agent_memory.cli import main
 from tests.support.api import wait_for
 from tests.support.postgres import PostgresServer
+from tests.support.read_only import make_read_only
 from tests.support.server import ROOT, ServerProcess, child_environment
 
 
@@ -212,6 +213,15 @@ def test_check_fails_where_a_file_is_missing(tmp_path: Path, capsys: pytest.Capt
 
     assert main(["check", "--data", str(path), "--fix"]) == 1
     assert capsys.readouterr().out.startswith("missing: ")
+
+
+def test_a_copy_to_a_disk_that_is_read_only_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = store(tmp_path)
+    make_read_only(monkeypatch)
+    assert main(["copy", str(path), str(tmp_path / "copy.db")]) == 2
+    assert "Read-only file system" in capsys.readouterr().err
 
 
 def test_a_backup_is_a_store_of_its_own(tmp_path: Path) -> None:

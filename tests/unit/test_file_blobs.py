@@ -56,11 +56,31 @@ def test_a_write_says_that_there_is_no_place_for_the_folder(tmp_path: Path) -> N
     assert caught.value.code == "disk_failed"
 
 
+def test_a_folder_may_stand_in_one_that_is_closed_to_its_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, opened = tmp_path / "blobs", os.open
+    folder.mkdir()
+
+    def closed(path: Any, *arguments: Any, **options: Any) -> int:
+        if Path(path) == tmp_path:
+            raise PermissionError(errno.EACCES, "closed")
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", closed)
+    FileBlobs(folder).put(ID, 0, memoryview(b"value"))
+    assert FileBlobs(folder).path(ID, 0).read_bytes() == b"value"
+
+
 def test_what_others_left_in_the_folder_ends_no_listing(tmp_path: Path) -> None:
     store = FileBlobs(tmp_path)
     store.put(ID, 0, memoryview(b"value"))
     (tmp_path / ID[-2:] / "x.\N{SUPERSCRIPT TWO}").touch()
     assert {(found.blob_id, found.number) for found in store.objects()} == {(ID, 0), ("x.\N{SUPERSCRIPT TWO}", -1)}
+
+
+def test_a_listing_that_fails_is_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "ab").touch()
+    with pytest.raises(UnavailableError, match="blob folder"):
+        list(FileBlobs(tmp_path).objects())
 
 
 def test_two_threads_may_put_the_first_chunks_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from agent_memory.opening import open_service
 from agent_memory.storage.blobs import GRACE_SECONDS, FileBlobs
 from agent_memory.storage.sqlite.catalog import SqliteCatalog
 from tests.faults.processes import Child, Report, counter_of, value
+from tests.support.read_only import make_read_only
 
 LARGE = 200_000
 
@@ -438,6 +439,14 @@ def test_a_backup_that_fails_at_the_end_leaves_nothing(
     with pytest.raises(UnavailableError, match="no space"):
         memory.backup(tmp_path / "elsewhere" / "copy.db")
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_backup_to_a_disk_that_is_read_only_is_a_typed_error(
+    memory: AgentMemory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_read_only(monkeypatch)
+    with pytest.raises(UnavailableError, match="backup cannot be written: Read-only"):
+        memory.backup(tmp_path / "copy.db")
 
 
 def test_a_backup_into_a_folder_that_is_not_there_is_a_typed_error(memory: AgentMemory, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from agent_memory.ids import uuid7
 from agent_memory.messages import BYTES, PICKLE, CommitWrite, Entry, Scope
 from agent_memory.signing import Keyring
 from tests.faults.processes import Child, Report
+from tests.support.read_only import make_read_only
 
 KEY = b"0123456789abcdef0123456789abcdef"
 SCOPE = Scope("default", "app")
@@ -234,6 +235,14 @@ def test_an_embedded_store_makes_a_key_that_only_its_owner_can_read(tmp_path: Pa
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "store.db.key").stat().st_mode) == 0o600
     assert sorted(path.name for path in tmp_path.glob("store.db.key*")) == ["store.db.key"]
+
+
+def test_no_key_can_be_made_on_a_disk_that_is_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with AgentMemory(tmp_path / "store.db", application="app") as memory:
+        # As the system makes it when the disk fails.
+        make_read_only(monkeypatch)
+        with pytest.raises(UnavailableError, match=r"store\.db\.key.*Read-only"):
+            memory.app_state.set("key", (1, 2))
 
 
 def test_a_damaged_key_file_is_an_error_and_is_not_replaced(tmp_path: Path) -> None:
