@@ -36,7 +36,7 @@ def check_scope_name(name: object, what: str) -> str:
     """Return a namespace or application name; raise InvalidKeyError if it does not match the allowed pattern."""
     if not isinstance(name, str) or not _SCOPE_NAME.fullmatch(name):
         raise InvalidKeyError(f"{what} must match {_SCOPE_NAME.pattern}")
-    return name
+    return _plain(name)
 
 
 def segment(name: object, what: str) -> str:
@@ -73,6 +73,7 @@ def end_of_parent(parent: str) -> str:
 def _check_text(text: object, what: str, limit: int) -> str:
     if not isinstance(text, str):
         raise InvalidKeyError(f"{what} must be a string, not {type(text).__name__}")
+    text = _plain(text)
     if not text:
         raise InvalidKeyError(f"{what} must not be empty")
     if "\0" in text:
@@ -83,5 +84,9 @@ def _check_text(text: object, what: str, limit: int) -> str:
         raise InvalidKeyError(f"{what} must be valid Unicode; it has a lone surrogate") from None
     if size > limit:
         raise InvalidKeyError(f"{what} must be at most {limit} bytes of UTF-8, not {size}")
-    # A subclass of str could carry behaviour of its own into the store.
-    return str(text)
+    return text
+
+
+def _plain(text: str) -> str:
+    """Return a text without what a subclass of str adds: the members of an enum show themselves by their name."""
+    return str.__str__(text)

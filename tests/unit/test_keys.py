@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
+from enum import Enum
 
 import pytest
 from hypothesis import example, given
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from agent_memory.errors import InvalidKeyError, InvalidRequestError
 from agent_memory.ids import item_id
-from agent_memory.keys import check_key, check_prefix, check_scope_name, segment, successor, unescape
+from agent_memory.keys import check_key, check_prefix, check_request_id, check_scope_name, segment, successor, unescape
 
 NAMES = st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\0") | st.sampled_from("%/25F"), min_size=1
@@ -70,6 +72,26 @@ def test_the_largest_prefix_has_no_successor() -> None:
     assert successor("\U0010ffff") is None
     assert successor("a\U0010ffff") == "b"
     assert successor("") is None
+
+
+class Kind(str, Enum):  # noqa: UP042  (StrEnum, which would be new, shows its value)
+    USER = "user"
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        check_key,
+        check_prefix,
+        check_request_id,
+        lambda name: segment(name, "a name"),
+        lambda name: check_scope_name(name, "it"),
+    ],
+    ids=["key", "prefix", "request id", "segment", "scope"],
+)
+def test_a_member_of_an_enum_of_texts_stands_for_its_value(check: Callable[[object], str]) -> None:
+    found = check(Kind.USER)
+    assert (type(found), found) == (str, "user")
 
 
 def test_a_subclass_of_str_is_made_plain() -> None:
