@@ -79,6 +79,8 @@ class _AgentMemory:
         scheme = scheme_of(address)
         if scheme not in HTTP_SCHEMES and (token is not None or blob_hosts):
             raise InvalidRequestError("token and blob_hosts belong to an http:// or https:// address")
+        if isinstance(blob_hosts, str):
+            raise InvalidRequestError("blob_hosts is a list of hosts, not one")
         if scheme in (VOLATILE, *HTTP_SCHEMES) and blobs is not None:
             raise InvalidRequestError("blobs belongs to a file or a postgresql:// address")
         config = Config(

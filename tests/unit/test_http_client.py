@@ -378,6 +378,11 @@ def test_an_answer_that_is_longer_than_any_is_a_protocol_error(
 # -- chunks ----------------------------------------------------------------------------------------------------------
 
 
+def test_one_blob_host_is_not_taken_for_those_of_its_letters() -> None:
+    with pytest.raises(InvalidRequestError, match="list of hosts"):
+        AgentMemory(BASE, application="shop", blob_hosts="bucket.example")
+
+
 @pytest.mark.parametrize(
     "uri", [PLACE, BUCKET, "http://127.0.0.1:9000/object", "http://[::1]:9000/x", "https://BUCKET.example:443/x"]
 )
