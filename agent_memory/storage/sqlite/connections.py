@@ -150,6 +150,8 @@ class Connections:
         all_rows(connection, "PRAGMA trusted_schema = OFF")
         all_rows(connection, f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
         all_rows(connection, "PRAGMA fullfsync = ON")
+        # What was deleted is overwritten with zeros, and does not wait in the file for something else to take its room.
+        all_rows(connection, "PRAGMA secure_delete = ON")
         all_rows(connection, f"PRAGMA journal_size_limit = {_JOURNAL_BYTES}")
         all_rows(connection, f"PRAGMA cache_size = -{_CACHE_KIB}")
         return connection
