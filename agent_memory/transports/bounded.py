@@ -30,7 +30,7 @@ _call: Final = _Call()
 def until(deadline: float, read_bytes: int = 0) -> Generator[None]:
     """Bound what this thread does on the connections of a ``BoundedTransport``; on ``time.monotonic``'s clock.
 
-    So many bytes are taken at once where httpcore asks for fewer.
+    So many bytes are taken at once where httpcore asks for fewer, but not under TLS.
     """
     _call.deadline, _call.read_bytes = deadline, read_bytes
     try:
@@ -93,11 +93,15 @@ def _addresses(host: str, port: int) -> list[str]:
 
 
 class _Stream(httpcore.NetworkStream):
-    def __init__(self, stream: httpcore.NetworkStream) -> None:
+    def __init__(self, stream: httpcore.NetworkStream, *, encrypted: bool = False) -> None:
         self._stream = stream
+        self._encrypted = encrypted
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max(max_bytes, _call.read_bytes), _within(timeout, httpcore.ReadTimeout))
+        if not self._encrypted:
+            # TLS gives one record at a time, 16 KiB at most. Making room for more takes three times as long as it.
+            max_bytes = max(max_bytes, _call.read_bytes)
+        return self._stream.read(max_bytes, _within(timeout, httpcore.ReadTimeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         self._stream.write(buffer, _within(timeout, httpcore.WriteTimeout))
@@ -108,7 +112,8 @@ class _Stream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        return _Stream(self._stream.start_tls(ssl_context, server_hostname, _within(timeout, httpcore.ConnectTimeout)))
+        within = _within(timeout, httpcore.ConnectTimeout)
+        return _Stream(self._stream.start_tls(ssl_context, server_hostname, within), encrypted=True)
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)

@@ -9,6 +9,7 @@ import gc
 import hashlib
 import json
 import logging
+import math
 import socket
 import ssl
 import threading
@@ -903,6 +904,18 @@ def test_a_deadline_holds_under_tls() -> None:
     assert encrypted.read(1) == b""
     with bounded.until(time.monotonic() - 1), pytest.raises(httpcore.ReadTimeout):
         encrypted.read(1)
+
+
+def test_large_pieces_are_read_where_there_are_some() -> None:
+    asked: list[int] = []
+    plain: Any = SimpleNamespace(read=lambda size, _: asked.append(size) or b"")
+    plain.start_tls = lambda *_: plain
+    stream = bounded._Stream(plain)
+    with bounded.until(math.inf, read_bytes=1_000_000):
+        stream.read(64)
+        stream.start_tls(ssl.create_default_context()).read(64)
+    stream.read(64)
+    assert asked == [1_000_000, 64, 64], "a record of TLS is small: room for more is made for nothing, each time"
 
 
 def test_a_name_that_nobody_knows_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
