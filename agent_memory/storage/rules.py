@@ -9,8 +9,11 @@ import hashlib
 from typing import Any, Final, NamedTuple
 
 from ..errors import ConflictError
-from ..messages import CommitWrite, Delete, Entry, PrepareWrite, Write
+from ..messages import BYTES, CommitWrite, Delete, Entry, PrepareWrite, Write
 from .catalog import Row
+
+EMPTY_SHA256: Final = hashlib.sha256(b"").hexdigest()
+"""What stands with ``BYTES`` in a tombstone: nothing of the value that was there."""
 
 
 class Current(NamedTuple):
@@ -125,7 +128,7 @@ def entry_of(write: Write, version: int, etag: str, created_us: int, updated_us:
     """Return the entry of the version that a write made."""
     if isinstance(write, Delete):
         return Entry(
-            write.key, version, etag, 0, _EMPTY_SHA256, "application/octet-stream", None, None, None,
+            write.key, version, etag, 0, EMPTY_SHA256, BYTES, None, None, None,
             created_us, updated_us, None, write.provenance, True,
         )  # fmt: skip
     size = len(write.data) if write.data is not None else write.blob.size if write.blob is not None else 0
@@ -133,6 +136,3 @@ def entry_of(write: Write, version: int, etag: str, created_us: int, updated_us:
         write.key, version, etag, size, write.sha256 or "", write.content_type, write.signature,
         write.schema_name, write.schema_version, created_us, updated_us, expires_us, write.provenance, False,
     )  # fmt: skip
-
-
-_EMPTY_SHA256: Final = hashlib.sha256(b"").hexdigest()

@@ -207,6 +207,19 @@ def test_an_expired_value_that_was_swept_leaves_only_its_version(timed: Any, mem
     assert timed.files() == []
 
 
+def test_an_expired_value_leaves_no_more_of_itself_than_a_deleted_one(timed: Any, memory: Any) -> None:
+    memory.app_state.set("deleted", Counter())
+    memory.app_state.delete("deleted")
+    # The hash of a short value, such as a code of six digits, tells what it was.
+    memory.app_state.set("expired", Counter(), ttl=60)
+    timed.clock.advance(seconds=61)
+    timed.sweep()
+
+    deleted, expired = (one.row.entry for one in timed.service.catalog.stored(after=("", ""), limit=10))
+    for field in ("size", "sha256", "content_type", "signature", "schema_name", "schema_version"):
+        assert getattr(expired, field) == getattr(deleted, field), field
+
+
 def test_a_bounded_sweep_takes_so_many_of_each_kind_and_the_next_ones_the_rest(timed: Any, memory: Any) -> None:
     with memory.request("req-1") as one, memory.request("req-2") as another:
         for number in range(3):

@@ -56,8 +56,9 @@ def expire(session: Session, *, limit: int, now: int | None, vectors: bool) -> i
         retired AS ({_RETIRE}),
         {f"forgotten AS ({_FORGET.format(source='old')})," if vectors else ""}
         gone AS (UPDATE agent_memory.entry AS entry SET deleted = true, searchable = false, updated_us = {NOW},
-            size = 0, expires_us = NULL, ttl_us = NULL, signature = NULL, provenance = NULL, blob_id = NULL,
-            chunk_size = NULL, projection = NULL, value = NULL
+            size = 0, sha256 = '', content_type = '', signature = NULL, schema_name = NULL, schema_version = NULL,
+            expires_us = NULL, ttl_us = NULL, provenance = NULL, blob_id = NULL, chunk_size = NULL, projection = NULL,
+            value = NULL
             FROM old WHERE entry.scope = old.scope AND entry.key = old.key RETURNING 1)
         SELECT count(*) FROM gone""",
         {"now": now},

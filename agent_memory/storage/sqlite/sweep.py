@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import apsw
 
+from ...messages import BYTES
 from ..catalog import DEAD, GARBAGE, STAGED, BlobRow
-from ..rules import swept_requests
+from ..rules import EMPTY_SHA256, swept_requests
 from .rows import all_rows
 from .writes import HOUR_US, floor_of, raise_floor, retire
 
@@ -61,10 +62,10 @@ def expire(connection: apsw.Connection, now: int, *, limit: int) -> int:
     for scope, key, blob_id, vectors in rows:
         all_rows(
             connection,
-            "UPDATE entry SET deleted = 1, updated_us = ?, size = 0, expires_us = NULL, ttl_us = NULL, "
-            "signature = NULL, provenance = NULL, vectors = 0, blob_id = NULL, chunk_size = NULL, value = NULL "
-            "WHERE scope = ? AND key = ?",
-            (now, scope, key),
+            "UPDATE entry SET deleted = 1, updated_us = ?, size = 0, sha256 = ?, content_type = ?, signature = NULL, "
+            "schema_name = NULL, schema_version = NULL, expires_us = NULL, ttl_us = NULL, provenance = NULL, "
+            "vectors = 0, blob_id = NULL, chunk_size = NULL, value = NULL WHERE scope = ? AND key = ?",
+            (now, EMPTY_SHA256, BYTES, scope, key),
         )
         retire(connection, scope, key, blob_id, vectors, now)
     return len(rows)
