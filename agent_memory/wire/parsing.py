@@ -18,14 +18,19 @@ _LISTED_ERRORS: Final = 100
 
 
 def parts_of(raw: bytes) -> int:
-    """Return about how many values there are in JSON: only those within each other have no comma in between."""
-    return raw.count(b",")
+    """Return about how many values there are in JSON: only those within each other have no comma in between.
+
+    Raises LimitExceededError if they are more than any request may have.
+    """
+    parts = raw.count(b",")
+    if parts > _MOST_PARTS:
+        raise LimitExceededError("a request body has too many parts")
+    return parts
 
 
 def parse(raw: bytes) -> Any:
     """Return what JSON stands for; raise for what no store can keep, and for what would take too long to check."""
-    if parts_of(raw) > _MOST_PARTS:
-        raise LimitExceededError("a request body has too many parts")
+    parts_of(raw)
     try:
         value = json.loads(
             raw.decode(),
