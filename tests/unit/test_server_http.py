@@ -37,6 +37,7 @@ from agent_memory.operations import Set
 from agent_memory.server import app, connections, probes, verbs
 from agent_memory.server.asgi import refuse
 from agent_memory.server.auth import LoopbackGate, host_of
+from agent_memory.server.blob_urls import BlobUrls
 from agent_memory.server.log import RequestLog, ServerEvents
 from agent_memory.server.memory import reply_bytes
 from agent_memory.server.openapi import document
@@ -1310,6 +1311,34 @@ def test_a_long_answer_is_not_reckoned_on_the_event_loop(tmp_path: Path, monkeyp
 
     long, short = reckoned
     assert long != short == threading.get_ident()
+
+
+def test_the_urls_of_many_chunks_are_not_signed_on_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request of a hundred bytes may ask for 10,000 of them, which take 40 ms."""
+    threads: list[int] = []
+
+    def sign(self: BlobUrls, base: str, method: str, chunk: Chunk) -> str:
+        threads.append(threading.get_ident())
+        return f"{base}/{method}/{chunk.size}"
+
+    monkeypatch.setattr(BlobUrls, "sign", sign)
+    service = open_service(str(tmp_path / "store.db"), None)
+    served = app.create_app(service, app.Settings(LoopbackGate(), RequestLog(io.StringIO())))
+
+    async def place(chunks: int) -> httpx.Response:
+        body = {"state_key": "k", "size": chunks * 65_536, "chunk_size": 65_536}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(served), base_url="http://localhost") as http:
+            return await http.post("/v1/namespaces/default/applications/any/app_state/prepare_write", json=body)
+
+    assert len(asyncio.run(place(10_000)).json()["blob"]["chunks"]) == 10_000
+    assert threading.get_ident() not in threads
+
+    threads.clear()
+    assert asyncio.run(place(2)).status_code == 200
+    assert set(threads) == {threading.get_ident()}
+    service.close()
 
 
 @pytest.mark.parametrize(("piece", "status"), [(20_000, 200), (1, 408)], ids=["moves", "dribbles"])
