@@ -27,6 +27,8 @@ _BLANK: Final = frozenset(
         *(*range(0x180B, 0x1810), *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)),
     }
 )
+# Other forms of < > & " and \, the same where a tokenizer normalizes by NFKC, as those of SentencePiece do by default.
+_ALIKE: Final = frozenset("\uff1c\uff1e\uff06\uff02\uff3c\ufe64\ufe65\ufe60\ufe68")
 
 
 class Row(NamedTuple):
@@ -111,8 +113,8 @@ def _places(model: type[BaseModel], problems: Any) -> str:
 def safe_json(value: Any) -> str:
     """Return a value as JSON in one line, with everything escaped that could end or disguise its place in a prompt.
 
-    Angle brackets, ampersands, control characters and invisible ones are written as ``\\uXXXX``: still the same JSON.
-    The keys of mappings are sorted.
+    Angle brackets, ampersands, what may be normalized to them, control characters and invisible ones are written as
+    ``\\uXXXX``: still the same JSON. The keys of mappings are sorted.
     """
     return _escaped(json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(", ", ": ")))
 
@@ -138,6 +140,7 @@ def _is_unsafe(character: str) -> bool:
         character in "<>&"
         or unicodedata.category(character) in _INVISIBLE
         or ord(character) in _BLANK
+        or character in _ALIKE
     )  # fmt: skip
 
 

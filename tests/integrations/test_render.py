@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -145,6 +146,14 @@ def test_what_shows_nothing_is_escaped() -> None:
     blank = "\ufe06\ufe09\u3164\u2800\u115f\u180b\u034f\uffa0\U000e0101\u200b"
     assert safe_json(blank).isascii()
     assert json.loads(safe_json(blank)) == blank
+
+
+def test_what_a_tokenizer_may_take_for_markup_is_escaped() -> None:
+    """SentencePiece normalizes by NFKC unless told otherwise: a fullwidth bracket then is one of ASCII."""
+    text = "".join(chr(one) for one in range(0x110000) if unicodedata.normalize("NFKC", chr(one)) in set('<>&"\\'))
+    assert len(text) > 10
+    assert safe_json(text).isascii()
+    assert json.loads(safe_json(text)) == text
 
 
 def test_hidden_and_undeclared_fields_do_not_show(memory: AgentMemory) -> None:
