@@ -114,6 +114,10 @@ class FileBlobs:
         """Folders whose names have been synced."""
 
     def path(self, blob_id: str, index: int) -> Path:
+        """Return where a chunk lies; raise IntegrityError for a name that leads out of the folder."""
+        if "/" in blob_id:
+            # A catalog that somebody else made, and that is opened or copied here, may name anything.
+            raise IntegrityError("the catalog names a blob that no store made")
         return self.folder / blob_id[-2:] / f"{blob_id}.{index}"
 
     def put(self, blob_id: str, index: int, data: memoryview) -> str:

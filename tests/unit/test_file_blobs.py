@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agent_memory import disk
-from agent_memory.errors import UnavailableError
+from agent_memory.errors import IntegrityError, UnavailableError
 from agent_memory.storage.blobs import FileBlobs
 
 ID = "0198c0de-0000-7000-8000-0000000000ab"
@@ -33,6 +33,22 @@ def test_a_folder_that_went_away_is_missed_and_not_made_anew(tmp_path: Path) -> 
     store.read_into(ID, 0, 0, memoryview(bytearray(5)))
     assert [path.name for path in tmp_path.iterdir()] == ["blobs"]
     assert [path.name for path in folder.iterdir()] == ["ab"]
+
+
+@pytest.mark.parametrize("outside", ["{}/outside", "../outside", "x/../../../outside"])
+def test_a_name_in_a_catalog_of_somebody_else_leads_to_no_file_outside(tmp_path: Path, outside: str) -> None:
+    blob_id = outside.format(tmp_path)
+    (tmp_path / "outside.0").write_bytes(b"other")
+    store = FileBlobs(tmp_path / "blobs")
+    for call in (
+        lambda: store.read_into(blob_id, 0, 0, memoryview(bytearray(5))),
+        lambda: store.digest(blob_id, [5]),
+        lambda: store.put(blob_id, 1, memoryview(b"value")),
+        lambda: store.delete([(blob_id, 1)]),
+    ):
+        with pytest.raises(IntegrityError, match="no store made"):
+            call()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["outside.0"]
 
 
 def test_a_folder_is_ready_when_it_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
