@@ -115,7 +115,7 @@ class FileBlobs:
 
     def path(self, blob_id: str, index: int) -> Path:
         """Return where a chunk lies; raise IntegrityError for a name that leads out of the folder."""
-        if "/" in blob_id:
+        if "/" in blob_id or blob_id.endswith(".."):
             # A catalog that somebody else made, and that is opened or copied here, may name anything.
             raise IntegrityError("the catalog names a blob that no store made")
         return self.folder / blob_id[-2:] / f"{blob_id}.{index}"

@@ -35,10 +35,12 @@ def test_a_folder_that_went_away_is_missed_and_not_made_anew(tmp_path: Path) -> 
     assert [path.name for path in folder.iterdir()] == ["ab"]
 
 
-@pytest.mark.parametrize("outside", ["{}/outside", "../outside", "x/../../../outside"])
+@pytest.mark.parametrize("outside", ["{}/outside", "../outside", "x/../../../outside", ".."])
 def test_a_name_in_a_catalog_of_somebody_else_leads_to_no_file_outside(tmp_path: Path, outside: str) -> None:
     blob_id = outside.format(tmp_path)
-    (tmp_path / "outside.0").write_bytes(b"other")
+    theirs = ["outside.0", "...0"]
+    for name in theirs:
+        (tmp_path / name).write_bytes(b"other")
     store = FileBlobs(tmp_path / "blobs")
     for call in (
         lambda: store.read_into(blob_id, 0, 0, memoryview(bytearray(5))),
@@ -48,7 +50,7 @@ def test_a_name_in_a_catalog_of_somebody_else_leads_to_no_file_outside(tmp_path:
     ):
         with pytest.raises(IntegrityError, match="no store made"):
             call()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["outside.0"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(theirs)
 
 
 def test_a_folder_is_ready_when_it_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
