@@ -99,10 +99,16 @@ def _orphans(catalog: Catalog, blobs: BlobStore, fix: bool) -> tuple[int, list[P
 def lie_here(catalog: Catalog, blobs: BlobStore) -> bool:
     """Say whether a catalog's blobs lie in this store: False if it has some, and none of the oldest hundred is there.
 
-    A catalog does not say where its blobs lie; their ids are unique, so one that is found is enough.
+    A catalog does not say where its blobs lie; their ids are unique, so one that is found is enough. Those of current
+    values are looked for first: of a catalog that was restored the others may be swept.
     """
-    stored = list(islice((blob for blob in catalog.blobs() if blob.state in (LIVE, GARBAGE)), _SAMPLE))
-    return not stored or any(_has(blobs, blob.id) for blob in stored)
+    has_some = False
+    for state in (LIVE, GARBAGE):
+        for blob in islice((blob for blob in catalog.blobs() if blob.state == state), _SAMPLE):
+            if _has(blobs, blob.id):
+                return True
+            has_some = True
+    return not has_some
 
 
 def _has(blobs: BlobStore, blob_id: str) -> bool:

@@ -16,11 +16,12 @@ from typing import Any
 import apsw
 import pytest
 
-from agent_memory import AgentMemory, IntegrityError, InvalidRequestError, UnavailableError
+from agent_memory import AgentMemory, IntegrityError, InvalidRequestError, UnavailableError, maintenance
 from agent_memory.ids import uuid7
 from agent_memory.maintenance import lie_here
 from agent_memory.opening import open_service
 from agent_memory.storage.blobs import GRACE_SECONDS, FileBlobs
+from agent_memory.storage.catalog import GARBAGE
 from agent_memory.storage.sqlite.catalog import SqliteCatalog
 from tests.faults.processes import Child, Report, counter_of, value
 from tests.support.read_only import make_read_only
@@ -242,6 +243,19 @@ def test_large_values_lie_where_one_of_them_is(memory: AgentMemory, database: Pa
         assert lie_here(service.catalog, service.blobs)
         sql(database, "UPDATE blob SET state = 'dead'")
         assert lie_here(service.catalog, elsewhere)
+
+
+def test_what_was_swept_since_a_backup_does_not_hide_what_still_lies_there(
+    memory: AgentMemory, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintenance, "_SAMPLE", 2)
+    for number in range(3):
+        memory.app_state.set("large", value(number, LARGE))
+    with contextlib.closing(open_service(str(database))) as service:
+        for blob in service.catalog.blobs():
+            if blob.state == GARBAGE:
+                service.blobs.delete([(blob.id, 2)])
+        assert lie_here(service.catalog, service.blobs)
 
 
 def overwrite(report: Report, database: Path) -> None:
