@@ -52,6 +52,15 @@ _STATUS: Final = re.compile(r"status code: (\d{3})")
 _NO_BUCKET: Final = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
 # Where a machine's own identity comes from, once the environment has named no credentials.
 _IDENTITY: Final = ("http://169.254.", "metadata.google.internal")
+_SKEWED: Final = "RequestTimeTooSkewed"
+# What the library's TLS says of a certificate, and of an answer that is none of TLS.
+_NO_TLS: Final = re.compile(r"InvalidCertificate\(\s*(\w+?)(?:Context)?\b|InvalidContentType")
+_CERTIFICATES: Final = {
+    "Expired": "its certificate has expired",
+    "NotValidYet": "its certificate is not valid yet",
+    "NotValidForName": "its certificate is for another host",
+    "UnknownIssuer": "nobody who is trusted issued its certificate (SSL_CERT_FILE can name the authorities to trust)",
+}
 
 _process: int | None = None
 """The process that obstore's threads run in, once there are any."""
@@ -236,8 +245,8 @@ class ObjectBlobs:
             failure: AgentMemoryError = IntegrityError(
                 "a chunk of the value is missing from the blob store", code="chunk_missing"
             )
-        except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError):
-            failure = _refused()
+        except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError) as error:
+            failure = _refused(str(error))
         except (exceptions.BaseError, OSError, ValueError) as error:
             failure = _translate(str(error))
         # Outside the handlers: the library's text holds URLs.
@@ -287,14 +296,19 @@ def _translate(text: str) -> AgentMemoryError:
         return UnavailableError("no credentials for the object store were found")
     if match := _STATUS.search(text):
         if match[1] in ("401", "403"):
-            return _refused()
+            return _refused(text)
         if match[1] == "416":
             return IntegrityError("a stored chunk is shorter than the catalog says")
         return UnavailableError(f"the object store does not serve: it answered {match[1]}")
+    if match := _NO_TLS.search(text):
+        why = _CERTIFICATES.get(match[1], "its certificate is not valid") if match[1] else "it speaks none"
+        return UnavailableError(f"no TLS connection to the object store is possible: {why}", code="unreachable")
     return UnavailableError("the object store does not serve: it cannot be reached, or its answer breaks off")
 
 
-def _refused() -> UnavailableError:
+def _refused(text: str) -> UnavailableError:
+    if _SKEWED in text:
+        return UnavailableError("the object store refuses our clock: it is too far from its own", code="blobs_refused")
     return UnavailableError("the object store refuses our credentials", code="blobs_refused")
 
 

@@ -310,6 +310,12 @@ def test_an_error_names_the_object_store_and_no_secret(
     assert not any(part in text for part in ("127.0.0.1", "://", ACCESS_KEY, SECRET_KEY, "secret", ID))
 
 
+def test_a_clock_that_is_too_far_off_is_told_from_wrong_credentials(s3: StrictS3, strict: ObjectBlobs) -> None:
+    s3.skew = 16 * 60.0
+    with pytest.raises(UnavailableError, match="the object store refuses our clock"):
+        strict.ping()
+
+
 def test_a_machine_without_credentials_is_told_so(s3: StrictS3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")

@@ -126,6 +126,11 @@ _KINDS: Final[dict[str, _Kind]] = {
     "57P02": _LOST,
     "57P03": _LOST,
     "57P05": _LOST,
+    "TLS host": _Kind("shows a certificate for another host than the address names", code="unreachable"),
+    "TLS trust": _Kind(
+        "shows a certificate that is not trusted: it has expired, or its authority is not in sslrootcert",
+        code="unreachable",
+    ),
     "TLS": _Kind("and this side do not agree on TLS: see sslmode and sslrootcert", code="unreachable"),
     "58": _Kind("had a failure of its disk", code="disk_failed"),
     "XX001": _Kind("found damaged data; restore it from a backup", IntegrityError),
@@ -133,6 +138,8 @@ _KINDS: Final[dict[str, _Kind]] = {
 }
 _REFUSALS: Final = {
     "too many c|connection slots|no more connections": "53300",
+    "does not match host": "TLS host",
+    "certificate verify failed": "TLS trust",
     "SSL|certificate|no encryption": "TLS",
     "password|role|pg_hba": "28",
     "database +does not exist": "3D000",
