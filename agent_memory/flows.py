@@ -49,6 +49,7 @@ _LONGEST_PAUSE: Final = 2.0
 _SILENT_SECONDS: Final = 1.0
 """A call that fails for longer logs why: else a wrong address would show only when the call's time is over."""
 _RENEWALS: Final = 20
+_UPLOADS: Final = 3
 _HASHED_AT_ONCE: Final = 1024 * 1024
 """Bytes that are hashed on the event loop itself, in half a millisecond; more of them on a thread."""
 
@@ -239,9 +240,21 @@ def write(commit: CommitWrite, transfer: Transfer, *, repeats: bool = False) -> 
     A condition that does not hold is met before the upload, unless the write may be one that ``repeats``: whether it
     was made before only its commit can tell.
     """
-    if commit.data is not None and len(commit.data) > INLINE_LIMIT:
-        commit = yield from upload(commit, commit.data, transfer, refused_early=not repeats)
-    return (yield from call(commit))
+    if commit.data is None or len(commit.data) <= INLINE_LIMIT:
+        return (yield from call(commit))
+    for _ in range(_UPLOADS - 1):
+        try:
+            return (yield from _upload_and_commit(commit, commit.data, transfer, repeats))
+        except ConflictError as error:
+            # A catalog that was restored, or a standby that took over, does not know what was prepared before: nobody
+            # else wrote, and the commit cannot have been carried out, which its receipt would tell.
+            if error.code != "blob_gone":
+                raise
+    return (yield from _upload_and_commit(commit, commit.data, transfer, repeats))
+
+
+def _upload_and_commit(commit: CommitWrite, data: bytes, transfer: Transfer, repeats: bool) -> Flow[Entry]:
+    return (yield from call((yield from upload(commit, data, transfer, refused_early=not repeats))))
 
 
 def upload(commit: CommitWrite, data: bytes, transfer: Transfer, *, refused_early: bool = False) -> Flow[CommitWrite]:

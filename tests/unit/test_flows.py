@@ -15,7 +15,7 @@ import pytest
 from agent_memory import buffers as buffers_module
 from agent_memory import flows
 from agent_memory.drivers import Flow, run, run_async
-from agent_memory.errors import AgentMemoryError, IntegrityError, UnavailableError
+from agent_memory.errors import AgentMemoryError, ConflictError, IntegrityError, UnavailableError
 from agent_memory.flows import Transfer, alone, batch, delete_all, read, upload, write
 from agent_memory.messages import (
     Batch,
@@ -254,3 +254,33 @@ def test_an_upload_is_given_other_urls_only_where_they_expired(code: str, places
     fails(write(WRITE._replace(data=DATA), Transfer()), transport, UnavailableError)
 
     assert (transport.count(PrepareWrite), transport.count(PutChunk)) == (places, places)
+
+
+@pytest.mark.parametrize(("code", "places"), [("blob_gone", 3), ("condition_failed", 1)])
+def test_a_large_value_is_uploaded_again_only_where_its_catalog_forgot_the_upload(code: str, places: int) -> None:
+    def answer(message: Any) -> Any:
+        if isinstance(message, CommitWrite):
+            if places == 3 and transport.count(CommitWrite) == 3:
+                return ENTRY
+            raise ConflictError("no", code=code)
+        return BLOB if isinstance(message, PrepareWrite) else "etag"
+
+    transport = Script(answer)
+    flow = write(WRITE._replace(data=DATA), Transfer())
+    if places == 3:
+        assert run(flow, transport, time.monotonic() + 5) is ENTRY
+    else:
+        fails(flow, transport, ConflictError)
+
+    assert (transport.count(PrepareWrite), transport.count(PutChunk), transport.count(CommitWrite)) == (places,) * 3
+
+
+def test_an_upload_that_is_always_forgotten_ends() -> None:
+    def answer(message: Any) -> Any:
+        if isinstance(message, CommitWrite):
+            raise ConflictError("no", code="blob_gone")
+        return BLOB if isinstance(message, PrepareWrite) else "etag"
+
+    transport = Script(answer)
+    fails(write(WRITE._replace(data=DATA), Transfer()), transport, ConflictError)
+    assert transport.count(CommitWrite) == 3
