@@ -62,9 +62,17 @@ def write_digest(scope: str, write_id: str) -> bytes:
     return hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def etag_of(digest: bytes, version: int) -> str:
-    """Return the etag of the version that a write made: its digest makes it unique, the version makes it readable."""
-    return f"{version}-{digest.hex()[:16]}"
+def write_mark(digest: bytes, intent: bytes) -> bytes:
+    """Return what the etag of a write is made of, from its ``write_digest`` and its fingerprint.
+
+    In a store that was restored the same write id may come again, with another value.
+    """
+    return hashlib.blake2b(digest + intent, digest_size=8).digest()
+
+
+def etag_of(mark: bytes, version: int) -> str:
+    """Return the etag of the version that a write made: its mark makes it unique, the version makes it readable."""
+    return f"{version}-{mark.hex()}"
 
 
 def swept_requests(scope: str) -> str:
@@ -104,15 +112,13 @@ def blob_gone() -> ConflictError:
     return ConflictError("the prepared write has expired; prepare it again", code="blob_gone")
 
 
-def next_entry(
-    write: Write, digest: bytes, current: Current | None, floor: int, now_us: int
-) -> tuple[Entry, int | None]:
+def next_entry(write: Write, mark: bytes, current: Current | None, floor: int, now_us: int) -> tuple[Entry, int | None]:
     """Return the entry of the version that this write makes, and its time to live in microseconds.
 
-    ``digest`` is the ``write_digest`` of the write; ``floor`` the version above which a key without a row starts.
+    ``mark`` makes its etag unique; ``floor`` is the version above which a key without a row starts.
     """
     version = (current.version if current else floor) + 1
-    etag = etag_of(digest, version)
+    etag = etag_of(mark, version)
     live = current if current and current.live else None
     expires_us = ttl_us = None
     if isinstance(write, CommitWrite):

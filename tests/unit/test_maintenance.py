@@ -16,7 +16,7 @@ from typing import Any
 import apsw
 import pytest
 
-from agent_memory import AgentMemory, IntegrityError, InvalidRequestError, UnavailableError, maintenance
+from agent_memory import AgentMemory, ConflictError, IntegrityError, InvalidRequestError, UnavailableError, maintenance
 from agent_memory.ids import uuid7
 from agent_memory.maintenance import lie_here
 from agent_memory.opening import open_service
@@ -256,6 +256,19 @@ def test_what_was_swept_since_a_backup_does_not_hide_what_still_lies_there(
             if blob.state == GARBAGE:
                 service.blobs.delete([(blob.id, 2)])
         assert lie_here(service.catalog, service.blobs)
+
+
+def test_after_a_restore_no_etag_of_a_lost_version_stands_for_another_value(
+    memory: AgentMemory, database: Path, tmp_path: Path
+) -> None:
+    memory.backup(tmp_path / "backup.db")
+    lost = memory.app_state.key("small", dict[str, str]).update(lambda _: {"a": "lost"}, write_id="job-1")
+    with AgentMemory(tmp_path / "backup.db", application="app") as restored:
+        key = restored.app_state.key("small", dict[str, str])
+        again = key.update(lambda _: {"a": "done again"}, write_id="job-1")
+        assert again.version == lost.version
+        with pytest.raises(ConflictError):
+            key.replace({"a": "on top of what was lost"}, expected=lost)
 
 
 def overwrite(report: Report, database: Path) -> None:

@@ -22,6 +22,7 @@ from ..rules import (
     replay,
     swept_requests,
     write_digest,
+    write_mark,
 )
 from .rows import IS_LIVE, all_rows, read_row
 from .vectors import forget_vectors, keep_vectors
@@ -62,15 +63,15 @@ def carry_out(connection: apsw.Connection, run: Run, request: Write, now: int) -
     known = run(_SELECT_RECEIPT, (hour, hour - 1, name)).fetchall()
     if known:
         return replay(request, _receipt_of(known[0], digest))
-    entry = _change(connection, run, request, digest, now)
     intent = bytes.fromhex(fingerprint(request))
+    entry = _change(connection, run, request, write_mark(digest, intent), now)
     times = (entry.version, entry.created_us, entry.updated_us, entry.expires_us) if entry else (None, 0, 0, None)
     run(_INSERT_RECEIPT, (hour, name, intent, *times))
     return entry
 
 
-def _change(connection: apsw.Connection, run: Run, request: Write, digest: bytes, now: int) -> Entry | None:
-    """Carry out a write that was not made before, on its conditions; ``digest`` makes its etag unique."""
+def _change(connection: apsw.Connection, run: Run, request: Write, mark: bytes, now: int) -> Entry | None:
+    """Carry out a write that was not made before, on its conditions; ``mark`` makes its etag unique."""
     scope, key = request.scope.path, request.key
     current, blob_id, vectors, rowid = None, None, 0, None
     if rows := run(_SELECT_CURRENT, (now, scope, key)).fetchall():
@@ -80,7 +81,7 @@ def _change(connection: apsw.Connection, run: Run, request: Write, digest: bytes
         raise condition_failed(request, read_row(connection, scope, key, now))
     entry = None
     if isinstance(request, CommitWrite) or (current is not None and current.live):
-        entry, ttl_us = next_entry(request, digest, current, 0 if current else floor_of(connection, scope), now)
+        entry, ttl_us = next_entry(request, mark, current, 0 if current else floor_of(connection, scope), now)
         retire(connection, scope, key, blob_id, vectors, now)
         _put(connection, run, request, entry, ttl_us, rowid)
     if request.scope.request_id is not None:
@@ -94,7 +95,7 @@ def _change(connection: apsw.Connection, run: Run, request: Write, digest: bytes
 
 def _receipt_of(row: Any, digest: bytes) -> Receipt:
     intent, version, created_us, updated_us, expires_us = row
-    etag = "" if version is None else etag_of(digest, version)
+    etag = "" if version is None else etag_of(write_mark(digest, intent), version)
     return Receipt(intent.hex(), version, etag, created_us, updated_us, expires_us)
 
 
