@@ -49,12 +49,18 @@ def check(catalog: Catalog, blobs: BlobStore, *, fix: bool = False) -> CheckRepo
     """Compare every value with its hash, every row with its file and every file with its row.
 
     ``fix=True`` deletes files that no row knows once they are older than any upload, and mends what the catalog says of
-    a blob. Where the catalog knows none of the files, they may be another's, and stay. Bytes that are damaged or
-    missing cannot be mended: such a key raises IntegrityError until it is written again, and is never taken for absent.
+    a blob. Where the catalog knows none of the files, they may be another's, and stay; where the database itself is
+    damaged, nothing is mended. Bytes that are damaged or missing cannot be mended: such a key raises IntegrityError
+    until it is written again, and is never taken for absent.
     """
     values = 0
     live: set[str] = set()
     problems: list[Problem] = []
+    if not catalog.is_sound():
+        # A key that hides makes its files look unused: nothing is mended by what such a database says.
+        fix = False
+        detail = "its file is damaged, and keys may seem absent; restore it from a backup"
+        problems.append(Problem("damaged", "the database", detail, False))
     for value in catalog.values():
         values += 1
         if value.blob_id is not None:
@@ -126,7 +132,11 @@ def _harm(catalog: Catalog, blobs: BlobStore, value: StoredValue) -> tuple[str, 
         if hashlib.sha256(data).hexdigest() != value.sha256 or len(data) != value.size:
             return "damaged", "the value in the catalog is not what was written"
         return None
-    digest = blobs.digest(value.blob_id, chunk_sizes(value.size, value.chunk_size))
+    try:
+        sizes = chunk_sizes(value.size, value.chunk_size)
+    except IntegrityError as error:
+        return "damaged", str(error)
+    digest = blobs.digest(value.blob_id, sizes)
     if digest is None:
         return "missing", "a file of the value is missing or cut short"
     if digest[0] != value.sha256:

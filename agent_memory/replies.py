@@ -21,7 +21,7 @@ from .messages import (
     Search,
     SegmentPage,
 )
-from .storage.blobs import BlobStore, blob_of
+from .storage.blobs import BlobStore, blob_of, chunk_sizes
 from .storage.catalog import GARBAGE, BlobRow, Catalog, LoadBlob, Row
 
 _PUTS_AT_ONCE: Final = 16
@@ -136,7 +136,7 @@ class Replies:
 
 
 def _chunks(row: Row) -> int:
-    return 1 if row.chunk_size is None else -(-row.entry.size // row.chunk_size)
+    return len(chunk_sizes(row.entry.size, row.chunk_size))
 
 
 def segment_page(names: list[str], limit: int) -> SegmentPage:

@@ -7,7 +7,7 @@ from typing import Final
 from .errors import ConflictError, InvalidRequestError, LimitExceededError
 from .ids import made_us, uuid7
 from .messages import Blob, CommitWrite, PrepareWrite
-from .storage.blobs import BlobStore, blob_of, chunk_sizes
+from .storage.blobs import MAX_CHUNKS, BlobStore, blob_of, chunk_sizes
 from .storage.catalog import STAGED, BlobRow, Catalog
 from .storage.rules import blob_gone, condition_failed, conditions_hold
 
@@ -15,7 +15,6 @@ MAX_VALUE_BYTES: Final = 5 * 1024**3
 """The largest object that one PUT can make in S3."""
 
 MIN_CHUNK_BYTES: Final = 64 * 1024
-MAX_CHUNKS: Final = 10_000
 
 _LONGEST_UPLOAD_US: Final = 86_400_000_000
 

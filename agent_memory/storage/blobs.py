@@ -31,10 +31,15 @@ GRACE_SECONDS: Final = 2 * URL_SECONDS + 300
 """How long a blob outlives its last use: nobody holds a working URL to it then."""
 
 
+MAX_CHUNKS: Final = 10_000
+
+
 def chunk_sizes(size: int, chunk_size: int | None) -> list[int]:
     """Return the sizes of a value's chunks: all but the last are ``chunk_size``; without one there is one chunk."""
     if chunk_size is None or size <= chunk_size:
         return [size]
+    if size > chunk_size * MAX_CHUNKS:
+        raise IntegrityError("the sizes that the catalog has of a value's chunks are damaged")
     whole, rest = divmod(size, chunk_size)
     return [chunk_size] * whole + ([rest] if rest else [])
 

@@ -265,6 +265,10 @@ class Catalog(Protocol):
         """Return a random secret of 32 bytes that all processes on this catalog share; the first call makes it."""
         ...
 
+    def is_sound(self) -> bool:
+        """Say whether the database finds its own structure whole; in one that is not, keys may seem absent."""
+        ...
+
     def ping(self) -> None:
         """Raise an AgentMemoryError if the catalog cannot serve, writes included. Changes nothing, and soon answers."""
         ...

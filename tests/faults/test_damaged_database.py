@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -78,6 +79,51 @@ def test_damage_that_appears_while_the_store_is_open_is_an_integrity_error(datab
 
         with pytest.raises(IntegrityError):
             read_all()
+
+
+def test_a_check_finds_that_keys_may_hide_and_calls_no_files_unused(database: Path) -> None:
+    with AgentMemory(database, application="faults") as memory:
+        memory.app_state.set("large", b"x" * 200_000)
+    with closing(apsw.Connection(str(database))) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    data, place = database.read_bytes(), b"default/faultslarge"
+    hidden = 0
+    # The place stands in the rows of the tables and in the index that a key is looked up in.
+    for found in re.finditer(place, data):
+        database.write_bytes(data[: found.end() - 1] + b"d" + data[found.end() :])
+        with AgentMemory(database, application="faults") as memory:
+            if memory.app_state.get("large") is None:
+                report = memory.check(fix=True)
+                hidden += 1
+                assert ("the database", False) in [(problem.place, problem.fixed) for problem in report.problems]
+                assert not any(problem.fixed for problem in report.problems)
+    assert hidden
+
+
+@pytest.mark.parametrize("text", [b"reason", b"because"], ids=["provenance", "unicode"])
+def test_damaged_text_in_the_database_is_an_integrity_error(database: Path, text: bytes) -> None:
+    with AgentMemory(database, application="faults") as memory:
+        memory.app_state.set("k", 1, reason="because")
+    with closing(apsw.Connection(str(database))) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    data = database.read_bytes()
+    place = data.index(text)
+    harm = b'"' if text == b"reason" else b"\xff"
+    database.write_bytes(data[:place] + harm + data[place + 1 :])
+    with AgentMemory(database, application="faults") as memory, pytest.raises(IntegrityError):
+        memory.app_state.get("k")
+
+
+def test_damaged_sizes_of_a_value_are_named_by_a_check(database: Path) -> None:
+    with AgentMemory(database, application="faults") as memory:
+        memory.app_state.set("large", b"x" * 200_000)
+        with closing(apsw.Connection(str(database))) as connection:
+            connection.execute("UPDATE entry SET chunk_size = 0")
+        assert [(problem.kind, problem.place) for problem in memory.check().problems] == [
+            ("damaged", "default/faults large")
+        ]
+        with pytest.raises(IntegrityError):
+            memory.app_state.get("large")
 
 
 def test_a_folder_in_the_place_of_the_database_is_an_unavailable_error(database: Path) -> None:

@@ -146,6 +146,10 @@ class PostgresCatalog:
             yield from (BlobRow(*row) for row in rows)
             place["id"] = rows[-1][0]
 
+    def is_sound(self) -> bool:
+        # PostgreSQL looks after its own structure: see its checksums of pages, and amcheck.
+        return True
+
     def ping(self) -> None:
         # Where PostgreSQL would not write rows, on a standby or without the right to, it locks none, not even no rows.
         self._rows("SELECT 1 FROM agent_memory.entry WHERE false FOR UPDATE")

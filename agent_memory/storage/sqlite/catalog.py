@@ -127,6 +127,10 @@ class SqliteCatalog:
             yield from (BlobRow(*row) for row in rows)
             place = str(rows[-1][0])
 
+    def is_sound(self) -> bool:
+        with self._reading() as connection:
+            return all_rows(connection, "PRAGMA integrity_check(1)") == [("ok",)]
+
     def ping(self) -> None:
         with self._reading() as connection:
             all_rows(connection, "SELECT 1 FROM entry LIMIT 1")

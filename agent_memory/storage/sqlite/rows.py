@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 
 import apsw
 
-from ...errors import TimedOutError
+from ...errors import IntegrityError, TimedOutError
 from ...keys import successor
 from ...messages import Entry, Scope
 from ..catalog import COLUMNS, Row
@@ -31,8 +31,12 @@ SELECT_ROW: Final = f"SELECT {COLUMNS} FROM entry WHERE scope = ? AND key = ?"
 
 def all_rows(connection: apsw.Connection, statement: str, bindings: Sequence[Any] = ()) -> list[Any]:
     """Run a statement to its end and return its rows."""
-    # apsw types a row as a union of everything that SQLite can hold.
-    return connection.execute(statement, bindings).fetchall()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    try:
+        # apsw types a row as a union of everything that SQLite can hold.
+        return connection.execute(statement, bindings).fetchall()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    except UnicodeDecodeError:
+        # Only Unicode was written: the file is damaged where SQLite itself does not see it.
+        raise apsw.CorruptError from None
 
 
 class TimeLimit:
@@ -70,7 +74,10 @@ def to_row(row: Any) -> Row:
     """Return what a row of COLUMNS says."""
     provenance = row[12]
     if provenance is not None:
-        provenance = json.loads(provenance)
+        try:
+            provenance = json.loads(provenance)
+        except ValueError:
+            raise IntegrityError("the entry of this key is damaged in the database file") from None
     entry = _new(Entry, (*row[:12], provenance, False))
     return _new(Row, (entry, row[16], row[14], row[15]))
 
