@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"agent-memory: {error}", file=sys.stderr)
         return 2
     except AgentMemoryError as error:
-        print(f"agent-memory: {error}", file=sys.stderr)
+        print(f"agent-memory: {commands.shown(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -13,11 +13,11 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing, contextmanager
 from importlib.util import find_spec
-from os.path import isfile, samefile
+from os.path import getsize, isfile, samefile
 from pathlib import Path
 
 from . import copying
-from .errors import AgentMemoryError, InvalidRequestError, UnavailableError
+from .errors import AgentMemoryError, InvalidRequestError
 from .keys import check_scope_name
 from .maintenance import lie_here, remove_database
 from .memory import AgentMemory
@@ -26,6 +26,13 @@ from .opening import HTTP_SCHEMES, POSTGRES_SCHEMES, not_here, open_service, sch
 from .service import StateService
 
 _NEEDS_SERVER = "the server needs packages that are not installed: pip install 'agent-memory[server]'"
+_LEAST_BYTES = 512
+"""The smallest page of SQLite: it takes an empty file for an empty database."""
+
+
+def shown(text: str) -> str:
+    """Return a text in one line and without what moves a terminal's cursor: keys may hold any character."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def serve(options: argparse.Namespace) -> int:
@@ -80,7 +87,7 @@ def check(options: argparse.Namespace) -> int:
         report = service.check(Check(options.fix))
         lost = not lie_here(service.catalog, service.blobs)
     for problem in report.problems:
-        print(f"{problem.kind}: {problem.place}: {problem.detail}{' (fixed)' if problem.fixed else ''}")
+        print(f"{problem.kind}: {shown(problem.place)}: {problem.detail}{' (fixed)' if problem.fixed else ''}")
     print(f"{report.values} values, {report.objects} files, {len(report.problems)} problems")
     if lost:
         print(f"agent-memory: {not_here(_store(options), options.blobs)}", file=sys.stderr)
@@ -122,20 +129,28 @@ def index_vectors(options: argparse.Namespace) -> int:
 
 def copy(options: argparse.Namespace) -> int:
     _refuse_missing(options.source)
+    for address, blobs, option in (
+        (options.source, options.source_blobs, "--source-blobs"),
+        (options.target, options.target_blobs, "--target-blobs"),
+    ):
+        if scheme_of(address) in POSTGRES_SCHEMES and blobs is None:
+            raise InvalidRequestError(f"say with {option} where large values lie: a folder, or s3://bucket/prefix")
     with ExitStack() as stack:
         source = open_service(options.source, options.source_blobs)
         stack.callback(source.close)
+        if not lie_here(source.catalog, source.blobs):
+            raise InvalidRequestError(not_here(options.source, options.source_blobs, "--source-blobs"))
         target = _open_target(options)
         stack.callback(target.close)
         try:
             with progress_bar("keys") as progress:
                 report = copying.copy(source, target, progress=progress)
-        except UnavailableError:
+        except (AgentMemoryError, KeyboardInterrupt):
             print("agent-memory: the target is no whole copy; the next one goes on where this stopped", file=sys.stderr)
             raise
     print(f"{report.keys} keys, {report.copied} of them copied now, {report.bytes} bytes; {report.verified} compared")
     for place in report.strays:
-        print(f"only in the target: {place}", file=sys.stderr)
+        print(f"only in the target: {shown(place)}", file=sys.stderr)
     if report.strays:
         print(
             "agent-memory: the source may have deleted these, and others like them, since an earlier copy; delete them "
@@ -184,7 +199,7 @@ def import_langgraph(options: argparse.Namespace) -> int:
             options.source, memory, overwrite=options.overwrite, progress=lambda now: progress(now.seen, None)
         )
     for problem in report.problems:
-        print(f"refused: {problem}", file=sys.stderr)
+        print(f"refused: {shown(str(problem))}", file=sys.stderr)
     counts = ("copied", "unchanged", "kept", "expired", "refused")
     print(", ".join(f"{name}: {getattr(report, name)}" for name in counts))
     if report.copied and not report.times_kept:
@@ -205,6 +220,8 @@ def _refuse_missing(address: str) -> None:
     if "://" not in address and not isfile(address):
         # Opening would make a new, empty store, and all would seem well.
         raise AgentMemoryError(f"there is no database {address!r}")
+    if "://" not in address and getsize(address) < _LEAST_BYTES:
+        raise AgentMemoryError(f"the file {address!r} is empty or cut off: restore the database from a backup")
 
 
 def _open(options: argparse.Namespace) -> StateService:

@@ -207,20 +207,28 @@ def _copy_bytes(source: StateService, target: StateService, stored: StoredRow, b
     key, size, chunk_size = stored.row.entry.key, stored.row.entry.size, stored.row.chunk_size
     target.catalog.mend_blob(BlobRow(blob_id, stored.scope, key, size, chunk_size, STAGED, target.catalog.clock()))
     for chunk in blob_of(blob_id, size, chunk_size).chunks:
-        _copy_chunk(source, target, chunk)
+        try:
+            _copy_chunk(source, target, chunk)
+        except IntegrityError:
+            raise _damaged(stored) from None
         if not target.catalog.renew(blob_id):
             raise UnavailableError(f"{stored.scope} {key} was swept in the target while it was copied; copy again")
 
 
 def _bring_again(source: StateService, target: StateService, stored: StoredRow) -> None:
     row = stored.row
-    # The source may be the damaged one: nothing of the target is replaced by that.
-    if row.blob_id is not None and _is_whole(source, stored):
-        for chunk in blob_of(row.blob_id, row.entry.size, row.chunk_size).chunks:
-            _copy_chunk(source, target, chunk)
-        if _is_whole(target, stored):
-            return
-    raise IntegrityError(f"{stored.scope} {row.entry.key} arrived with other bytes than it left with")
+    # What is damaged in the source takes the place of nothing in the target. A small value is the same in both.
+    if row.blob_id is None or not _is_whole(source, stored):
+        raise _damaged(stored)
+    for chunk in blob_of(row.blob_id, row.entry.size, row.chunk_size).chunks:
+        _copy_chunk(source, target, chunk)
+    if not _is_whole(target, stored):
+        raise IntegrityError(f"{stored.scope} {row.entry.key} arrived with other bytes than it left with")
+
+
+def _damaged(stored: StoredRow) -> IntegrityError:
+    place = f"{stored.scope} {stored.row.entry.key}"
+    return IntegrityError(f"{place} is damaged or missing in the source: write or delete it there, then copy again")
 
 
 def _copy_chunk(source: StateService, target: StateService, chunk: Chunk) -> None:

@@ -105,10 +105,10 @@ def _open_catalog(address: str, path: Path | None, durable: bool, timeout: float
     )
 
 
-def not_here(store: str, blobs: str | None) -> str:
+def not_here(store: str, blobs: str | None, option: str = "--blobs") -> str:
     """Return what is said where none of a store's large values lies in the place that was opened for them."""
     place = blobs or str(blob_folder(Path(store)))
-    return f"none of the store's large values lies in {place!r}: say with --blobs where they lie"
+    return f"none of the store's large values lies in {place!r}: say with {option} where they lie"
 
 
 def _open_blobs(path: Path | None, blobs: str | None, durable: bool, timeout: float) -> BlobStore:

@@ -579,9 +579,45 @@ def test_what_was_damaged_in_the_source_takes_the_place_of_nothing_in_the_target
         harm(theirs[0], "other bytes")
         harm(ours[1], "other bytes")
         kept = ours[0].read_bytes()
-        with pytest.raises(IntegrityError, match="default/app large arrived with other bytes"):
+        with pytest.raises(IntegrityError, match="default/app large is damaged or missing in the source"):
             copy(source, target)
         assert ours[0].read_bytes() == kept
+
+
+def test_what_is_missing_in_the_source_is_named_and_the_target_is_called_no_whole_copy(tmp_path: Path) -> None:
+    filled(tmp_path / "source.db")
+    chunk_files(tmp_path / "source.db.blobs")[1].unlink()
+    done = run("copy", str(tmp_path / "source.db"), str(tmp_path / "target.db"))
+    assert done.returncode == 2
+    assert "no whole copy" in done.stderr
+    assert "default/app large is damaged or missing in the source" in done.stderr
+
+
+def test_a_small_value_that_was_damaged_in_the_source_is_named_as_that(tmp_path: Path) -> None:
+    filled(tmp_path / "source.db")
+    with closing(sqlite3.connect(tmp_path / "source.db")) as connection, connection:
+        connection.execute("UPDATE entry SET value = x'00' WHERE key = 'soon'")
+    with (
+        ends(tmp_path) as (source, target),
+        pytest.raises(IntegrityError, match="soon is damaged or missing in the source"),
+    ):
+        copy(source, target)
+
+
+def test_a_copy_from_where_the_large_values_do_not_lie_asks_for_their_place(tmp_path: Path) -> None:
+    filled(tmp_path / "source.db")
+    source, target = str(tmp_path / "source.db"), str(tmp_path / "target.db")
+    done = run("copy", source, target, "--source-blobs", str(tmp_path / "nowhere"))
+    assert (done.returncode, "--source-blobs" in done.stderr) == (2, True)
+    assert not (tmp_path / "target.db").exists()
+
+
+@pytest.mark.parametrize("end", ["source", "target"])
+def test_a_copy_that_lacks_a_place_for_large_values_names_the_option_of_that_end(tmp_path: Path, end: str) -> None:
+    filled(tmp_path / "store.db")
+    addresses = [str(tmp_path / "store.db"), "postgresql://127.0.0.1:1/none"]
+    done = run("copy", *(addresses if end == "target" else addresses[::-1]))
+    assert (done.returncode, f"--{end}-blobs" in done.stderr) == (2, True)
 
 
 def chunk_files(folder: Path) -> list[Path]:

@@ -332,3 +332,31 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path: Path, command: str) -> 
     for name in ("absent.db", "a" * 300):
         assert main([command, "--data", str(tmp_path / name)]) == 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["sweep", "check"])
+def test_a_file_that_was_emptied_is_no_sound_store(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = store(tmp_path)
+    path.write_bytes(b"")
+
+    assert main([command, "--data", str(path)]) == 2
+    assert "memory.db' is empty or cut off" in capsys.readouterr().err
+    assert path.stat().st_size == 0
+
+
+def test_a_key_cannot_write_lines_of_its_own_or_move_the_cursor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "memory.db"
+    with AgentMemory(str(path), application="shop") as memory:
+        memory.app_state.set("a\n\x1b[2Jb", 1)
+    with closing(apsw.Connection(str(path))) as connection:
+        connection.execute("UPDATE entry SET value = x'00'")
+
+    assert main(["check", "--data", str(path)]) == 1
+    assert main(["copy", str(path), str(tmp_path / "copy.db")]) == 2
+    printed = capsys.readouterr()
+    for line in (printed.out.splitlines()[0], printed.err.splitlines()[-1]):
+        assert r"default/shop a\n\x1b[2Jb" in line
