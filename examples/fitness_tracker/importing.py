@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from math import isfinite
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -235,13 +236,15 @@ class _Row:
         text = self._text(name, occurrence)
         if not text:
             return None
+        plain = text
         if self._header.positions(name)[occurrence] in self._decimal_commas:
             if _DECIMAL_COMMA.fullmatch(text) or _GROUPED_BY_DOTS.fullmatch(text):
-                return float(text.replace(".", "").replace(",", "."))
+                plain = text.replace(".", "").replace(",", ".")
         elif _GROUPED_BY_COMMAS.fullmatch(text):
-            return float(text.replace(",", ""))
-        if _PLAIN.fullmatch(text):
-            return float(text)
+            plain = text.replace(",", "")
+        # So many digits that they make an infinity are none of a workout.
+        if _PLAIN.fullmatch(plain) and isfinite(float(plain)):
+            return float(plain)
         raise _BadValueError(f"{name} {_quoted(text)} is not a number")
 
 

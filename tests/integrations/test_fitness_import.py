@@ -129,6 +129,7 @@ def test_a_column_that_is_named_and_not_there_is_an_error(tmp_path: Path) -> Non
         (RUN.replace("5020.1", "far"), "Distance 'far' is not a number"),
         (RUN.replace("5020.1", "-3"), "Distance '-3' is not a number"),
         (RUN.replace("5020.1", "NaN"), "Distance 'NaN' is not a number"),
+        (RUN.replace("5020.1", "9" * 400), f"Distance '{'9' * 39}…' is not a number"),
         (RUN.replace(",Run,", ",,"), "it has no activity type"),
         (RUN + ",one too many", "it has 14 cells where the header has 13"),
         ("101,short", "it has 2 cells where the header has 13"),
