@@ -143,7 +143,7 @@ def copy(options: argparse.Namespace) -> int:
         target = _open_target(options)
         stack.callback(target.close)
         try:
-            with progress_bar("keys") as progress:
+            with progress_bar("keys", "keys compared") as progress:
                 report = copying.copy(source, target, progress=progress)
         except (AgentMemoryError, KeyboardInterrupt):
             print("agent-memory: the target is no whole copy; the next one goes on where this stopped", file=sys.stderr)
@@ -236,8 +236,11 @@ def _refuse_other_blobs(service: StateService, options: argparse.Namespace) -> N
 
 
 @contextmanager
-def progress_bar(unit: str) -> Generator[Callable[[int, int | None], object]]:
-    """Give a function that shows how many are done, and of how many; on a terminal, if tqdm is installed."""
+def progress_bar(unit: str, again: str = "") -> Generator[Callable[[int, int | None], object]]:
+    """Give a function that shows how many are done, and of how many; on a terminal, if tqdm is installed.
+
+    Where fewer are done than before, they are gone over once more, and counted as ``again``.
+    """
     try:
         from tqdm import tqdm
     except ImportError:
@@ -247,6 +250,9 @@ def progress_bar(unit: str) -> Generator[Callable[[int, int | None], object]]:
     with tqdm(unit=f" {unit}", disable=None) as bar:
 
         def show(done: int, total: int | None) -> None:
+            if again and done <= bar.n:
+                bar.reset()
+                bar.unit = f" {again}"
             bar.total = total
             bar.update(done - bar.n)
 

@@ -38,16 +38,20 @@ class CopyReport(NamedTuple):
     strays: tuple[str, ...]
 
 
+def _tell_nobody(_done: int, _all: int | None) -> None:
+    pass
+
+
 def copy(
     source: StateService,
     target: StateService,
     *,
-    progress: Callable[[int, int | None], object] = lambda _done, _all: None,
+    progress: Callable[[int, int | None], object] = _tell_nobody,
 ) -> CopyReport:
     """Copy everything from one store to another, then compare all of it.
 
     Nobody may write to the source meanwhile. ``progress`` is told how many keys are done, and of how many, if
-    that can be counted in time.
+    that can be counted in time; it begins again when these are compared.
 
     Raises:
         ConflictError: the target has a later version of a key, or deleted it; the copy stops there.
@@ -76,10 +80,15 @@ def copy(
     for scopes in _scopes(source.catalog):
         target.catalog.take_scopes(scopes)
     strays = tuple(islice(_strays(source.catalog, target.catalog), _STRAYS))
-    return CopyReport(done, copied, size, verify(source, target), strays)
+    return CopyReport(done, copied, size, verify(source, target, total, progress), strays)
 
 
-def verify(source: StateService, target: StateService) -> int:
+def verify(
+    source: StateService,
+    target: StateService,
+    total: int | None = None,
+    progress: Callable[[int, int | None], object] = _tell_nobody,
+) -> int:
     """Compare every key of the source, and its bytes, with the target; return how many there were.
 
     Where large values were damaged in the target, or are gone, the source's bytes take their place.
@@ -92,6 +101,7 @@ def verify(source: StateService, target: StateService) -> int:
             if other is not None and not _is_whole(target, other):
                 _bring_again(source, target, other)
             count += 1
+        progress(count, total)
     return count
 
 
