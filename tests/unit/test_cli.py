@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import subprocess
 import sys
@@ -360,3 +361,15 @@ def test_a_key_cannot_write_lines_of_its_own_or_move_the_cursor(
     printed = capsys.readouterr()
     for line in (printed.out.splitlines()[0], printed.err.splitlines()[-1]):
         assert r"default/shop a\n\x1b[2Jb" in line
+
+
+def test_a_check_whose_output_nobody_reads_on_ends_quietly_and_not_as_one_that_found_problems(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-m", "agent_memory.cli", "check", "--data", str(store(tmp_path))],
+            cwd=ROOT, env=child_environment(), stdout=pipe, stderr=subprocess.PIPE, text=True, timeout=30, check=False,
+        )  # fmt: skip
+
+    assert (done.returncode, done.stderr) == (2, "")
