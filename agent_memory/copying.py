@@ -97,7 +97,10 @@ def verify(
     for page in _pages(source.catalog):
         for row, other, same in _compared(source.catalog, target.catalog, page):
             if not same:
-                raise IntegrityError(f"{row.scope} {row.row.entry.key} is not in the copy as it is in the source")
+                raise IntegrityError(
+                    f"{row.scope} {row.row.entry.key} is not in the copy as it is in the source: "
+                    "copy again while nobody writes to either"
+                )
             if other is not None and not _is_whole(target, other):
                 _bring_again(source, target, other)
             count += 1

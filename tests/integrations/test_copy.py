@@ -513,7 +513,9 @@ def test_a_row_that_does_not_arrive_is_found_at_the_end(tmp_path: Path, monkeypa
     with ends(tmp_path) as (source, target):
         take = target.catalog.take
         monkeypatch.setattr(target.catalog, "take", lambda rows: take(rows[1:]))
-        with pytest.raises(IntegrityError, match="default/app empty is not in the copy as it is in the source"):
+        with pytest.raises(
+            IntegrityError, match="default/app empty is not in the copy as it is in the source: copy again"
+        ):
             copy(source, target)
 
 
