@@ -84,6 +84,7 @@ class SchemaError(DeserializationError):
 class ConflictError(AgentMemoryError):
     """A condition failed: the key is not at the version that the writer expected.
 
+    ``key`` is the key that the condition was for, None where the conflict is another one.
     ``current`` is the snapshot that stands there now, None when there is none. Reading it raises ``SchemaError`` or
     ``DeserializationError`` if what stands there is not the type that the writer works with, and ``AgentMemoryError``
     where the error came from another process.
@@ -91,8 +92,9 @@ class ConflictError(AgentMemoryError):
 
     code = "condition_failed"
 
-    def __init__(self, message: str, *, code: str | None = None, found: Any = None) -> None:
+    def __init__(self, message: str, *, code: str | None = None, key: str | None = None, found: Any = None) -> None:
         super().__init__(message, code=code)
+        self.key = key
         self.found = found
         self._load: Callable[[], Any] | None = None
 
@@ -107,12 +109,12 @@ class ConflictError(AgentMemoryError):
         return None if self._load is None else self._load()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The loader is bound to an open store; what reaches another process is the message and the code.
-        return (_conflict, (str(self), self.code))
+        # The loader is bound to an open store; what reaches another process is the message, the code and the key.
+        return (_conflict, (str(self), self.code, self.key))
 
 
-def _conflict(message: str, code: str) -> ConflictError:
-    return ConflictError(message, code=code).with_loader(_left_behind)
+def _conflict(message: str, code: str, key: str | None) -> ConflictError:
+    return ConflictError(message, code=code, key=key).with_loader(_left_behind)
 
 
 def _left_behind() -> Any:

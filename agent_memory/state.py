@@ -15,7 +15,7 @@ from .errors import ConflictError, DeserializationError, InvalidRequestError
 from .filters import parse
 from .flows import alone, arrived, batch, call, delete_all, fetch
 from .keys import check_key, check_prefix
-from .messages import INLINE_LIMIT, PAGE_LIMIT, Entry, Found, List, Page, PrepareRead, Scope
+from .messages import INLINE_LIMIT, PAGE_LIMIT, Entry, List, Page, PrepareRead, Scope
 from .operations import Delete, Get, Hit, Parents, Pattern, Search, Set
 from .untyped import decode_untyped
 from .values import MISSING, Missing, Snapshot, TypeForm, Untyped, Values
@@ -128,8 +128,8 @@ class _StateFlows:
         return self._values(entry.key, value_type).decode(data, entry)
 
     def _explained(self, error: ConflictError) -> Flow[ConflictError]:
-        if isinstance(error.found, Found):
-            return (yield from self._values(error.found.entry.key, None).explained(error))
+        if error.key is not None:
+            return (yield from self._values(error.key, None).explained(error))
         return error.with_loader(lambda: None)
 
     def _search(self, operation: Search) -> Flow[list[Hit[Any]]]:

@@ -103,8 +103,8 @@ def conditions_hold(write: Write | PrepareWrite, etag: str | None) -> bool:
 def condition_failed(write: Write | PrepareWrite, found: Row | None) -> ConflictError:
     """Return the error of a write whose condition does not hold; ``found`` is the live value that stands there."""
     if not isinstance(write, Delete) and write.if_none_match:
-        return ConflictError("there is a value already", found=found)
-    return ConflictError("the key is not at the version that was expected", found=found)
+        return ConflictError("there is a value already", key=write.key, found=found)
+    return ConflictError("the key is not at the version that was expected", key=write.key, found=found)
 
 
 def blob_gone() -> ConflictError:

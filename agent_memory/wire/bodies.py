@@ -294,12 +294,13 @@ class BatchReply(TypedDict):
 
 @with_config(_LENIENT)
 class Problem(TypedDict):
-    """What every refusal is answered with (RFC 9457); a failed condition adds what stands there now."""
+    """What every refusal is answered with (RFC 9457); a failed condition adds its key and what stands there now."""
 
     status: int
     code: str
     title: NotRequired[str]
     detail: NotRequired[str]
+    key: NotRequired[str | None]
     entry: NotRequired[EntryReply | None]
     blob: NotRequired[BlobReply | None]
 

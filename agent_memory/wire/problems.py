@@ -128,7 +128,7 @@ def encode_error(error: AgentMemoryError, status: int | None = None) -> tuple[in
         "detail": str(error),
     }
     if isinstance(error, ConflictError) and code == "condition_failed":
-        body |= found_body(error.found, as_is)
+        body |= {"key": error.key, **found_body(error.found, as_is)}
     return status, to_json(body)
 
 
@@ -162,7 +162,7 @@ def decode_error(
         return _unavailable(text, code, retry_after)
     if kind.error is ConflictError:
         found = found_of(problem) if code == "condition_failed" else None
-        return ConflictError(text, code=code, found=found)
+        return ConflictError(text, code=code, key=problem.get("key"), found=found)
     error = kind.error(text)
     error.code = code
     return error

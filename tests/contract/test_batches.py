@@ -58,6 +58,18 @@ def test_a_failed_condition_undoes_them_all(memory: Any, position: int) -> None:
     assert memory.app_state.set("new", 1).version == 1
 
 
+@pytest.mark.parametrize(
+    "failing", [Set("gone", 1, expected="1-aa"), Delete("gone", expected="1-aa"), Set("there", 1, expected=None)]
+)
+def test_a_failed_condition_tells_its_key(memory: Any, failing: Any) -> None:
+    memory.app_state.set("there", "old")
+    with pytest.raises(ConflictError) as caught:
+        memory.app_state.batch([Set("new", 1, expected=None), failing])
+
+    assert caught.value.key == failing.key
+    assert str(caught.value).startswith(f"{failing.key!r}: ")
+
+
 def test_conditions_see_what_came_before_in_the_batch(memory: Any) -> None:
     old = memory.app_state.set("key", "old")
     memory.app_state.batch([Set("key", "new", expected=old)])
