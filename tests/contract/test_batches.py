@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from agent_memory import ConflictError, InvalidKeyError, InvalidRequestError, LimitExceededError, SerializationError
+from agent_memory import (
+    ConflictError,
+    InvalidKeyError,
+    InvalidRequestError,
+    LimitExceededError,
+    SerializationError,
+    messages,
+)
 from agent_memory.ids import uuid7
 from agent_memory.messages import Batch, CommitWrite, PrepareRead, Scope
 from agent_memory.operations import Delete, Get, Parents, Pattern, Search, Set
@@ -240,6 +247,14 @@ def test_json_that_does_not_begin_as_an_object_is_found_by_no_search(memory: Any
     assert memory.app_state.search("", offset=1) == []
     assert [hit.entry.key for hit in memory.app_state.search("")] == ["plain"]
     assert [hit.entry.key for hit in memory.app_state.search("", filter={"n": 1})] == ["plain"]
+
+
+def test_json_with_nan_is_found_whatever_stands_beside_it(memory: Any, store: Any) -> None:
+    scope = Scope("default", store.application)
+    for key, data in (("nan", b'{"n": 1, "x": NaN}'), ("broken", b'{"n": 1')):
+        store.send(memory, CommitWrite(scope, key, uuid7(), data, None, "application/json"))
+
+        assert [hit.found.entry.key for hit in store.send(memory, messages.Search(scope, "", {"n": 1}))] == ["nan"]
 
 
 def test_a_read_of_a_version_does_not_go_with_a_write(memory: Any) -> None:

@@ -28,7 +28,8 @@ _NEWEST_FIRST: Final = "ORDER BY updated_us DESC, key"
 _VALUE: Final = "CAST(value AS TEXT)"
 """As text, because bytes may happen to look like SQLite's binary JSON."""
 
-_VALID_VALUE: Final = f"CASE WHEN json_valid({_VALUE}) THEN {_VALUE} END"
+_VALID_VALUE: Final = f"CASE WHEN json_valid({_VALUE}, 2) THEN {_VALUE} END"
+"""With 2 also NaN is valid, which other clients may write and ``finding.holds`` reads."""
 
 
 def search(connection: apsw.Connection, request: Search, now: int, load: LoadBlob, limit: TimeLimit) -> list[ScoredRow]:
