@@ -109,7 +109,9 @@ def condition_failed(write: Write | PrepareWrite, found: Row | None) -> Conflict
 
 def blob_gone() -> ConflictError:
     """Return the error of a write whose blob is no longer staged for its key."""
-    return ConflictError("the prepared write has expired; prepare it again", code="blob_gone")
+    return ConflictError(
+        "no write of this id, key and size is prepared, or not any more; prepare it again", code="blob_gone"
+    )
 
 
 def next_entry(write: Write, mark: bytes, current: Current | None, floor: int, now_us: int) -> tuple[Entry, int | None]:

@@ -47,7 +47,7 @@ def parse(raw: bytes) -> Any:
         raise
     except (ValueError, RecursionError):
         pass
-    raise malformed("the body is not JSON in UTF-8, or it is nested too deeply")
+    raise malformed("the body is not JSON in UTF-8, has half a surrogate pair, or is nested too deeply")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -436,6 +436,19 @@ def test_a_body_of_too_many_parts_is_refused_before_it_is_parsed(api: Api, parts
     assert problem(api.send("search", body)) == (413, "limit_exceeded")
 
 
+def test_half_a_surrogate_pair_is_named_as_the_reason(api: Api) -> None:
+    """As JavaScript makes one where it cuts a text in the middle of an emoji."""
+    assert "half a surrogate pair" in api.send("prepare_read", b'{"state_key": "\\ud83d"}').json()["detail"]
+
+
+def test_a_blob_that_was_prepared_for_another_key_is_not_called_expired(api: Api) -> None:
+    blob = api.post("prepare_write", {"state_key": "one", "size": 1}).json()["blob"]
+    refused = api.post("commit_write", {"state_key": "another", "blob": blob})
+
+    assert problem(refused) == (409, "blob_gone")
+    assert "no write of this id, key and size" in refused.json()["detail"]
+
+
 def test_a_compressed_body_is_refused(api: Api) -> None:
     refused = api.post("list", {"prefix": ""}, **{"Content-Encoding": "gzip"})
 
