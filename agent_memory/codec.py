@@ -17,7 +17,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
 
 from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 
-from .differences import cut_model, difference, is_equal
+from .differences import cut_model, difference, doubled, is_equal
 from .errors import DeserializationError, SchemaError, SerializationError
 from .messages import BYTES, JSON, PICKLE
 from .storable import check_storable, mismatch, type_name, with_article
@@ -88,7 +88,7 @@ class TypedCodec(Generic[T]):
         if problem is not None:
             # Outside the handler: Pydantic's text may repeat a value that was given in place of a type.
             raise SerializationError(f"{self._name} is not a type that Pydantic can store: {problem}")
-        self._nests_models = check_storable(value_type)
+        self._nests_models, self._doubles = check_storable(value_type)
         self._type = value_type
         self.schema_name = schema_name(value_type) if _has_own_name(value_type) else None
         self._raw = value_type is bytes
@@ -100,6 +100,9 @@ class TypedCodec(Generic[T]):
                 raise SerializationError(f"expected bytes, not {type(value).__name__}")
             return Encoded(value, BYTES), value
         data = self._dump(value)
+        for model, name, key in doubled(value) if self._doubles else ():
+            place = f"{type(model).__name__}.{name}"
+            raise SerializationError(f"{place} is written as {key!r}, and the value has an unknown field of that name")
         _refuse_lost_numbers(value, data, self._adapter)
         decoded = _validated(self._validate_json, data)
         if isinstance(decoded, _Invalid):
@@ -126,7 +129,7 @@ class TypedCodec(Generic[T]):
         else:
             raise DeserializationError(f"the value is {_short(content_type)}, not JSON; raw() reads it")
         if not isinstance(decoded, _Invalid):
-            return decoded
+            return self._cleared(decoded)
         if any(kind == "json_invalid" for _, kind in decoded.problems):
             raise DeserializationError("the stored bytes are not JSON; raw() reads them")
         raise SchemaError(
@@ -136,7 +139,7 @@ class TypedCodec(Generic[T]):
 
     def is_same(self, data: bytes, other: bytes) -> bool:
         """Say whether JSON is read as one value: a set has no order, and older models wrote fewer or more fields."""
-        values = [_validated(self._validate_json, one) for one in (data, other)]
+        values = [self._cleared(_validated(self._validate_json, one)) for one in (data, other)]
         if self._raw or any(isinstance(value, _Invalid) for value in values):
             return False
         with suppress(Exception):
@@ -148,6 +151,13 @@ class TypedCodec(Generic[T]):
             plain, there = (self._adapter.dump_python(cast(T, value), round_trip=True) for value in values)
             return _is_alike(plain, there)
         return False
+
+    def _cleared(self, decoded: Any) -> Any:
+        """Drop what was stored under the key of a field that was read from another one: it would be written over it."""
+        for model, _, key in list(doubled(decoded)) if self._doubles else ():
+            del (model.__pydantic_extra__ or {})[key]
+            model.__pydantic_fields_set__.discard(key)
+        return decoded
 
     def _change(self, value: T, decoded: T) -> str | None:
         """Say what JSON would change; what the type's own validators make of a value is no change, if it stays so."""

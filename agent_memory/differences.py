@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from datetime import datetime, timedelta
 from typing import Any, Final, cast
 
 from pydantic import BaseModel
 
-from .storable import with_article
+from .storable import with_article, written_key
 
 _ORDERED: Final = (list, tuple, deque)
 _PLAIN: Final = frozenset({str, int, float, bool, bytes, type(None)})
@@ -42,6 +42,28 @@ def difference(value: Any, decoded: Any, place: str) -> str | None:
     """
     found = _difference(value, decoded, kinds_alone=False)
     return found and f"{place}{found}"
+
+
+def doubled(value: Any) -> Iterator[tuple[BaseModel, str, str]]:
+    """Iterate over unknown fields that have the key of a known one: the model, the known field and the key.
+
+    Where what is stored has two keys for one field, Pydantic reads one and takes the other for an unknown field.
+    """
+    if isinstance(value, BaseModel) and value.__pydantic_extra__:
+        for name, field in type(value).__pydantic_fields__.items():
+            key = written_key(name, field)
+            if key in value.__pydantic_extra__:
+                yield value, name, key
+    fields = _fields(value)
+    parts: Iterable[Any] = ()
+    if fields is not None:
+        parts = fields.values()
+    elif isinstance(value, Mapping):
+        parts = cast("Mapping[Any, Any]", value).values()
+    elif isinstance(value, (*_ORDERED, Set)):
+        parts = cast("Iterable[Any]", value)
+    for part in parts:
+        yield from doubled(part)
 
 
 def _difference(value: Any, decoded: Any, *, kinds_alone: bool) -> str | None:

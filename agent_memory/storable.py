@@ -22,21 +22,28 @@ class _Part(NamedTuple):
     kind: type[object]
 
 
-def check_storable(value_type: Any) -> bool:
-    """Refuse what would be lost in silence: secrets, which JSON masks, fields that it leaves out or that are not read.
+class Storable(NamedTuple):
+    """What has to be looked for in the values of a type."""
 
-    Return whether a model can stand somewhere inside the type's values.
-    """
-    models = 0
+    nests_models: bool
+    """A model can stand somewhere inside."""
+    doubles: bool
+    """A model can hold an unknown field with the key of one of its own; JSON has room for one of them."""
+
+
+def check_storable(value_type: Any) -> Storable:
+    """Refuse what would be lost in silence: secrets, which JSON masks, and fields left out or not read."""
+    models, doubles = 0, False
     for place, kind in _parts(value_type, type_name(value_type), set()):
         if issubclass(kind, _SECRETS):
             raise SerializationError(f"{place} is a secret type: its value would be masked; store it elsewhere")
         if issubclass(kind, BaseModel):
             models += 1
+            doubles = doubles or _can_double(kind)
             for name, field in kind.model_fields.items():
                 _check_field(kind, name, field)
     is_model = isinstance(value_type, type) and issubclass(value_type, BaseModel)
-    return models > (1 if is_model else 0)
+    return Storable(models > (1 if is_model else 0), doubles)
 
 
 def _parts(value_type: Any, place: str, seen: set[type]) -> Iterator[_Part]:
@@ -74,7 +81,7 @@ def _check_field(model: type[BaseModel], name: str, field: FieldInfo) -> None:
     if field.exclude or getattr(field, "exclude_if", None):
         raise SerializationError(f"{place} is excluded from the dump: it would be lost; do not exclude it")
     if not _is_read_back(model, name, field):
-        key = field.serialization_alias or name
+        key = written_key(name, field)
         raise SerializationError(
             f"{place} is written as {key!r} and not read from there: it would be lost; add that to its validation_alias"
         )
@@ -89,14 +96,25 @@ def _is_read_back(model: type[BaseModel], name: str, field: FieldInfo) -> bool:
     own = model.__pydantic_decorators__
     # A serializer of the model may write it anywhere, and a validator that runs before read it from there.
     trusted = own.model_serializers or any(one.info.mode != "after" for one in own.model_validators.values())
-    return bool(trusted) or (field.serialization_alias or name) in keys
+    return bool(trusted) or written_key(name, field) in keys
+
+
+def _can_double(model: type[BaseModel]) -> bool:
+    """Say whether a model may keep, as an unknown field, what has the key of one of its own."""
+    fields = model.model_fields.values()
+    return model.model_config.get("extra") == "allow" and any(one.validation_alias is not None for one in fields)
+
+
+def written_key(name: str, field: FieldInfo) -> str:
+    """Return the key that a field has in JSON."""
+    return field.serialization_alias or name
 
 
 def by_stored_keys(model: type[BaseModel], fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return a model's fields by the keys that they have in JSON, by which validators that run before know them."""
     keys: dict[str, str] = {}
     for name, field in model.model_fields.items():
-        key = field.serialization_alias or name
+        key = written_key(name, field)
         keys[name] = key if key in _aliases(field) else name
     if len(set(keys.values())) < len(keys):
         return dict(fields)

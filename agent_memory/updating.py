@@ -177,7 +177,9 @@ def with_fields(key: str, value_type: Any, fields: Mapping[str, Any]) -> Callabl
 
     def change(value: Any) -> Any:
         try:
-            changed: Any = by_stored_keys(model, {**dict(value), **fields})
+            # An unknown field may have the name of a known one, which is stored under another key.
+            known = {name: one for name, one in value.__dict__.items() if name in model.model_fields}
+            changed: Any = {**(value.model_extra or {}), **by_stored_keys(model, {**known, **fields})}
             if model.__pydantic_root_model__:
                 changed = changed["root"]
             return model.model_validate(changed, by_name=True, by_alias=True)

@@ -82,8 +82,9 @@ def write(
         if current is None and item_id is not None:
             raise Refused(f"{tool}: there is no {spec.label} with this item_id. Nothing was changed.")
         remarks.clear()  # of an earlier try
-        data = make(None if current is None else dict(current), remarks)
-        return validated(spec.model, tool, data, sent, absent=current is None)
+        data = make(None if current is None else _known_fields(current), remarks)
+        unknown = None if current is None else current.model_extra
+        return validated(spec.model, tool, data, sent, absent=current is None, unknown=unknown)
 
     def step(entity: Any) -> Any:
         if item_id is None:
@@ -112,11 +113,21 @@ def _shortened(value: Any) -> Any:
     return f"({len(value)} {'characters' if isinstance(value, str) else 'elements'}, not repeated here)"
 
 
-def validated(model: type[BaseModel], tool: str, data: Fields, sent: Mapping[str, Any], *, absent: bool) -> BaseModel:
-    """Return the model with these fields; raise Refused, without any stored value, if they are not valid together."""
+def _known_fields(value: BaseModel) -> Fields:
+    return {name: one for name, one in value.__dict__.items() if name in type(value).model_fields}
+
+
+def validated(
+    model: type[BaseModel], tool: str, data: Fields, sent: Mapping[str, Any], *, absent: bool,
+    unknown: Mapping[str, Any] | None = None,
+) -> BaseModel:  # fmt: skip
+    """Return the model with these fields; raise Refused, without any stored value, if they are not valid together.
+
+    ``unknown`` fields, which newer models wrote, stay; they may have the name of a field that has another key.
+    """
     keys = stored_keys(model)
     try:
-        changed = {keys.get(name, name): value for name, value in data.items()}
+        changed = {**(unknown or {}), **{keys.get(name, name): value for name, value in data.items()}}
         return model.model_validate(changed, by_name=True, by_alias=True)
     except ValidationError as error:
         private = hides_something(model)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, RootModel
 from agent_memory import ConflictError, InvalidRequestError, NotFoundError, SchemaError, SerializationError
 from agent_memory.messages import INLINE_LIMIT
 from agent_memory.operations import Delete
-from tests.support.models import Counter, Measured, Profile, UserProfile, Workout
+from tests.support.models import Between, Camel, Counter, Measured, Profile, UserProfile, Workout
 
 
 @pytest.fixture
@@ -434,3 +434,32 @@ def test_fields_that_an_update_does_not_name_stay_whatever_they_are_called_in_js
 
     assert document.update(note="after lunch").value == Measured(weightKg=70, note="after lunch")
     assert document.update(weight="71").value == Measured(weightKg=71, note="after lunch")
+
+
+def rename(value: Between) -> None:
+    value.full_name = "Ada L."
+
+
+@pytest.mark.parametrize("change", [rename, Between(full_name="Ada L.")])
+def test_a_field_that_is_stored_under_two_keys_can_be_written(memory: Any, change: Any) -> None:
+    memory.app_state.set("user/1/between", {"name": "old", "full_name": "Ada"})  # by releases before and after
+    document = memory.entity("user", "1").document(Between)
+
+    assert document.get() == Between(full_name="Ada")
+    assert document.update(change if callable(change) else lambda _: change).value == Between(full_name="Ada L.")
+    assert document.raw().value == b'{"name":"Ada L.","goals":[]}'
+
+
+def test_updating_by_field_writes_one_that_is_stored_under_two_keys(memory: Any) -> None:
+    memory.app_state.set("user/1/between", {"name": "old", "full_name": "Ada"})
+    document = memory.entity("user", "1").document(Between)
+
+    assert document.update(full_name="Ada L.").value == Between(full_name="Ada L.")
+
+
+def test_updating_by_field_spares_an_unknown_field_with_the_name_of_a_known_one(memory: Any) -> None:
+    memory.app_state.set("user/1/camel", {"fullName": "Ada", "full_name": "other"})
+
+    memory.entity("user", "1").document(Camel).update(goals=["5k"])
+    stored = {"fullName": "Ada", "goals": ["5k"], "full_name": "other"}
+    assert memory.app_state.get("user/1/camel") == stored

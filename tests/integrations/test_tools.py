@@ -39,7 +39,7 @@ from agent_memory import (
 from agent_memory_langchain import Agent, memory_tools, render_memory, searching
 from agent_memory_langchain.reading import safe_fields
 from tests.support.agents import Athlete, Injury, Session
-from tests.support.models import Measured
+from tests.support.models import Between, Camel, Measured
 
 BOB = {"configurable": {"user_id": "bob"}}
 
@@ -510,6 +510,27 @@ def test_an_element_that_says_more_than_its_model_is_another_one(
 ) -> None:
     call(owned["add_to_owner"], {"flats": [{"street": "Main", "floor": 3}]})
     assert memory.app_state.get("user/bob/owner")["flats"][2] == {"street": "Main", "floor": 3}
+
+
+@pytest.mark.parametrize(
+    ("model", "stored"),
+    [
+        (Between, {"name": "old", "full_name": "Ada"}),
+        (Camel, {"fullName": "Ada", "full_name": "other"}),
+    ],
+)
+def test_a_field_is_changed_though_other_releases_wrote_it_under_another_key(
+    memory: AgentMemory, model: type[BaseModel], stored: dict[str, Any]
+) -> None:
+    name = model.__name__.lower()
+    memory.app_state.set(f"user/bob/{name}", stored)
+    tool = named(memory, documents=[model], collections=[])[f"update_{name}"]
+    document = memory.entity("user", "bob").document(model)
+
+    call(tool, {"goals": ["5k"]})
+    assert getattr(document.get(), "__dict__", None) == {"full_name": "Ada", "goals": ["5k"]}
+    call(tool, {"full_name": "Ada L."})
+    assert getattr(document.get(), "__dict__", None) == {"full_name": "Ada L.", "goals": ["5k"]}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 
 class Profile(BaseModel):
@@ -36,6 +36,24 @@ class Aliased(BaseModel):
     model_config = ConfigDict(populate_by_name=True)
 
     heart_rate: int = Field(alias="heartRate")
+
+
+class Between(BaseModel):
+    """In the middle of a renaming: ``name`` becomes ``full_name``, and processes of all releases write."""
+
+    model_config = ConfigDict(extra="allow")
+
+    full_name: str = Field("", validation_alias=AliasChoices("full_name", "name"), serialization_alias="name")
+    goals: list[str] = []
+
+
+class Camel(BaseModel):
+    """Renamed by an alias alone, beside a release that writes the field by its name."""
+
+    model_config = ConfigDict(extra="allow")
+
+    full_name: str = Field("", alias="fullName")
+    goals: list[str] = []
 
 
 class Point:

@@ -36,7 +36,7 @@ from agent_memory.codec import schema_name, snake_case, typed_codec
 from agent_memory.errors import DeserializationError, SchemaError, SerializationError
 from agent_memory.messages import BYTES, JSON, PICKLE
 from agent_memory.untyped import decode_untyped, encode_untyped
-from tests.support.models import Aliased, Profile, UserProfile
+from tests.support.models import Aliased, Between, Profile, UserProfile
 
 
 def no_pickle() -> Any:
@@ -288,6 +288,22 @@ class BySerializer(BaseModel):
 def test_a_field_that_is_read_from_elsewhere_too_comes_back(model: Any) -> None:
     value = model.model_validate_json(b'{"old":5}' if model is not ByPath else b'{"old":[5]}')
     assert typed_codec(model).encode(value)[1].value == 5
+
+
+@pytest.mark.parametrize("around", [list[Between], dict[str, Between], Annotated[tuple[Between, ...], "any"]])
+def test_an_unknown_field_with_the_key_of_a_known_one_is_refused(around: Any) -> None:
+    value = Between.model_validate({"full_name": "Ada", "name": "old"})
+    held: Any = {"a": value} if around == dict[str, Between] else [value] if around == list[Between] else (value,)
+
+    with pytest.raises(SerializationError, match=r"Between\.full_name is written as 'name', and the value has an"):
+        typed_codec(around).encode(held)
+
+
+def test_of_two_keys_of_one_field_the_first_is_read_at_any_depth() -> None:
+    read = typed_codec(list[Between]).decode(b'[{"name":"old","full_name":"Ada","other":1}]', JSON, no_pickle)
+
+    assert read == [Between.model_validate({"full_name": "Ada", "other": 1})]
+    assert typed_codec(list[Between]).encode(read)[0].data == b'[{"name":"Ada","goals":[],"other":1}]'
 
 
 def test_a_field_that_is_left_out_at_times_is_refused() -> None:
