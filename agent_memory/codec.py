@@ -201,6 +201,9 @@ def _validated(validate: Callable[[Any], T], value: Any) -> T | _Invalid:
         return validate(value)
     except ValidationError as error:
         return _Invalid(problems_of(error))
+    except Exception as error:
+        # Validators are the type's own code, and of a value that they do not know they may raise anything.
+        return _Invalid([("(the value)", type(error).__name__)])
 
 
 def problems_of(error: ValidationError) -> list[tuple[str, str]]:

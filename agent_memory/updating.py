@@ -179,7 +179,7 @@ def with_fields(key: str, value_type: Any, fields: Mapping[str, Any]) -> Callabl
         try:
             # An unknown field may have the name of a known one, which is stored under another key.
             known = {name: one for name, one in value.__dict__.items() if name in model.model_fields}
-            changed: Any = {**(value.model_extra or {}), **by_stored_keys(model, {**known, **fields})}
+            changed: dict[str, Any] = {**(value.model_extra or {}), **by_stored_keys(model, {**known, **fields})}
             if model.__pydantic_root_model__:
                 changed = changed["root"]
             return model.model_validate(changed, by_name=True, by_alias=True)

@@ -60,6 +60,9 @@ class SchemaRules:
             problem = f"it is not a {model.__name__}: {_problems(error)}"
         except pydantic_core.PydanticSerializationError:
             problem = "it is no JSON"
+        except Exception as error:
+            # Validators are the application's own code, and may raise anything.
+            problem = f"it is not a {model.__name__}: (the value): {type(error).__name__}"
         raise SerializationError(f"{where} was not put: {problem}")
 
     def report(self, namespace: tuple[str, ...], key: str, value: Mapping[str, Any]) -> None:
@@ -70,7 +73,12 @@ class SchemaRules:
         try:
             self._adapters[model].validate_json(pydantic_core.to_json(value))
         except ValidationError as error:
-            logger.warning("%s is not a %s: %s", item_name(namespace, key), model.__name__, _problems(error))
+            problem = _problems(error)
+        except Exception as error:
+            problem = f"(the value): {type(error).__name__}"
+        else:
+            return
+        logger.warning("%s is not a %s: %s", item_name(namespace, key), model.__name__, problem)
 
 
 def _rule(namespace: Any, models: Any) -> tuple[tuple[str, ...], dict[str, type[BaseModel]]]:

@@ -83,6 +83,9 @@ def _row(model: type[BaseModel], item_id: str, data: bytes) -> Row:
         return Row(item_id, visible(model.model_validate_json(data)))
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
+    except Exception as error:
+        # Validators are the application's own code, and may raise anything.
+        return Row(item_id, None, _places(model, [("", type(error).__name__)]))
     if any(one["type"] == "json_invalid" for one in found):
         return Row(item_id, None, "not JSON")
     return Row(item_id, None, _places(model, [(".".join(map(str, one["loc"])), one["type"]) for one in found]))
@@ -100,7 +103,8 @@ def _places(model: type[BaseModel], problems: Any) -> str:
     names = by_location(visible_fields(model))
     found: list[str] = []
     for place, kind in cast("list[tuple[str, str]]", problems):
-        name = names.get(place.partition(".")[0], "a field that is not shown")
+        whole = place in ("", "(the value)")
+        name = "(all together)" if whole else names.get(place.partition(".")[0], "a field that is not shown")
         text = f"{name}: {kind}"
         if text not in found:
             found.append(text)

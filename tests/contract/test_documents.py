@@ -10,7 +10,7 @@ from pydantic import BaseModel, RootModel
 from agent_memory import ConflictError, InvalidRequestError, NotFoundError, SchemaError, SerializationError
 from agent_memory.messages import INLINE_LIMIT
 from agent_memory.operations import Delete
-from tests.support.models import Between, Camel, Counter, Measured, Profile, UserProfile, Workout
+from tests.support.models import Between, Camel, Counter, Measured, Profile, Upgraded, UserProfile, Workout
 
 
 @pytest.fixture
@@ -463,3 +463,16 @@ def test_updating_by_field_spares_an_unknown_field_with_the_name_of_a_known_one(
     memory.entity("user", "1").document(Camel).update(goals=["5k"])
     stored = {"fullName": "Ada", "goals": ["5k"], "full_name": "other"}
     assert memory.app_state.get("user/1/camel") == stored
+
+
+def test_a_value_on_which_a_validator_fails_is_a_schema_error(memory: Any) -> None:
+    user = memory.entity("user", "1")
+    memory.app_state.set("user/1/upgraded", {"other": "secret"})
+    memory.app_state.set("user/1/upgraded/1", {"other": "secret"})
+
+    for read in (user.document(Upgraded).get, lambda: user.document(Upgraded).update(note="a")):
+        with pytest.raises(SchemaError, match=r"^'user/1/upgraded': .* Upgraded: \(the value\): KeyError$") as caught:
+            read()
+        assert caught.value.__cause__ is caught.value.__context__ is None
+    with pytest.raises(SchemaError, match="'user/1/upgraded/1'"):
+        user.collection(Upgraded).list()

@@ -21,6 +21,7 @@ from agent_memory import AgentMemory, Entity, InvalidRequestError, UnavailableEr
 from agent_memory_langchain import Agent, arender_memory, count_by_characters, render_memory
 from agent_memory_langchain.reading import safe_json
 from tests.support.agents import Athlete, Injury, Session
+from tests.support.models import Upgraded
 
 
 @pytest.fixture
@@ -249,3 +250,12 @@ async def test_what_is_no_entity_of_the_right_face_is_refused(memory: AgentMemor
             render_memory(wrong, documents=[Athlete])  # type: ignore[arg-type]
     with pytest.raises(InvalidRequestError, match=said):
         await arender_memory(bob, documents=[Athlete])  # type: ignore[arg-type]
+
+
+def test_a_value_on_which_a_validator_fails_hides_no_other(memory: AgentMemory) -> None:
+    user = memory.entity("user", "bob")
+    memory.app_state.set("user/bob/upgraded/1", {"other": "secret"})
+    user.collection(Upgraded).add(Upgraded(note="fine"), id="2")
+    block = render_memory(user, documents=[], collections=[Upgraded])
+    assert '"1": (unreadable: (all together): KeyError)' in block
+    assert '"2": {"note": "fine"}' in block

@@ -40,7 +40,7 @@ from agent_memory_langchain import AgentMemoryStore
 from tests.support.blocking import unwrap
 from tests.support.faults import Between, Meddling, put_between
 from tests.support.langgraph import Faced
-from tests.support.models import Profile
+from tests.support.models import Profile, Upgraded
 from tests.support.stores import Store, TimedStore
 
 USER = ("user", "123")
@@ -893,6 +893,21 @@ def test_a_model_may_take_fields_under_names_that_only_its_validators_know(open_
     faced.put(USER, "weight", {"weight": 61})
 
     assert faced.get(USER, "weight").value == {"kilograms": 61}
+
+
+def test_an_item_on_which_a_validator_fails_is_returned_and_reported(
+    open_store: Callable[..., Faced], caplog: pytest.LogCaptureFixture
+) -> None:
+    open_store().put(USER, "upgraded", {"other": "secret"})
+    faced = open_store(schemas={("user", "*"): {"upgraded": Upgraded}})
+
+    with caplog.at_level(logging.WARNING, "agent_memory_langchain"):
+        assert [item.value for item in faced.search(USER)] == [{"other": "secret"}]
+    assert [record.getMessage() for record in caplog.records] == [
+        "item 'upgraded' of ('user', '123') is not a Upgraded: (the value): KeyError"
+    ]
+    with pytest.raises(SerializationError, match=r"was not put: it is not a Upgraded: \(the value\): KeyError$"):
+        faced.put(USER, "upgraded", {"other": "secret"})
 
 
 def test_an_old_item_that_is_no_longer_its_model_is_returned_and_reported(
