@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Final, NamedTuple, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, NamedTuple, NotRequired, Required, cast, get_args, get_origin, get_type_hints
 
 from pydantic import AliasChoices, AliasPath, BaseModel, Secret, SecretBytes, SecretStr
 from pydantic.fields import FieldInfo
@@ -41,7 +41,12 @@ def check_storable(value_type: Any) -> Storable:
             models += 1
             doubles = doubles or _can_double(kind)
             for name, field in kind.model_fields.items():
-                _check_field(kind, name, field)
+                _check_key(kind, name, field)
+        for name, field in _declared(kind):
+            if field.exclude or getattr(field, "exclude_if", None):
+                raise SerializationError(
+                    f"{kind.__name__}.{name} is excluded from the dump: it would be lost; do not exclude it"
+                )
     is_model = isinstance(value_type, type) and issubclass(value_type, BaseModel)
     return Storable(models > (1 if is_model else 0), doubles)
 
@@ -76,14 +81,29 @@ def _annotations(kind: type[object]) -> Mapping[str, Any]:
         return {}
 
 
-def _check_field(model: type[BaseModel], name: str, field: FieldInfo) -> None:
-    place = f"{model.__name__}.{name}"
-    if field.exclude or getattr(field, "exclude_if", None):
-        raise SerializationError(f"{place} is excluded from the dump: it would be lost; do not exclude it")
+def _declared(kind: type[object]) -> Iterator[tuple[str, FieldInfo]]:
+    """Iterate over what Pydantic is told of a class's fields, by ``Field(…)`` as a default or in an annotation."""
+    known = cast("Mapping[str, FieldInfo] | None", getattr(kind, "__pydantic_fields__", None))
+    if known is not None:
+        yield from known.items()
+        return
+    if hasattr(kind, "_fields"):
+        return  # Pydantic excludes nothing from a NamedTuple.
+    for name, annotation in _annotations(kind).items():
+        if get_origin(annotation) in (Required, NotRequired):
+            annotation = get_args(annotation)[0]
+        told = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+        for one in (*told, getattr(kind.__dict__.get("__dataclass_fields__", {}).get(name), "default", None)):
+            if isinstance(one, FieldInfo):
+                yield name, one
+
+
+def _check_key(model: type[BaseModel], name: str, field: FieldInfo) -> None:
     if not _is_read_back(model, name, field):
         key = written_key(name, field)
         raise SerializationError(
-            f"{place} is written as {key!r} and not read from there: it would be lost; add that to its validation_alias"
+            f"{model.__name__}.{name} is written as {key!r} and not read from there: it would be lost; add that to its "
+            "validation_alias"
         )
 
 

@@ -30,6 +30,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 from typing_extensions import TypedDict
 
 from agent_memory.codec import schema_name, snake_case, typed_codec
@@ -254,6 +255,44 @@ def test_a_field_that_is_not_read_from_where_it_is_written_is_refused(model: typ
         typed_codec(model)
 
 
+@dataclasses.dataclass
+class OnlyWrittenRecord:
+    value: Annotated[int, Field(serialization_alias="written")] = 0
+
+
+@pydantic_dataclass
+class OnlyWrittenData:
+    value: int = Field(0, serialization_alias="written")
+
+
+class OnlyWrittenDict(TypedDict, total=False):
+    value: Annotated[int, Field(serialization_alias="written")]
+
+
+class AroundRecord(BaseModel):
+    inner: list[OnlyWrittenRecord] = []
+
+
+class OpenDict(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    value: Annotated[int, Field(validation_alias=AliasChoices("value", "old"), serialization_alias="old")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (OnlyWrittenRecord, OnlyWrittenRecord(5)),
+        (OnlyWrittenData, OnlyWrittenData(5)),
+        (OnlyWrittenDict, {"value": 5}),
+        (AroundRecord, AroundRecord(inner=[OnlyWrittenRecord(5)])),
+        (OpenDict, {"value": 5, "old": 6}),
+    ],
+)
+def test_what_is_lost_under_the_key_of_a_record_is_refused(kind: Any, value: Any) -> None:
+    with pytest.raises(SerializationError, match="would be read back"):
+        typed_codec(kind).encode(value)
+
+
 class Renamed(BaseModel):
     value: int = Field(0, validation_alias=AliasChoices("value", "old"))
 
@@ -312,6 +351,39 @@ def test_a_field_that_is_left_out_at_times_is_refused() -> None:
 
     with pytest.raises(SerializationError, match="excluded"):
         typed_codec(Sometimes)
+
+
+@dataclasses.dataclass
+class ExcludingRecord:
+    value: Annotated[int, Field(exclude=True)] = 0
+
+
+@dataclasses.dataclass
+class ExcludingByDefault:
+    value: int = Field(0, exclude=True)
+
+
+@pydantic_dataclass
+class ExcludingData:
+    value: int = Field(0, exclude=True)
+
+
+class ExcludingDict(TypedDict):
+    value: NotRequired[Annotated[int, Field(exclude=True)]]
+
+
+class ExcludingTuple(NamedTuple):
+    value: Annotated[int, Field(exclude=True)] = 0
+
+
+def test_a_field_of_a_named_tuple_is_not_excluded() -> None:
+    assert typed_codec(ExcludingTuple).encode(ExcludingTuple(5))[1] == ExcludingTuple(5)
+
+
+@pytest.mark.parametrize("kind", [ExcludingRecord, ExcludingByDefault, ExcludingData, ExcludingDict])
+def test_a_record_with_an_excluded_field_is_refused(kind: Any) -> None:
+    with pytest.raises(SerializationError, match=rf"{kind.__name__}\.value is excluded"):
+        typed_codec(list[kind])
 
 
 def test_computed_fields_are_not_written() -> None:
