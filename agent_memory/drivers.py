@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import anyio
 
 from .errors import InvalidRequestError, TimedOutError
+from .executors import Executor
 from .messages import Message
 
 T = TypeVar("T")
@@ -136,7 +137,7 @@ async def _sleep_async(effect: Sleep, transport: Transport, deadline: float) -> 
 def _gather(effect: Gather, transport: Transport, deadline: float) -> list[Any]:
     if len(effect.flows) == 1:
         return [run(effect.flows[0], transport, deadline)]
-    with ThreadPoolExecutor(effect.limit, "agent-memory-transfer") as pool:
+    with Executor(effect.limit, "agent-memory-transfer") as pool:
         try:
             futures = [pool.submit(run, flow, transport, deadline) for flow in effect.flows]
             done, waiting = wait(futures, return_when="FIRST_EXCEPTION")

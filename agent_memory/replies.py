@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
 from .errors import ConflictError, LimitExceededError, ProtocolError
+from .executors import Executor
 from .ids import uuid7
 from .messages import (
     BATCH_INLINE_LIMIT,
@@ -128,7 +128,7 @@ class Replies:
         if len(self._copies) == 1:
             self._put(self._copies[0])
             return
-        with ThreadPoolExecutor(min(_PUTS_AT_ONCE, len(self._copies)), "agent-memory-copy") as pool:
+        with Executor(min(_PUTS_AT_ONCE, len(self._copies)), "agent-memory-copy") as pool:
             list(pool.map(self._put, self._copies))
 
     def _put(self, copy: _Copy) -> None:

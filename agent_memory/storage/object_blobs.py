@@ -15,12 +15,13 @@ import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any, Final, TypeVar, cast
 
 from ..errors import AgentMemoryError, ConflictError, IntegrityError, InvalidRequestError, UnavailableError
+from ..executors import Executor
 from .blobs import BlobObject
 
 T = TypeVar("T")
@@ -174,7 +175,7 @@ class ObjectBlobs:
             for index, size in enumerate(sizes)
             for offset in range(0, size, _BLOCK)
         )
-        with ThreadPoolExecutor(_AHEAD, "agent-memory-digest") as pool:
+        with Executor(_AHEAD, "agent-memory-digest") as pool:
             waiting: deque[Future[Any]] = deque()
             try:
                 while True:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from ..errors import TimedOutError, UnavailableError
+from ..executors import Executor
 from ..messages import Message, PrepareRead
 from ..service import StateService
 from .cancellation import end_of
@@ -24,8 +24,8 @@ class _Threads:
     """
 
     def __init__(self) -> None:
-        self.many = ThreadPoolExecutor(_THREADS, "agent-memory")
-        self.one = ThreadPoolExecutor(1, "agent-memory-write")
+        self.many = Executor(_THREADS, "agent-memory")
+        self.one = Executor(1, "agent-memory-write")
 
 
 class LocalTransport:
