@@ -16,7 +16,7 @@ from .checks import check_type
 from .client import Client, Config
 from .context import AsyncRequestContext, RequestContext, open_request
 from .entities import AsyncEntity, Entity, entity_page
-from .errors import InvalidRequestError
+from .errors import InvalidRequestError, UnavailableError
 from .flows import Transfer, call
 from .keys import check_scope_name
 from .maintenance import CheckReport
@@ -265,7 +265,10 @@ class AsyncAgentMemory(_AgentMemory):
 
 
 def _volatile(config: Config) -> Client:
-    folder = Path(tempfile.mkdtemp(prefix="agent-memory-"))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="agent-memory-"))
+    except OSError as error:
+        raise UnavailableError(f"cannot make a folder for memory://: {error.strerror}") from None
     try:
         return Client(config._replace(url=str(folder / "memory.db"), volatile_owner=os.getpid()))
     except BaseException:

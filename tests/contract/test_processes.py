@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,12 @@ def test_two_volatile_stores_share_nothing() -> None:
         first.app_state.set("key", 1)
 
         assert second.app_state.get("key") is None
+
+
+def test_a_volatile_store_says_that_it_has_no_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(UnavailableError, match="cannot make a folder for memory://: No such file"):
+        AgentMemory("memory://", application="processes")
 
 
 def test_a_volatile_store_leaves_nothing_behind() -> None:
