@@ -18,7 +18,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
 from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 
 from .differences import cut_model, difference, doubled, is_equal
-from .errors import DeserializationError, SchemaError, SerializationError
+from .errors import AgentMemoryError, DeserializationError, SchemaError, SerializationError
 from .messages import BYTES, JSON, PICKLE
 from .storable import check_storable, mismatch, type_name, with_article
 
@@ -100,9 +100,11 @@ class TypedCodec(Generic[T]):
                 raise SerializationError(f"expected bytes, not {type(value).__name__}")
             return Encoded(value, BYTES), value
         data = self._dump(value)
-        for model, name, key in doubled(value) if self._doubles else ():
-            place = f"{type(model).__name__}.{name}"
-            raise SerializationError(f"{place} is written as {key!r}, and the value has an unknown field of that name")
+        if self._doubles and (double := next(doubled(value), None)):
+            place = f"{type(double.model).__name__}.{double.name}"
+            raise SerializationError(
+                f"{place} is written as {double.key!r}, and the value has an unknown field of that name"
+            )
         _refuse_lost_numbers(value, data, self._adapter)
         decoded = _validated(self._validate_json, data)
         if isinstance(decoded, _Invalid):
@@ -155,7 +157,8 @@ class TypedCodec(Generic[T]):
     def _cleared(self, decoded: Any) -> Any:
         """Drop what was stored under the key of a field that was read from another one: it would be written over it."""
         for model, _, key in list(doubled(decoded)) if self._doubles else ():
-            del (model.__pydantic_extra__ or {})[key]
+            # A model may stand at several places, and two of its fields may have one key.
+            (model.__pydantic_extra__ or {}).pop(key, None)
             model.__pydantic_fields_set__.discard(key)
         return decoded
 
@@ -207,6 +210,9 @@ def _validated(validate: Callable[[Any], T], value: Any) -> T | _Invalid:
         return validate(value)
     except ValidationError as error:
         return _Invalid(problems_of(error))
+    except (AgentMemoryError, MemoryError):
+        # Of the value it says nothing.
+        raise
     except Exception as error:
         # Validators are the type's own code, and of a value that they do not know they may raise anything.
         return _Invalid([("(the value)", type(error).__name__)])

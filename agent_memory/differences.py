@@ -10,7 +10,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from datetime import datetime, timedelta
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 from pydantic import BaseModel
 
@@ -44,8 +44,16 @@ def difference(value: Any, decoded: Any, place: str) -> str | None:
     return found and f"{place}{found}"
 
 
-def doubled(value: Any) -> Iterator[tuple[BaseModel, str, str]]:
-    """Iterate over unknown fields that have the key of a known one: the model, the known field and the key.
+class Double(NamedTuple):
+    """An unknown field that has the key of a known one: the model, the name of the known field, and the key."""
+
+    model: BaseModel
+    name: str
+    key: str
+
+
+def doubled(value: Any) -> Iterator[Double]:
+    """Iterate over the unknown fields in a value that have the key of a known one.
 
     Where what is stored has two keys for one field, Pydantic reads one and takes the other for an unknown field.
     """
@@ -53,7 +61,7 @@ def doubled(value: Any) -> Iterator[tuple[BaseModel, str, str]]:
         for name, field in type(value).__pydantic_fields__.items():
             key = written_key(name, field)
             if key in value.__pydantic_extra__:
-                yield value, name, key
+                yield Double(value, name, key)
     fields = _fields(value)
     parts: Iterable[Any] = ()
     if fields is not None:

@@ -34,7 +34,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from typing_extensions import TypedDict
 
 from agent_memory.codec import schema_name, snake_case, typed_codec
-from agent_memory.errors import DeserializationError, SchemaError, SerializationError
+from agent_memory.errors import DeserializationError, SchemaError, SerializationError, UnavailableError
 from agent_memory.messages import BYTES, JSON, PICKLE
 from agent_memory.untyped import decode_untyped, encode_untyped
 from tests.support.models import Aliased, Between, Profile, UserProfile
@@ -351,6 +351,45 @@ def test_a_field_that_is_left_out_at_times_is_refused() -> None:
 
     with pytest.raises(SerializationError, match="excluded"):
         typed_codec(Sometimes)
+
+
+class Chosen(BaseModel):
+    all: list[Between] = []
+    best: Between | None = None
+
+    @model_validator(mode="after")
+    def choose(self) -> Chosen:
+        self.best = self.all[0]
+        return self
+
+
+class TwoFieldsOfOneKey(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    first: int = Field(0, validation_alias=AliasChoices("first", "x"), serialization_alias="x")
+    second: int = Field(0, validation_alias=AliasChoices("second", "x"), serialization_alias="x")
+
+
+def test_a_model_that_stands_at_two_places_is_read() -> None:
+    read = typed_codec(Chosen).decode(b'{"all":[{"name":"old","full_name":"Ada"}]}', JSON, no_pickle)
+    assert read.best is read.all[0]
+    assert read.all == [Between(full_name="Ada")]
+
+
+def test_two_fields_of_one_key_are_read() -> None:
+    read = typed_codec(TwoFieldsOfOneKey).decode(b'{"first":1,"second":2,"x":3}', JSON, no_pickle)
+    assert (read.first, read.second, read.model_extra) == (1, 2, {})
+
+
+@pytest.mark.parametrize("failure", [MemoryError(), UnavailableError("the store of a validator does not answer")])
+def test_what_says_nothing_of_the_value_is_no_schema_error(failure: Exception) -> None:
+    class Failing(BaseModel):
+        @model_validator(mode="before")
+        @classmethod
+        def fail(cls, _: Any) -> Any:
+            raise failure
+
+    with pytest.raises(type(failure)):
+        typed_codec(Failing).decode(b"{}", JSON, no_pickle)
 
 
 @dataclasses.dataclass
