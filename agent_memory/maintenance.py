@@ -133,10 +133,9 @@ def _harm(catalog: Catalog, blobs: BlobStore, value: StoredValue) -> tuple[str, 
             return "damaged", "the value in the catalog is not what was written"
         return None
     try:
-        sizes = chunk_sizes(value.size, value.chunk_size)
+        digest = blobs.digest(value.blob_id, chunk_sizes(value.size, value.chunk_size))
     except IntegrityError as error:
         return "damaged", str(error)
-    digest = blobs.digest(value.blob_id, sizes)
     if digest is None:
         return "missing", "a file of the value is missing or cut short"
     if digest[0] != value.sha256:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from .errors import AgentMemoryError
+from .errors import AgentMemoryError, IntegrityError
 from .storage.blobs import GRACE_SECONDS, BlobStore, chunk_sizes
-from .storage.catalog import Catalog
+from .storage.catalog import BlobRow, Catalog
 
 DEAD_SECONDS: Final = 86_400
 RECEIPT_SECONDS: Final = 3_600
@@ -59,9 +59,17 @@ def _sweep_blobs(catalog: Catalog, blobs: BlobStore, now: int, limit: int) -> in
     claimed = catalog.claim_blobs(staged_before=before, garbage_before=before, limit=limit)
     # An upload that was late may have put objects of a dead blob back.
     dead = catalog.dead_blobs(before=now - _us(DEAD_SECONDS), limit=limit)
-    blobs.delete((blob.id, len(chunk_sizes(blob.size, blob.chunk_size))) for blob in (*claimed, *dead))
+    blobs.delete((blob.id, _chunks(blob)) for blob in (*claimed, *dead))
     catalog.forget_blobs([blob.id for blob in dead])
     return max(len(claimed), len(dead))
+
+
+def _chunks(blob: BlobRow) -> int:
+    """Return how many chunks a blob has. Where its sizes are damaged, that is one: ``check`` finds what it leaves."""
+    try:
+        return len(chunk_sizes(blob.size, blob.chunk_size))
+    except IntegrityError:
+        return 1
 
 
 def _us(seconds: int) -> int:

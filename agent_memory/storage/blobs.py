@@ -103,6 +103,10 @@ class BlobStore(Protocol):
     def close(self) -> None: ...
 
 
+_NEVER_SYNCED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL, errno.ENOTSUP})
+"""Somebody else's folder may stand where this process cannot look, or on a disk of which folders are not synced."""
+
+
 class FileBlobs:
     """Blobs in a local folder, spread over 256 subfolders.
 
@@ -180,7 +184,9 @@ class FileBlobs:
         # By name, not by number: an upload that was killed left a file of its own. Each folder is read once.
         gone: defaultdict[Path, set[str]] = defaultdict(set)
         for blob_id, _ in blobs:
-            gone[self.path(blob_id, 0).parent].add(blob_id)
+            # What leads out of the folder is no file of it.
+            with contextlib.suppress(IntegrityError):
+                gone[self.path(blob_id, 0).parent].add(blob_id)
         try:
             for folder, ids in gone.items():
                 with contextlib.suppress(FileNotFoundError):
@@ -246,14 +252,19 @@ class FileBlobs:
                 path.mkdir(mode=0o700)
             except FileExistsError:
                 if path not in self._lasting:
-                    # Who made it may have been killed before it was synced, or not have come to it yet. If that was
-                    # somebody else, it may stand where this process cannot look, or on a disk that is never synced.
-                    with contextlib.suppress(OSError):
-                        self._sync_folder(path.parent)
+                    # Who made it may have been killed before it was synced, or not have come to it yet.
+                    self._sync_theirs(path.parent)
             else:
                 self._sync_folder(path.parent)
             self._lasting.add(path)
         self._was_there = True
+
+    def _sync_theirs(self, folder: Path) -> None:
+        try:
+            self._sync_folder(folder)
+        except OSError as error:
+            if error.errno not in _NEVER_SYNCED:
+                raise
 
     def _sync_folder(self, folder: Path) -> None:
         if self._durable:

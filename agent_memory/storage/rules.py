@@ -13,7 +13,7 @@ from ..messages import BYTES, CommitWrite, Delete, Entry, PrepareWrite, Write
 from .catalog import Row
 
 EMPTY_SHA256: Final = hashlib.sha256(b"").hexdigest()
-"""What stands with ``BYTES`` in a tombstone: nothing of the value that was there."""
+"""What stands with ``BYTES`` in the entry of a deletion: nothing of the value that was there."""
 
 
 class Current(NamedTuple):

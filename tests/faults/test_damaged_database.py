@@ -110,8 +110,37 @@ def test_damaged_text_in_the_database_is_an_integrity_error(database: Path, text
     place = data.index(text)
     harm = b'"' if text == b"reason" else b"\xff"
     database.write_bytes(data[:place] + harm + data[place + 1 :])
-    with AgentMemory(database, application="faults") as memory, pytest.raises(IntegrityError):
-        memory.app_state.get("k")
+    with AgentMemory(database, application="faults") as memory:
+        for call in (lambda: memory.app_state.get("k"), lambda: list(memory.app_state.keys())):
+            with pytest.raises(IntegrityError):
+                call()
+
+
+def test_a_text_that_is_damaged_under_a_write_is_an_integrity_error(database: Path) -> None:
+    with AgentMemory(database, application="faults") as memory:
+        memory.app_state.set("k", 1)
+        with closing(apsw.Connection(str(database))) as connection:
+            connection.execute("UPDATE entry SET etag = CAST(x'ff' AS TEXT)")
+        for call in (memory.app_state.keys, memory.app_state.delete, lambda key: memory.app_state.set(key, 2)):
+            with pytest.raises(IntegrityError, match="damaged"):
+                list(call("k") or ())
+
+
+def test_a_blob_without_a_place_stops_neither_a_check_nor_a_sweep(database: Path) -> None:
+    with AgentMemory(database, application="faults") as memory:
+        for key in ("a", "b", "c"):
+            memory.app_state.set(key, key.encode() * 200_000)
+        with closing(apsw.Connection(str(database))) as connection:
+            connection.execute("UPDATE entry SET blob_id = '../../outside' WHERE key = 'a'")
+            connection.execute("UPDATE entry SET value = NULL, sha256 = 'none' WHERE key = 'b'")
+            found = {(problem.kind, problem.place) for problem in memory.check().problems}
+            assert {("damaged", "default/faults a"), ("damaged", "default/faults b")} <= found
+            garbage = "UPDATE blob SET state = 'garbage', at_us = 0, size = size * 100000, chunk_size = 2"
+            connection.execute(f"{garbage} WHERE key = 'a'")
+            connection.execute("UPDATE blob SET state = 'garbage', at_us = 0, id = '../../outside' WHERE key = 'b'")
+            connection.execute("UPDATE blob SET state = 'garbage', at_us = 0 WHERE key = 'c'")
+        assert memory.sweep().blobs == 3
+        assert len(list(Path(f"{database}.blobs").rglob("*.0"))) == 1, "the one whose name is lost"
 
 
 def test_damaged_sizes_of_a_value_are_named_by_a_check(database: Path) -> None:

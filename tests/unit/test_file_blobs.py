@@ -11,6 +11,7 @@ import pytest
 
 from agent_memory import disk
 from agent_memory.errors import IntegrityError, UnavailableError
+from agent_memory.storage import blobs
 from agent_memory.storage.blobs import FileBlobs
 
 ID = "0198c0de-0000-7000-8000-0000000000ab"
@@ -46,10 +47,14 @@ def test_a_name_in_a_catalog_of_somebody_else_leads_to_no_file_outside(tmp_path:
         lambda: store.read_into(blob_id, 0, 0, memoryview(bytearray(5))),
         lambda: store.digest(blob_id, [5]),
         lambda: store.put(blob_id, 1, memoryview(b"value")),
-        lambda: store.delete([(blob_id, 1)]),
     ):
         with pytest.raises(IntegrityError, match="no store made"):
             call()
+    store.put(ID, 0, memoryview(b"value"))
+    store.delete([(blob_id, 1), (ID, 1)])
+    assert list(store.objects()) == []
+    (tmp_path / "blobs" / ID[-2:]).rmdir()
+    (tmp_path / "blobs").rmdir()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(theirs)
 
 
@@ -86,6 +91,23 @@ def test_a_folder_may_stand_in_one_that_is_closed_to_its_user(tmp_path: Path, mo
     monkeypatch.setattr(os, "open", closed)
     FileBlobs(folder).put(ID, 0, memoryview(b"value"))
     assert FileBlobs(folder).path(ID, 0).read_bytes() == b"value"
+
+
+def test_a_folder_whose_name_does_not_reach_the_disk_takes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "blobs"
+    (folder / ID[-2:]).mkdir(parents=True)
+
+    def fail(path: Path) -> None:
+        if path == tmp_path:
+            raise OSError(errno.EIO, "the disk failed")
+
+    store = FileBlobs(folder)
+    monkeypatch.setattr(blobs, "sync_folder", fail)
+    for _ in range(2):
+        with pytest.raises(UnavailableError):
+            store.put(ID, 0, memoryview(b"value"))
 
 
 def test_what_others_left_in_the_folder_ends_no_listing(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from . import copy, sweep
 from .apply import SEARCH_SECONDS, apply
 from .busy import BUSY_SECONDS
 from .connections import Connections
-from .errors import translate
+from .errors import FAILURES, translate
 from .listing import list_keys, list_segments
 from .rows import SELECT_ROW, all_rows, live_row
 from .touches import Touches
@@ -83,7 +83,7 @@ class SqliteCatalog:
         connection = self._connections.take()
         try:
             rows = all_rows(connection, SELECT_ROW, (scope.path, key))
-        except apsw.Error as error:
+        except FAILURES as error:
             raise translate(error) from None
         finally:
             self._connections.release(connection)

@@ -23,7 +23,7 @@ from ...errors import InvalidRequestError, UnavailableError
 from ..catalog import Clock
 from .busy import retry_busy, waiting
 from .checkpoints import Checkpoints
-from .errors import translate, translated
+from .errors import FAILURES, translate, translated
 from .migrations import MIGRATIONS
 from .preallocation import Preallocation
 from .rows import all_rows
@@ -73,7 +73,7 @@ class Writing:
             if self.closed:
                 raise UnavailableError("this memory is closed", code="closed")
             return self._carry_out(work)
-        except apsw.Error as error:
+        except FAILURES as error:
             raise translate(error) from None
         finally:
             # The first call here: Ctrl-C may come after any other one.
@@ -129,7 +129,7 @@ class Connections:
             # Beside each whether a fork holds it.
             self._fork_locks = [(lock, list[bool]()) for lock in (self.writing.lock, self._opening_reader)]
             retry_busy(self._prepare_file)
-        except apsw.Error as error:
+        except FAILURES as error:
             raise translate(error).about(repr(path.name)) from None
         _open_files.add(self)
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Final
 
 import apsw
 
 from ...errors import AgentMemoryError, IntegrityError, LimitExceededError, UnavailableError
+
+FAILURES: Final = (apsw.Error, UnicodeDecodeError)
+"""Only Unicode is written: a text that is none is damage that SQLite does not see."""
 
 
 @contextmanager
@@ -15,11 +19,11 @@ def translated() -> Generator[None]:
     """Raise our errors in the place of SQLite's."""
     try:
         yield
-    except apsw.Error as error:
+    except FAILURES as error:
         raise translate(error) from None
 
 
-def translate(error: apsw.Error) -> AgentMemoryError:
+def translate(error: apsw.Error | UnicodeDecodeError) -> AgentMemoryError:
     """Name what went wrong without SQLite's own text, which may repeat a value."""
     match error:
         case apsw.BusyError() | apsw.LockedError():
@@ -30,7 +34,7 @@ def translate(error: apsw.Error) -> AgentMemoryError:
             return UnavailableError("the disk failed; nothing was changed", code="disk_failed")
         case apsw.CantOpenError() | apsw.ReadOnlyError() | apsw.PermissionsError():
             return UnavailableError("the database cannot be opened for writing; check the file and its folder")
-        case apsw.NotADBError() | apsw.CorruptError():
+        case apsw.NotADBError() | apsw.CorruptError() | UnicodeDecodeError():
             return IntegrityError("the database file is damaged, or no SQLite database; restore it from a backup")
         case apsw.TooBigError():
             return LimitExceededError("the value is too large for the catalog")

@@ -31,12 +31,8 @@ SELECT_ROW: Final = f"SELECT {COLUMNS} FROM entry WHERE scope = ? AND key = ?"
 
 def all_rows(connection: apsw.Connection, statement: str, bindings: Sequence[Any] = ()) -> list[Any]:
     """Run a statement to its end and return its rows."""
-    try:
-        # apsw types a row as a union of everything that SQLite can hold.
-        return connection.execute(statement, bindings).fetchall()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    except UnicodeDecodeError:
-        # Only Unicode was written: the file is damaged where SQLite itself does not see it.
-        raise apsw.CorruptError from None
+    # apsw types a row as a union of everything that SQLite can hold.
+    return connection.execute(statement, bindings).fetchall()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 class TimeLimit:
@@ -77,7 +73,7 @@ def to_row(row: Any) -> Row:
         try:
             provenance = json.loads(provenance)
         except ValueError:
-            raise IntegrityError("the entry of this key is damaged in the database file") from None
+            raise IntegrityError(f"the entry of {row[0]!r} is damaged in the database file") from None
     entry = _new(Entry, (*row[:12], provenance, False))
     return _new(Row, (entry, row[16], row[14], row[15]))
 
