@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, cast
 import pydantic_core
 from pydantic import BaseModel, RootModel, TypeAdapter, ValidationError
 
-from agent_memory import InvalidRequestError, SerializationError
+from agent_memory import AgentMemoryError, InvalidRequestError, SerializationError
 
 from .namespaces import fits
 
@@ -60,6 +60,8 @@ class SchemaRules:
             problem = f"it is not a {model.__name__}: {_problems(error)}"
         except pydantic_core.PydanticSerializationError:
             problem = "it is no JSON"
+        except (AgentMemoryError, MemoryError):
+            raise
         except Exception as error:
             # Validators are the application's own code, and may raise anything.
             problem = f"it is not a {model.__name__}: (the value): {type(error).__name__}"
@@ -74,6 +76,8 @@ class SchemaRules:
             self._adapters[model].validate_json(pydantic_core.to_json(value))
         except ValidationError as error:
             problem = _problems(error)
+        except (AgentMemoryError, MemoryError):
+            raise
         except Exception as error:
             problem = f"(the value): {type(error).__name__}"
         else:
@@ -102,12 +106,17 @@ def dropped(adapter: TypeAdapter[Any], made: Any, sent: Any, by_name: bool | Non
 
     ``by_name`` says that fields were accepted by their names as well as by their aliases, whatever their model says.
     """
+    suspects = list(_unknown(made, sent, by_name))
+    if not suspects:
+        return []
     found: list[str] = []
-    for place, holder, key in list(_unknown(made, sent, by_name)):
+    # Without what was not given: a default may be another one each time.
+    given = adapter.dump_json(made, exclude_unset=True)
+    for place, holder, key in suspects:
         one = holder.pop(key)
         try:
             # A validator of a field that runs before it may know it.
-            if adapter.dump_json(_made(adapter, sent, by_name)) == adapter.dump_json(made):
+            if adapter.dump_json(_made(adapter, sent, by_name), exclude_unset=True) == given:
                 found.append(place)
         except ValidationError:
             pass

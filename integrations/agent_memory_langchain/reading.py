@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, cast
 
 from pydantic import BaseModel, ValidationError
 
-from agent_memory import DeserializationError, IntegrityError, SchemaError
+from agent_memory import AgentMemoryError, DeserializationError, IntegrityError, SchemaError
 
 from .annotations import by_location, visible, visible_fields
 from .bindings import Plan, Spec
@@ -83,6 +83,9 @@ def _row(model: type[BaseModel], item_id: str, data: bytes) -> Row:
         return Row(item_id, visible(model.model_validate_json(data)))
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
+    except (AgentMemoryError, MemoryError):
+        # Of the value it says nothing.
+        raise
     except Exception as error:
         # Validators are the application's own code, and may raise anything.
         return Row(item_id, None, _places(model, [("", type(error).__name__)]))

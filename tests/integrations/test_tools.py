@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -469,6 +470,23 @@ class Clinic(BaseModel):
     branches: list[Address] = []
     ways: list[Annotated[Sms | Mail, Field(discriminator="kind")]] = []
     rooms: dict[str, Address] = {}
+
+
+class Goal(BaseModel):
+    text: str
+    id: str = Field(default_factory=lambda: uuid.uuid4().hex)
+
+
+class Planner(BaseModel):
+    goals: list[Goal] = []
+
+
+def test_a_wrong_name_is_refused_beside_a_default_that_is_another_one_each_time(memory: AgentMemory) -> None:
+    tools = named(memory, documents=[Planner], collections=[])
+    answer = call(tools["update_planner"], {"goals": [{"text": "run", "nope": 1}]})
+    assert answer.status == "error"
+    assert "goals.0.nope" in answer.content
+    assert memory.app_state.get("user/bob/planner") is None
 
 
 STREET = {"street": "Main", "zip_code": ""}  # by the name that agents are shown, equal to the default
