@@ -42,7 +42,7 @@ current_request: ContextVar[OpenRequest | None] = ContextVar("agent_memory_reque
 _abandoned: Final[list[Transport]] = []
 """Connections that a forked child inherited. They are the parent's: closing or collecting them here would harm it."""
 
-# One that its thread may take again: a signal handler may use the memory that it has interrupted here.
+# One that its thread may take again: a signal handler that comes here too does not wait for itself.
 _reopening = threading.RLock()
 
 

@@ -89,7 +89,7 @@ class _CollectionFlows(Generic[T]):
                 if there is None:
                     rest[name] = commit
                 elif not values.is_same(there, commit.data):
-                    raise ConflictError(f"another value has the id {name!r} already").with_loader(
+                    raise ConflictError(f"another value has the id {name!r} already", key=commit.key).with_loader(
                         lambda values=values, there=there: Snapshot(values.decode(*there), there[1])
                     )
             commits = rest

@@ -146,7 +146,7 @@ def copy(options: argparse.Namespace) -> int:
             with progress_bar("keys", "keys compared") as progress:
                 report = copying.copy(source, target, progress=progress)
         except (AgentMemoryError, KeyboardInterrupt):
-            print("agent-memory: the target is no whole copy; the next one goes on where this stopped", file=sys.stderr)
+            print("agent-memory: the target is no whole copy; the next one begins where this stopped", file=sys.stderr)
             raise
     print(f"{report.keys} keys, {report.copied} of them copied now, {report.bytes} bytes; {report.verified} compared")
     for place in report.strays:
