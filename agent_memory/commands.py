@@ -251,8 +251,8 @@ def progress_bar(unit: str, again: str = "") -> Generator[Callable[[int, int | N
 
         def show(done: int, total: int | None) -> None:
             if again and done <= bar.n:
-                bar.reset()
                 bar.unit = f" {again}"
+                bar.reset()
             bar.total = total
             bar.update(done - bar.n)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sqlite3
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
@@ -154,6 +157,23 @@ def test_a_source_that_cannot_be_counted_in_time_is_copied(tmp_path: Path, monke
         monkeypatch.setattr(source.catalog, "count", count)
         copy(source, target, progress=lambda done, total: told.append((done, total)))
     assert told == [(8, None), (8, None)]
+
+
+def test_a_terminal_shows_how_far_the_copying_and_the_comparing_are(tmp_path: Path) -> None:
+    filled(tmp_path / "source.db")
+    terminal, side = os.openpty()
+    # Without a width nothing would fit.
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    ends = [str(tmp_path / name) for name in ("source.db", "target.db")]
+    with open(terminal, "rb", buffering=0) as shown:
+        command = [sys.executable, "-m", "agent_memory.cli", "copy", *ends]
+        subprocess.run(command, stderr=side, stdout=subprocess.DEVNULL, timeout=60, check=True)
+        text = shown.read(65_536).decode()
+        os.close(side)
+    first, *_, last = text.strip().split("\r")
+    assert first.endswith("? keys/s]")
+    assert "| 8/8 [" in last
+    assert last.endswith(" keys compared/s]")
 
 
 def test_what_an_application_wrote_to_the_target_is_never_replaced(tmp_path: Path, elsewhere: str) -> None:
@@ -715,3 +735,16 @@ def test_postgresql_knows_how_much_a_copy_brought_once_it_has_ended(tmp_path: Pa
     assert done.returncode == 0, done.stderr
     known = "SELECT sum(reltuples) FROM pg_class WHERE relname ~ '^entry_..$' AND reltuples > 0"
     assert postgres.execute(known, name_of(dsn)) == [(8,)]
+
+
+def test_a_copy_that_is_interrupted_says_that_the_target_is_no_whole_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled(tmp_path / "source.db")
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("agent_memory.copying.verify", interrupt)
+    assert main(["copy", str(tmp_path / "source.db"), str(tmp_path / "target.db")]) == 130
+    assert "no whole copy" in capsys.readouterr().err
