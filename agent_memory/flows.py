@@ -172,19 +172,20 @@ _DAMAGED: Final = "the bytes that arrived are not the ones that were written (si
 def _download(blob: Blob, view: memoryview, transfer: Transfer) -> Flow[str]:
     """Fill a view part by part, several at once, release it and return its sha256: nobody holds the buffer any more."""
     with view:
-        whole = _InOrder()
+        ranges: list[tuple[Chunk, int]] = []
         pieces: list[memoryview] = []
-        parts: list[Flow[Any]] = []
         start = 0
         for chunk in blob.chunks:
             for offset in range(0, chunk.size, transfer.chunk_size):
                 size = min(transfer.chunk_size, chunk.size - offset)
+                ranges.append((chunk, offset))
                 pieces.append(view[start : start + size])
-                parts.append(_fetch_part(GetRange(chunk, offset, pieces[-1]), len(parts), whole))
                 start += size
         try:
+            whole = _InOrder(pieces)
+            parts = [_fetch_part(chunk, offset, number, whole) for number, (chunk, offset) in enumerate(ranges)]
             yield Gather(parts, transfer.parallelism)
-            return whole.sha256.hexdigest()
+            return (yield from whole.hexdigest())
         finally:
             # The frames of a failure hold each other and their pieces: by these, each attempt's buffer would be kept.
             for piece in pieces:
@@ -193,42 +194,68 @@ def _download(blob: Blob, view: memoryview, transfer: Transfer) -> Flow[str]:
                     piece.release()
 
 
-def _fetch_part(request: GetRange, number: int, whole: _InOrder) -> Flow[None]:
-    yield from call(request)
-    yield from whole.take(number, request.into)
+def _fetch_part(chunk: Chunk, offset: int, number: int, whole: _InOrder) -> Flow[None]:
+    yield from call(GetRange(chunk, offset, whole.parts[number], partial(whole.add, number)))
+    yield from whole.take(number)
 
 
 class _InOrder:
-    """Hashes parts that come in any order and on any thread, while others are still on their way."""
+    """Hashes parts that come in any order and on any thread, while others, and the rest of them, are on their way."""
 
-    def __init__(self) -> None:
-        self.sha256 = hashlib.sha256()
+    def __init__(self, parts: Sequence[memoryview]) -> None:
+        self.parts = parts
+        self._sha256 = hashlib.sha256()
         self._lock = threading.Lock()
-        self._waiting: dict[int, memoryview] = {}
-        self._next = 0
-        self._hashing = False
+        self._here = [0] * len(parts)
+        # The part that the hash has come to, and how much of it went in.
+        self._number = self._hashed = 0
+        self._hashing = self._overwritten = False
 
-    def take(self, number: int, part: memoryview) -> Flow[None]:
-        """Take a part; whoever brings the next one hashes all that follow it, so that nobody waits."""
-        if len(part) > _HASHED_AT_ONCE:
-            yield Compute(partial(self._add, number, part))
+    def take(self, number: int) -> Flow[None]:
+        """Take a part that is there as a whole."""
+        size = len(self.parts[number])
+        if self._here[number] == size:
+            # That was told while it came.
+            return
+        if size > _HASHED_AT_ONCE:
+            yield Compute(partial(self.add, number, size))
         else:
-            self._add(number, part)
+            self.add(number, size)
 
-    def _add(self, number: int, part: memoryview) -> None:
+    def add(self, number: int, size: int) -> None:
+        """Take the first ``size`` bytes of a part; whoever brings the next ones hashes all that follow them."""
         with self._lock:
-            self._waiting[number] = part
+            # A new attempt brings the same bytes again, if all is well.
+            hashed = self._hashed if number == self._number else len(self.parts[number]) * (number < self._number)
+            self._overwritten |= size < hashed
+            self._here[number] = size
             if self._hashing:
                 return
             self._hashing = True
-        while True:
-            with self._lock:
-                ready = self._waiting.pop(self._next, None)
-                if ready is None:
-                    self._hashing = False
-                    return
-                self._next += 1
-            self.sha256.update(ready)
+        while (ready := self._ready()) is not None:
+            with ready:
+                self._sha256.update(ready)
+
+    def _ready(self) -> memoryview | None:
+        with self._lock:
+            while self._number < len(self.parts):
+                part, start, here = self.parts[self._number], self._hashed, self._here[self._number]
+                if here > start:
+                    self._hashed = here
+                    return part[start:here]
+                if start < len(part):
+                    break
+                self._number, self._hashed = self._number + 1, 0
+            self._hashing = False
+        return None
+
+    def hexdigest(self) -> Flow[str]:
+        """Return the hash of all parts as they are now; all of them have been taken."""
+        if self._overwritten:
+            self._sha256 = hashlib.sha256()
+            for part in self.parts:
+                yield Compute(partial(self._sha256.update, part))
+        return self._sha256.hexdigest()
 
 
 # -- write -----------------------------------------------------------------------------------------------------------
@@ -267,16 +294,17 @@ def upload(commit: CommitWrite, data: bytes, transfer: Transfer, *, refused_earl
     blob: Blob = yield from call(place)
     view = memoryview(data)
     places = dict(enumerate(blob.chunks))
-    whole = _InOrder() if commit.sha256 is None else None
-    parts: list[Flow[Any]] = []
+    parts: list[memoryview] = []
     start = 0
-    for index, chunk in enumerate(blob.chunks):
-        part = view[start : start + chunk.size]
-        parts.append(_put(index, places, part, place._replace(write_id=blob.id), whole))
+    for chunk in blob.chunks:
+        parts.append(view[start : start + chunk.size])
         start += chunk.size
-    etags: list[str] = yield Gather(parts, transfer.parallelism)
+    whole = _InOrder(parts) if commit.sha256 is None else None
+    renew = place._replace(write_id=blob.id)
+    puts = [_put(index, places, part, renew, whole) for index, part in enumerate(parts)]
+    etags: list[str] = yield Gather(puts, transfer.parallelism)
     chunks = tuple(Chunk(chunk.uri, chunk.size, etag) for chunk, etag in zip(blob.chunks, etags, strict=True))
-    sha256 = commit.sha256 if whole is None else whole.sha256.hexdigest()
+    sha256 = commit.sha256 if whole is None else (yield from whole.hexdigest())
     return commit._replace(data=None, blob=Blob(blob.id, chunks), sha256=sha256)
 
 
@@ -285,7 +313,7 @@ def _put(
 ) -> Flow[str]:
     """Upload a chunk and return its etag; ``whole`` hashes the value if nobody did before."""
     if whole is not None:
-        yield from whole.take(index, data)
+        yield from whole.take(index)
     renewals = 0
     while True:
         try:

@@ -6,7 +6,7 @@ on every call: a frozen dataclass takes five times as long.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -280,11 +280,15 @@ class PutChunk(NamedTuple):
 
 
 class GetRange(NamedTuple):
-    """Transfer: fill ``into`` with a chunk's bytes from ``offset`` on -> None."""
+    """Transfer: fill ``into`` with a chunk's bytes from ``offset`` on -> None.
+
+    Where they come in pieces, ``progress`` is told on the way how many of them stand there; each attempt begins with 0.
+    """
 
     chunk: Chunk
     offset: int
     into: memoryview
+    progress: Callable[[int], object] = lambda _: None
 
 
 class Sweep(NamedTuple):

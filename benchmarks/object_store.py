@@ -33,7 +33,8 @@ from tests.support.strict_s3 import ACCESS_KEY, BUCKET, REGION, SECRET_KEY
 SIZE: Final = 64 * 1024 * 1024
 CHUNK: Final = 8 * 1024 * 1024
 PARALLELISM: Final = 4
-ROUNDS: Final = 12
+ROUNDS: Final = 24
+WARM: Final = 6
 TOUCHED: Final = 1024 * 1024 * 1024
 
 _SERVE: Final = """
@@ -113,14 +114,14 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def in_turn(ways: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Return the seconds that each way took in each round; who begins a round changes, and the first does not count."""
+    """Return the seconds that each way took in each round; who begins a round changes, and the first do not count."""
     names = list(ways)
     found: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(ROUNDS + 1):
+    for turn in range(WARM + ROUNDS):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             took = seconds(ways[name])
-            if turn:
+            if turn >= WARM:
                 found[name].append(took)
     return found
 

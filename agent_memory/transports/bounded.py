@@ -20,26 +20,23 @@ import httpx
 
 class _Call(threading.local):
     deadline = math.inf
-    read_bytes = 0
 
 
 _call: Final = _Call()
 
 
 @contextmanager
-def until(deadline: float, read_bytes: int = 0) -> Generator[None]:
-    """Bound what this thread does on the connections of a ``BoundedTransport``; on ``time.monotonic``'s clock.
-
-    So many bytes are taken at once where httpcore asks for fewer, but not under TLS.
-    """
-    _call.deadline, _call.read_bytes = deadline, read_bytes
+def until(deadline: float) -> Generator[None]:
+    """Bound what this thread does on bounded connections; on ``time.monotonic``'s clock."""
+    _call.deadline = deadline
     try:
         yield
     finally:
-        _call.deadline, _call.read_bytes = math.inf, 0
+        _call.deadline = math.inf
 
 
-def _within(timeout: float | None, late: type[httpcore.TimeoutException]) -> float:
+def within(timeout: float | None, late: type[Exception]) -> float:
+    """Return how many seconds a step of this thread's call may take; raise the error if its time is over."""
     left = _call.deadline - time.monotonic()
     if left <= 0:
         raise late
@@ -57,11 +54,13 @@ class BoundedTransport(httpx.HTTPTransport):
             max_connections=limits.max_connections,
             max_keepalive_connections=limits.max_keepalive_connections,
             keepalive_expiry=limits.keepalive_expiry,
-            network_backend=_Backend(),
+            network_backend=Backend(),
         )
 
 
-class _Backend(httpcore.NetworkBackend):
+class Backend(httpcore.NetworkBackend):
+    """Makes connections of which each step ends at the deadline of the thread that takes it."""
+
     def __init__(self) -> None:
         self._plain = httpcore.SyncBackend()
 
@@ -74,8 +73,8 @@ class _Backend(httpcore.NetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
         def connect(address: str) -> httpcore.NetworkStream:
-            within = _within(timeout, httpcore.ConnectTimeout)
-            return _Stream(self._plain.connect_tcp(address, port, within, local_address, socket_options))
+            seconds = within(timeout, httpcore.ConnectTimeout)
+            return _Stream(self._plain.connect_tcp(address, port, seconds, local_address, socket_options))
 
         *others, last = _addresses(host, port)
         for address in others:
@@ -93,18 +92,14 @@ def _addresses(host: str, port: int) -> list[str]:
 
 
 class _Stream(httpcore.NetworkStream):
-    def __init__(self, stream: httpcore.NetworkStream, *, encrypted: bool = False) -> None:
+    def __init__(self, stream: httpcore.NetworkStream) -> None:
         self._stream = stream
-        self._encrypted = encrypted
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        if not self._encrypted:
-            # TLS gives one record at a time, 16 KiB at most. Making room for more takes three times as long as it.
-            max_bytes = max(max_bytes, _call.read_bytes)
-        return self._stream.read(max_bytes, _within(timeout, httpcore.ReadTimeout))
+        return self._stream.read(max_bytes, within(timeout, httpcore.ReadTimeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._stream.write(buffer, _within(timeout, httpcore.WriteTimeout))
+        self._stream.write(buffer, within(timeout, httpcore.WriteTimeout))
 
     def close(self) -> None:
         self._stream.close()
@@ -112,8 +107,8 @@ class _Stream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        within = _within(timeout, httpcore.ConnectTimeout)
-        return _Stream(self._stream.start_tls(ssl_context, server_hostname, within), encrypted=True)
+        seconds = within(timeout, httpcore.ConnectTimeout)
+        return _Stream(self._stream.start_tls(ssl_context, server_hostname, seconds))
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)

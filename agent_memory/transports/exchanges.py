@@ -7,7 +7,7 @@ that is not the one asked for is always an error, never a default.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any, Final, Protocol
 
 import httpx
@@ -125,18 +125,20 @@ class Upload(_Transfer):
 
 
 class Download(_Transfer):
-    """A range of a chunk, written straight to where it belongs.
+    """A range of a chunk, written straight to where it belongs: the body fills ``room``, and only the rest is fed.
 
     Args:
         total: bytes of the whole chunk.
         offset: where the range begins.
         into: filled completely, or an error is raised.
+        progress: told how much of it is filled.
     """
 
-    def __init__(self, total: int, offset: int, into: memoryview) -> None:
+    def __init__(self, total: int, offset: int, into: memoryview, progress: Callable[[int], object]) -> None:
         self._total = total
         self._offset = offset
         self._into = into
+        self._progress = progress
         self._filled = 0
         self.whole = offset == 0 and len(into) == total
 
@@ -152,6 +154,7 @@ class Download(_Transfer):
         length = headers.get("content-length")
         if length is not None and length != str(len(self._into)):
             raise IntegrityError("the blob store offers another number of bytes than a chunk has", code="wrong_length")
+        self.fill(0)
 
     def _check_range(self, text: str) -> None:
         match = _CONTENT_RANGE.fullmatch(text)
@@ -159,15 +162,19 @@ class Download(_Transfer):
         if match is None or (int(match[1]), int(match[2])) != wanted or match[3] not in ("*", str(self._total)):
             raise IntegrityError("the blob store sent another range than was asked for", code="wrong_range")
 
+    def room(self) -> memoryview:
+        """Return where the body goes; that of a refusal nowhere. To be released."""
+        return self._into[: 0 if self._refused is not None else None]
+
+    def fill(self, size: int) -> None:
+        """Take note of how many bytes stand in the room by now."""
+        self._filled = size
+        self._progress(size)
+
     def feed(self, part: bytes) -> None:
-        if self._refused is not None:
-            self._keep(self._refused, part)
-            return
-        end = self._filled + len(part)
-        if end > len(self._into):
+        if self._refused is None:
             raise IntegrityError("the blob store sent more bytes than a chunk has", code="wrong_length")
-        self._into[self._filled : end] = part
-        self._filled = end
+        self._keep(self._refused, part)
 
     def end(self) -> None:
         if self._refused is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
+from http.client import HTTPException
 from typing import Any, Final, cast
 from weakref import WeakKeyDictionary
 
@@ -28,6 +29,7 @@ from ..wire import LOGGED_ID, encode_request
 from ..wire.requests import scope_of
 from .async_pool import CONNECTIONS, KEPT, KEPT_SECONDS, AsyncPool, close_from_outside
 from .bounded import BoundedTransport, until
+from .downloads import Downloads
 from .exchanges import ApiCall, Download, Exchange, Slices, Upload
 from .trust import BlobHosts, http_url, origin_of, ssl_context_for, tls_problem
 
@@ -38,9 +40,7 @@ _SEARCH_SECONDS: Final = 25.0
 # Bytes a second of the slowest link: what was sent is still on its way when the system has taken all of it.
 _SLOWEST: Final = 50_000
 _TRANSFER_SECONDS: Final = 30.0
-# A piece takes as long to handle as to copy: 64 MiB took 148 ms of CPU in httpcore's 64 KiB, 107 in these.
-_LARGE_READ: Final = 1024 * 1024
-_FAILURES: Final = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError)
+_FAILURES: Final = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, HTTPException, OSError)
 _AGENT: Final = (b"User-Agent", b"agent-memory")
 # Azure takes no upload without it; other stores do not know it.
 _BLOCK_BLOB: Final = (b"x-ms-blob-type", b"BlockBlob")
@@ -100,6 +100,7 @@ class HttpTransport:
             max_connections=CONNECTIONS, max_keepalive_connections=KEPT, keepalive_expiry=KEPT_SECONDS
         )
         self._pool = BoundedTransport(self._ssl, limits)
+        self._downloads = Downloads(self._ssl)
         self._async_pools: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncPool] = WeakKeyDictionary()
         self._closed = False
 
@@ -107,14 +108,10 @@ class HttpTransport:
         """Answer a message from this thread, in one attempt."""
         request, exchange = self._start(message, deadline)
         try:
-            with until(deadline, _LARGE_READ if isinstance(message, GetRange) else 0):
-                response = self._pool.handle_request(request)
-                try:
-                    exchange.begin(response.status_code, response.headers)
-                    for part in cast(Iterable[bytes], response.stream):
-                        exchange.feed(part)
-                finally:
-                    response.close()
+            if isinstance(exchange, Download):
+                self._downloads.fetch(request, exchange, deadline)
+            else:
+                self._exchange(request, exchange, deadline)
             failure = None
         except _FAILURES as error:
             failure = self._failure(error, message, deadline)
@@ -123,12 +120,25 @@ class HttpTransport:
             raise failure
         return exchange.end()
 
+    def _exchange(self, request: httpx.Request, exchange: Exchange, deadline: float) -> None:
+        with until(deadline):
+            response = self._pool.handle_request(request)
+            try:
+                exchange.begin(response.status_code, response.headers)
+                for part in cast(Iterable[bytes], response.stream):
+                    exchange.feed(part)
+            finally:
+                response.close()
+
     async def asend(self, message: Message, deadline: float) -> Any:
         """Answer a message from the event loop, in one attempt."""
         request, exchange = self._start(message, deadline)
         try:
-            pool = await self._async_pool()
-            await pool.exchange(request, exchange, deadline)
+            if isinstance(exchange, Download):
+                await self._downloads.afetch(request, exchange, deadline)
+            else:
+                pool = await self._async_pool()
+                await pool.exchange(request, exchange, deadline)
             failure = None
         except _FAILURES as error:
             failure = self._failure(error, message, deadline)
@@ -178,7 +188,7 @@ class HttpTransport:
 
     def _download(self, message: GetRange, remaining: float) -> tuple[httpx.Request, Exchange]:
         url = self._accepted(message.chunk.uri)
-        exchange = Download(message.chunk.size, message.offset, message.into)
+        exchange = Download(message.chunk.size, message.offset, message.into, message.progress)
         headers = [(b"Host", url.netloc), _AGENT, (b"Accept-Encoding", b"identity")]
         if not exchange.whole:
             last = message.offset + len(message.into) - 1
@@ -225,6 +235,7 @@ class HttpTransport:
         """Close the connections; those of an event loop that runs elsewhere are closed there, within seconds."""
         self._closed = True
         self._pool.close()
+        self._downloads.close()
         for loop in self._loops():
             # One that is left to its loop is forgotten with it.
             pool = self._async_pools.pop(loop, None) if loop.is_closed() else self._async_pools.get(loop)

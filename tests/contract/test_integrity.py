@@ -125,16 +125,44 @@ def test_a_small_value_that_arrives_altered_is_an_error_on_every_way(store: Any,
         read(memory)
 
 
+class SpoilingDownloads(Between):
+    """Alters chunks on their way: before anybody is told that their last byte is there."""
+
+    def send(self, message: Message, deadline: float) -> Any:
+        message, altered = self._told_late(message)
+        reply = super().send(message, deadline)
+        altered()
+        return reply
+
+    async def asend(self, message: Message, deadline: float) -> Any:
+        message, altered = self._told_late(message)
+        reply = await super().asend(message, deadline)
+        altered()
+        return reply
+
+    def _told_late(self, message: Message) -> tuple[Message, Callable[[], None]]:
+        if type(message) is not GetRange:
+            return message, lambda: None
+        into, progress, altered = message.into, message.progress, list[bool]()
+
+        def alter() -> None:
+            if not altered:
+                altered.append(True)
+                into[-1] ^= 1
+
+        def tell(size: int) -> None:
+            if size == len(into):
+                alter()
+            progress(size)
+
+        return message._replace(progress=tell), alter
+
+
 def test_a_large_value_that_arrives_altered_is_an_error(store: Any) -> None:
     memory = store.open(chunk_size=65_536)
     memory.app_state.set("key", OLD)
 
-    def flip(message: Any, reply: Any) -> Any:
-        if type(message) is GetRange:
-            message.into[-1] ^= 1
-        return reply
-
-    put_between(memory, lambda inner: Meddling(inner, alter=flip))
+    put_between(memory, SpoilingDownloads)
     with pytest.raises(IntegrityError):
         memory.app_state.get("key", default="absent")
 

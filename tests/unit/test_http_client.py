@@ -6,17 +6,13 @@ import asyncio
 import base64
 import contextlib
 import gc
-import hashlib
 import json
-import logging
-import math
 import socket
 import ssl
 import threading
 import time
-import traceback
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -63,64 +59,25 @@ from agent_memory.transports import async_pool, bounded, http
 from agent_memory.transports.http import HttpTransport
 from agent_memory.wire import encode_error
 from agent_memory.wire.problems import PROBLEM_TYPE
-
-BASE = "http://127.0.0.1:8420"
-TOKEN = "the-secret-token"
-SCOPE = Scope("acme", "shop")
-READ = PrepareRead(SCOPE, "key", max_inline_size=100)
-ROUTE = f"{BASE}/v1/namespaces/acme/applications/shop/app_state/prepare_read"
-PLACE = f"{BASE}/v1/blobs/b/0?signature=the-secret-signature"
-BUCKET = "https://bucket.example/object?X-Amz-Signature=the-secret-signature"
-DATA = b"0123456789"
-ENTRY = {
-    "key": "key", "version": 1, "etag": "1-a", "size": 10, "sha256": hashlib.sha256(DATA).hexdigest(),
-    "content_type": "application/octet-stream", "created_at": "2026-01-02T03:04:05.678901Z",
-    "updated_at": "2026-01-02T03:04:05.678901Z",
-}  # fmt: skip
-INLINE = {"id": "b", "chunks": [{"uri": "data:;base64," + base64.b64encode(DATA).decode(), "size": 10, "etag": None}]}
-
-
-class Wire:
-    """The transport, sent to from a thread or from an event loop."""
-
-    def __init__(self, face: str) -> None:
-        self.face = face
-        self.transport = HttpTransport(
-            BASE, "acme", "shop", token=TOKEN, blob_hosts=["Bucket.example", "127.0.0.1:9000", "[::1]:9000"]
-        )
-
-    def send(self, message: Message, seconds: float = 5) -> Any:
-        deadline = time.monotonic() + seconds
-        if self.face == "sync":
-            return self.transport.send(message, deadline)
-
-        async def run() -> Any:
-            try:
-                return await self.transport.asend(message, deadline)
-            finally:
-                await self.transport._async_pools.pop(asyncio.get_running_loop()).transport.aclose()
-
-        return asyncio.run(run())
-
-    def fails(self, message: Message, kind: type[AgentMemoryError], seconds: float = 5) -> Any:
-        with pytest.raises(AgentMemoryError) as caught:
-            self.send(message, seconds)
-        assert type(caught.value) is kind
-        check_silence(caught.value)
-        return caught.value
-
-
-def check_silence(error: BaseException) -> None:
-    """Assert that nothing of an error, or of what led to it, holds a secret or another library's exception."""
-    shown = "".join(traceback.format_exception(error)).replace("  ", "")
-    told = [repr(error), str(error), repr(error.args)]
-    cause: BaseException | None = error
-    while cause is not None:
-        assert not type(cause).__module__.startswith(("httpx", "httpcore", "h11", "ssl"))
-        told += [repr(cause), str(cause)]
-        cause = cause.__cause__ or cause.__context__
-    assert "secret" not in "".join(told)
-    assert "httpx." not in shown
+from tests.support.wire import (
+    BASE,
+    BUCKET,
+    DATA,
+    ENTRY,
+    INLINE,
+    PLACE,
+    READ,
+    ROUTE,
+    S3_EXPIRED,
+    SCOPE,
+    TOKEN,
+    Wire,
+    check_silence,
+    peer_wire,
+    problem,
+    times_out,
+    trickling,
+)
 
 
 @pytest.fixture(params=["sync", "async"])
@@ -134,11 +91,6 @@ def wire(request: pytest.FixtureRequest) -> Iterator[Wire]:
 def routes() -> Iterator[respx.MockRouter]:
     with respx.mock(assert_all_called=False) as router:
         yield router
-
-
-def problem(status: int, code: str, **more: Any) -> httpx.Response:
-    body = {"type": "about:blank", "status": status, "code": code, "detail": "what is wrong", **more}
-    return httpx.Response(status, content=json.dumps(body), headers={"content-type": "application/problem+json"})
 
 
 # -- answers of the API ----------------------------------------------------------------------------------------------
@@ -314,16 +266,6 @@ def test_what_is_sent_is_a_small_request_with_the_token(wire: Wire, routes: resp
     assert json.loads(request.content) == {"state_key": "key", "max_inline_size": 100}
 
 
-def test_nothing_that_is_sent_reaches_a_log(
-    wire: Wire, routes: respx.MockRouter, caplog: pytest.LogCaptureFixture
-) -> None:
-    routes.get(PLACE).respond(200, content=DATA)
-    with caplog.at_level(logging.INFO):
-        wire.send(GetRange(Chunk(PLACE, 10), 0, memoryview(bytearray(10))))
-
-    assert "secret" not in caplog.text
-
-
 def test_a_message_of_another_application_is_refused(wire: Wire) -> None:
     error = InvalidRequestError
     with pytest.raises(error):
@@ -385,32 +327,6 @@ def test_one_blob_host_is_not_taken_for_those_of_its_letters() -> None:
 
 
 @pytest.mark.parametrize(
-    "uri", [PLACE, BUCKET, "http://127.0.0.1:9000/object", "http://[::1]:9000/x", "https://BUCKET.example:443/x"]
-)
-def test_a_chunk_is_read_from_the_api_and_from_blob_hosts(wire: Wire, routes: respx.MockRouter, uri: str) -> None:
-    route = routes.get(uri).respond(200, content=DATA)
-    into = bytearray(10)
-
-    wire.send(GetRange(Chunk(uri, 10), 0, memoryview(into)))
-
-    assert bytes(into) == DATA
-    assert "authorization" not in route.calls.last.request.headers
-    assert "range" not in route.calls.last.request.headers
-    assert route.calls.last.request.headers["accept-encoding"] == "identity"
-
-
-@pytest.mark.parametrize("total", ["10", "*"])
-def test_a_part_of_a_chunk_is_asked_for_by_its_range(wire: Wire, routes: respx.MockRouter, total: str) -> None:
-    route = routes.get(PLACE).respond(206, content=DATA[2:5], headers={"content-range": f"bytes 2-4/{total}"})
-    into = bytearray(3)
-
-    wire.send(GetRange(Chunk(PLACE, 10), 2, memoryview(into)))
-
-    assert bytes(into) == b"234"
-    assert route.calls.last.request.headers["range"] == "bytes=2-4"
-
-
-@pytest.mark.parametrize(
     "uri",
     [
         "file:///etc/passwd",
@@ -444,93 +360,6 @@ def test_a_chunk_anywhere_else_is_refused_before_any_connection(wire: Wire, uri:
         wire.transport.send(message, time.monotonic() + 5)
     check_silence(caught.value)
     assert not uri or uri not in str(caught.value)
-
-
-S3_EXPIRED = "<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"
-
-
-@pytest.mark.parametrize(
-    ("answer", "kind", "code"),
-    [
-        (httpx.Response(200, content=DATA), IntegrityError, "range_ignored"),
-        (httpx.Response(206, content=b"234", headers={"content-range": "bytes 3-5/10"}), IntegrityError, "wrong_range"),
-        (httpx.Response(206, content=b"234", headers={"content-range": "bytes 2-4/11"}), IntegrityError, "wrong_range"),
-        (httpx.Response(206, content=b"234", headers={"content-range": "nonsense"}), IntegrityError, "wrong_range"),
-        (httpx.Response(206, content=b"234"), IntegrityError, "wrong_range"),
-        (httpx.Response(206, content=b"23", headers={"content-range": "bytes 2-4/10"}), IntegrityError, "wrong_length"),
-        (
-            httpx.Response(206, content=b"2345", headers={"content-range": "bytes 2-4/10"}),
-            IntegrityError,
-            "wrong_length",
-        ),
-        (
-            httpx.Response(206, content=iter([b"23"]), headers={"content-range": "bytes 2-4/10"}),
-            UnavailableError,
-            "truncated",
-        ),
-        (
-            httpx.Response(206, content=iter([b"2345"]), headers={"content-range": "bytes 2-4/10"}),
-            IntegrityError,
-            "wrong_length",
-        ),
-        (
-            httpx.Response(
-                206, content=iter([b"234"]), headers={"content-range": "bytes 2-4/10", "content-encoding": "gzip"}
-            ),
-            ProtocolError,
-            "protocol",
-        ),
-        (httpx.Response(302, headers={"location": "http://127.0.0.1:8420/the-secret"}), ProtocolError, "redirect"),
-        (httpx.Response(403, text=S3_EXPIRED), UnavailableError, "url_expired"),
-        (
-            httpx.Response(403, text="Signature not valid in the specified time frame"),
-            UnavailableError,
-            "url_expired",
-        ),
-        (problem(403, "url_expired"), UnavailableError, "url_expired"),
-        (problem(403, "url_invalid"), PermissionDeniedError, "url_invalid"),
-        (httpx.Response(403, text="no"), PermissionDeniedError, "permission_denied"),
-        (httpx.Response(401), AuthenticationError, "unauthenticated"),
-        (problem(404, "chunk_missing"), IntegrityError, "chunk_missing"),
-        (httpx.Response(404, text="<Code>NoSuchKey</Code>"), IntegrityError, "chunk_missing"),
-        (httpx.Response(404, text="<Code>BlobNotFound</Code>"), IntegrityError, "chunk_missing"),
-        (httpx.Response(404, text="no"), ProtocolError, "protocol"),
-        (problem(416, "range_not_satisfiable"), IntegrityError, "range_not_satisfiable"),
-        (problem(500, "integrity"), IntegrityError, "integrity"),
-        (httpx.Response(500), UnavailableError, "unavailable"),
-        (httpx.Response(503, text="<Code>SlowDown</Code>"), UnavailableError, "unavailable"),
-    ],
-    ids=lambda value: str(value),
-)
-def test_a_download_that_is_not_the_range_asked_for_is_an_error_of_its_kind(
-    wire: Wire, routes: respx.MockRouter, answer: httpx.Response, kind: type[AgentMemoryError], code: str
-) -> None:
-    if (
-        wire.face == "async"
-        and isinstance(answer.stream, httpx.SyncByteStream)
-        and not isinstance(answer.stream, httpx.ByteStream)
-    ):
-        answer = httpx.Response(
-            answer.status_code, headers=answer.headers, content=_pieces(b"23" if kind is UnavailableError else b"2345")
-        )
-    elif not isinstance(answer.stream, httpx.ByteStream):
-        answer = httpx.Response(
-            answer.status_code, headers=answer.headers, content=iter([b"23" if kind is UnavailableError else b"2345"])
-        )
-    answer.headers.pop("transfer-encoding", None)
-    routes.get(PLACE).mock(return_value=answer)
-
-    assert wire.fails(GetRange(Chunk(PLACE, 10), 2, memoryview(bytearray(3))), kind).code == code
-
-
-async def _pieces(data: bytes) -> Any:
-    yield data
-
-
-def test_a_part_instead_of_the_whole_is_an_integrity_error(wire: Wire, routes: respx.MockRouter) -> None:
-    routes.get(PLACE).respond(206, content=DATA, headers={"content-range": "bytes 0-9/10"})
-
-    wire.fails(GetRange(Chunk(PLACE, 10), 0, memoryview(bytearray(10))), IntegrityError)
 
 
 @pytest.mark.parametrize("status", [200, 201, 204])
@@ -574,15 +403,6 @@ def test_an_upload_that_is_not_taken_is_an_error_of_its_kind(
 
 
 # -- through the public API ------------------------------------------------------------------------------------------
-
-
-def test_bytes_with_another_hash_are_never_returned(routes: respx.MockRouter) -> None:
-    blob = {"id": "b", "chunks": [{"uri": PLACE, "size": 10}]}
-    routes.post(ROUTE).respond(json={"blob": blob, "entry": ENTRY})
-    routes.get(PLACE).respond(200, content=b"9876543210")
-
-    with AgentMemory(BASE, application="shop", namespace="acme") as memory, pytest.raises(IntegrityError):
-        memory.app_state.get("key", default="default")
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 409, 412, 413, 422])
@@ -646,78 +466,6 @@ def test_a_pause_that_the_server_asked_for_is_not_told(
 
 
 # -- real sockets ----------------------------------------------------------------------------------------------------
-
-
-class Peer:
-    """A server that does with each connection what a function says."""
-
-    def __init__(self, handle: Callable[[socket.socket], None]) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._handle = handle
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._open: list[socket.socket] = []
-        self._thread = threading.Thread(target=self._accept, daemon=True)
-        self._thread.start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            self._open.append(connection)
-            try:
-                self._handle(connection)
-            except OSError:
-                continue
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for connection in self._open:
-            connection.close()
-        self._thread.join(5)
-
-
-@contextlib.contextmanager
-def peer_wire(face: str, handle: Callable[[socket.socket], object]) -> Generator[Wire]:
-    """Give a wire to a peer, which ends with the block."""
-    peer, wire = Peer(handle), Wire(face)
-    wire.transport.close()
-    wire.transport = HttpTransport(peer.url, "acme", "shop", token=TOKEN)
-    try:
-        yield wire
-    finally:
-        wire.transport.close()
-        peer.close()
-
-
-@contextlib.contextmanager
-def trickling(face: str, beginning: bytes, drop: bytes) -> Generator[Wire]:
-    """Give a wire to a peer that answers with a beginning, and then with a drop every 20 ms while the block lasts."""
-    stop = threading.Event()
-
-    def handle(connection: socket.socket) -> None:
-        connection.sendall(beginning)
-        while not stop.wait(0.02):
-            connection.sendall(drop)
-
-    with peer_wire(face, handle) as wire:
-        # Also where a client would wait for ever.
-        last = threading.Timer(4, stop.set)
-        last.start()
-        try:
-            yield wire
-        finally:
-            last.cancel()
-            stop.set()
-
-
-def times_out(wire: Wire, message: Any, seconds: float = 0.3) -> None:
-    """Check that a call ends at its deadline, neither before nor long after."""
-    started = time.monotonic()
-    wire.fails(message, TimedOutError, seconds=seconds)
-    assert seconds - 0.05 < time.monotonic() - started < 2
 
 
 @pytest.mark.parametrize("face", ["sync", "async"])
@@ -904,18 +652,6 @@ def test_a_deadline_holds_under_tls() -> None:
     assert encrypted.read(1) == b""
     with bounded.until(time.monotonic() - 1), pytest.raises(httpcore.ReadTimeout):
         encrypted.read(1)
-
-
-def test_large_pieces_are_read_where_there_are_some() -> None:
-    asked: list[int] = []
-    plain: Any = SimpleNamespace(read=lambda size, _: asked.append(size) or b"")
-    plain.start_tls = lambda *_: plain
-    stream = bounded._Stream(plain)
-    with bounded.until(math.inf, read_bytes=1_000_000):
-        stream.read(64)
-        stream.start_tls(ssl.create_default_context()).read(64)
-    stream.read(64)
-    assert asked == [1_000_000, 64, 64], "a record of TLS is small: room for more is made for nothing, each time"
 
 
 def test_a_name_that_nobody_knows_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
