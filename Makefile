@@ -14,7 +14,7 @@ PINS := requirements/dev.txt
 # The lower bounds of pyproject.toml, and what meets them: each dependency, on each kind of store.
 OLDEST := .venv-oldest
 OLDEST_TESTS := $(addprefix tests/contract/test_,app_state.py documents.py collections.py values.py write_ids.py) \
-	$(addprefix tests/unit/test_,public_api.py http_client.py server_http.py metrics.py object_blobs.py postgres_catalog.py) \
+	$(addprefix tests/unit/test_,public_api.py http_client.py downloads.py server_http.py metrics.py object_blobs.py postgres_catalog.py) \
 	$(addprefix tests/integrations/test_,store.py store_vectors.py middleware.py tools.py replay.py shared_threads.py tensorlake_client.py)
 EDITABLE := --no-deps --no-build-isolation --editable .
 RESOLVE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
