@@ -151,6 +151,9 @@ def fetch(found: Found, request: PrepareRead, transfer: Transfer) -> Flow[tuple[
             if again is None:
                 return None
             found = again
+        finally:
+            # A failure holds this frame for as long as somebody keeps it.
+            del buffer
 
 
 _STALE: Final = frozenset({"url_expired", "chunk_missing"})

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import httpcore
 import httpx
@@ -62,7 +62,11 @@ class Downloads:
                 call.exception()
         if call.cancelled():
             raise TimeoutError
-        call.result()
+        try:
+            call.result()
+        finally:
+            # The error holds this frame, and by its own frames memory of the value.
+            del call
 
     def take(self, origin: Origin, host: str) -> _Connection:
         """Return a connection that was kept and is still open, or one that is yet to be made."""
@@ -149,7 +153,7 @@ class _Fetch:
         exchange = self._exchange
         connection.ask(self._request)
         with connection.getresponse() as response:
-            headers = httpx.Headers(response.getheaders())
+            headers = httpx.Headers(response.getheaders(), encoding="iso-8859-1")
             exchange.begin(response.status, headers)
             with exchange.room() as room:
                 filled = 0
@@ -157,7 +161,7 @@ class _Fetch:
                     filled += count
                     exchange.fill(filled)
             # A refusal, or more than was asked for.
-            while part := response.read(_PIECE):
+            while part := response.read1(_PIECE):
                 exchange.feed(part)
             return not response.will_close
 
@@ -167,9 +171,20 @@ def _read(response: http.client.HTTPResponse, room: memoryview, start: int) -> i
         return response.readinto(rest)
 
 
+class _Response(http.client.HTTPResponse):
+    """The answer itself: http.client passes over 100 alone of what may come before it."""
+
+    def begin(self) -> None:
+        super().begin()
+        while self.status < 200:
+            cast(Any, self).headers = None
+            super().begin()
+
+
 class _Connection(http.client.HTTPConnection):
     """A connection of which each step ends at the deadline of the thread that takes it."""
 
+    response_class = _Response
     idle_since = 0.0
 
     def __init__(self, origin: Origin, host: str, ssl_context: ssl.SSLContext) -> None:
@@ -180,18 +195,18 @@ class _Connection(http.client.HTTPConnection):
 
     def open(self, limits: Mapping[str, float]) -> None:
         """Connect unless that was done before; ``limits`` are httpx's of one request."""
-        self._limits = limits
-        if self._stream is not None:
-            return
+        stream = self._stream or self._connected(limits["connect"])
+        self.sock: Any = _Socket(stream.get_extra_info("socket"), limits["read"])
+
+    def _connected(self, seconds: float) -> httpcore.NetworkStream:
         try:
-            stream = Backend().connect_tcp(self.host, self.port, limits["connect"])
+            stream = self._stream = Backend().connect_tcp(self.host, self.port, seconds)
             if self.origin.scheme == "https":
-                stream = stream.start_tls(self._ssl, self.host, limits["connect"])
+                stream = self._stream = stream.start_tls(self._ssl, self.host, seconds)
         except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
             # As httpx does it: by the errors behind it, it is told what went wrong with TLS.
             raise httpx.ConnectError("") from error
-        self._stream = stream
-        self.sock: Any = _Socket(stream.get_extra_info("socket"), limits["read"])
+        return stream
 
     def ask(self, request: httpx.Request) -> None:
         target = request.url.raw_path.decode("ascii")

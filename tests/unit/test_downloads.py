@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import hashlib
 import json
 import logging
@@ -13,17 +14,20 @@ import ssl
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
+import httpcore
 import httpx
 import pytest
 import trustme
 
 from agent_memory import AgentMemory
-from agent_memory.drivers import run
+from agent_memory.buffers import zeroed
+from agent_memory.drivers import Flow, run, run_async
 from agent_memory.errors import (
     AgentMemoryError,
     AuthenticationError,
@@ -257,6 +261,38 @@ def test_an_answer_that_breaks_off_or_is_none_may_be_asked_for_again(face: str, 
 
 @both
 @pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + OK,
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\nX-Amz-Meta-Name: caf\xe9\r\n\r\n" + DATA,
+    ],
+    ids=["hints", "header"],
+)
+def test_hints_before_an_answer_and_headers_in_any_bytes_are_passed_over(face: str, answer: bytes) -> None:
+    asked = Asked()
+    with peer_wire(face, answering(answer, asked=asked)) as wire:
+        for _ in range(2):
+            into = bytearray(10)
+            wire.send(whole(wire, into))
+            assert into == DATA
+
+    assert asked.connections == 1
+
+
+@both
+@pytest.mark.parametrize("size", [b"-1", b"-5"])
+def test_a_chunk_of_less_than_nothing_is_none(face: str, size: bytes) -> None:
+    def handle(connection: socket.socket) -> None:
+        head_of(connection)
+        connection.sendall(b"HTTP/1.1 403 -\r\nTransfer-Encoding: chunked\r\n\r\n" + size + b"\r\nno\r\n0\r\n\r\n")
+        connection.shutdown(socket.SHUT_RDWR)
+
+    with peer_wire(face, handle) as wire:
+        wire.fails(whole(wire, bytearray(10)), UnavailableError)
+
+
+@both
+@pytest.mark.parametrize(
     ("beginning", "drop"),
     [
         (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b" "),
@@ -308,6 +344,28 @@ def test_an_authority_that_nobody_trusts_is_named(face: str, tmp_path: Path) -> 
     assert "certificate" in str(error)
 
 
+def test_a_connection_for_whose_tls_no_time_is_left_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+
+    def late(*_: Any) -> Any:
+        raise httpcore.ConnectTimeout
+
+    def handle(connection: socket.socket) -> None:
+        if connection.recv(1) == b"":
+            ended.set()
+
+    monkeypatch.setattr(bounded._Stream, "start_tls", late)
+    peer = Peer(handle)
+    host = peer.url.removeprefix("http://")
+    transport = HttpTransport("http://127.0.0.1:9", "acme", "shop", blob_hosts=[host])
+    with pytest.raises(UnavailableError):
+        # Of one that is only forgotten, Python warns.
+        transport.send(GetRange(Chunk(f"https://{host}/x", 10), 0, memoryview(bytearray(10))), time.monotonic() + 5)
+    assert ended.wait(5)
+    transport.close()
+    peer.close()
+
+
 # -- connections -----------------------------------------------------------------------------------------------------
 
 
@@ -324,6 +382,24 @@ def test_a_connection_is_used_again(face: str, answer: bytes) -> None:
             assert into == DATA
 
     assert (len(asked.heads), asked.connections) == (3, 1)
+
+
+@both
+def test_a_kept_connection_has_nothing_of_the_time_of_an_earlier_call(face: str) -> None:
+    asked = Asked()
+
+    def handle(connection: socket.socket) -> None:
+        asked.connections += 1
+        for pause in (0, 0.6):
+            head_of(connection)
+            time.sleep(pause)
+            connection.sendall(OK)
+
+    with peer_wire(face, handle) as wire:
+        wire.send(whole(wire, bytearray(10)), seconds=0.3)
+        wire.send(whole(wire, bytearray(10)))
+
+    assert asked.connections == 1
 
 
 @both
@@ -528,14 +604,17 @@ def test_an_event_loop_goes_on_while_much_arrives() -> None:
 
 
 def read_through(wire: Wire, data: bytes, chunk_size: int) -> bytes:
-    """Fetch a value of one chunk in ranges, as ``get`` does."""
+    got = run(read_flow(wire, data, chunk_size), wire.transport, time.monotonic() + 20)
+    assert got is not None
+    return got[0]
+
+
+def read_flow(wire: Wire, data: bytes, chunk_size: int) -> Flow[tuple[bytes, Entry] | None]:
+    """Return what fetches a value of one chunk in ranges, as ``get`` does."""
     sha256 = hashlib.sha256(data).hexdigest()
     entry = Entry("key", 1, "1-a", len(data), sha256, "application/octet-stream", None, None, None, 1, 1, None, None)
     found = Found(entry, None, Blob("b", (Chunk(place(wire), len(data)),)))
-    flow = fetch(found, PrepareRead(SCOPE, "key"), Transfer(chunk_size, 4))
-    got = run(flow, wire.transport, time.monotonic() + 20)
-    assert got is not None
-    return got[0]
+    return fetch(found, PrepareRead(SCOPE, "key"), Transfer(chunk_size, 4))
 
 
 def serving(data: bytes, spoil: Callable[[int, bytes], tuple[bytes, int]]) -> Callable[[socket.socket], None]:
@@ -587,6 +666,49 @@ def test_bytes_that_came_in_the_place_of_hashed_ones_are_hashed_themselves() -> 
 
     with peer_wire("sync", serving(BIG, spoil)) as wire, pytest.raises(IntegrityError):
         read_through(wire, BIG, len(BIG))
+
+
+@both
+@pytest.mark.parametrize(
+    "answer",
+    [
+        raw(httpx.Response(200, content=bytes(5_000_000))),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n800000\r\n" + bytes(4_000_000),
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5000000\r\n\r\n" + bytes(4_000_000),
+    ],
+    ids=["altered", "chunks", "length"],
+)
+def test_a_failure_that_somebody_keeps_keeps_no_memory_of_the_value(
+    face: str, answer: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[object]] = []
+
+    def noted(size: int) -> Any:
+        buffer = zeroed(size)
+        made.append(weakref.ref(buffer))
+        return buffer
+
+    monkeypatch.setattr("agent_memory.flows.zeroed", noted)
+
+    def handle(connection: socket.socket) -> None:
+        head_of(connection)
+        connection.sendall(answer)
+        connection.shutdown(socket.SHUT_RDWR)
+
+    gc.disable()
+    try:
+        with peer_wire("sync", handle) as wire:
+            flow, deadline = read_flow(wire, bytes([1]) * 5_000_000, len(BIG)), time.monotonic() + 0.5
+            if face == "sync":
+                with pytest.raises(AgentMemoryError) as kept:
+                    run(flow, wire.transport, deadline)
+            else:
+                with pytest.raises(AgentMemoryError) as kept:
+                    asyncio.run(run_async(flow, wire.transport, deadline))
+        assert len(made) == 1
+        assert made[0]() is None, kept.value
+    finally:
+        gc.enable()
 
 
 def test_bytes_with_another_hash_are_never_returned() -> None:
