@@ -48,7 +48,10 @@ class Downloads:
         _Fetch(self, request, exchange).run(deadline)
 
     async def afetch(self, request: httpx.Request, exchange: Download, deadline: float) -> None:
-        """Carry a request out on a thread. One that is cancelled is broken off, and its thread not waited for."""
+        """Carry a request out on a thread. One that is cancelled is broken off, and its thread not waited for.
+
+        One that is just connecting ends when it is connected, or when the limit of that is over.
+        """
         fetch = _Fetch(self, request, exchange)
         call = asyncio.wrap_future(self._threads.submit(fetch.run, deadline))
         try:

@@ -1,7 +1,8 @@
 """The way to a store behind a server: each message is one HTTP request, one attempt; the flows repeat it.
 
-Requests go through httpx's transports, below its clients: no URL in anybody's log, no redirects, no cookies or proxies
-from the environment. No httpx exception gets out, not even as the context of another: their texts repeat URLs.
+Requests go through httpx's transports, below its clients, and downloads by ``http.client``: no URL in anybody's log, no
+redirects, no cookies or proxies from the environment. No exception of either gets out, not even as the context of
+another: their texts repeat URLs.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ _BLOCK_BLOB: Final = (b"x-ms-blob-type", b"BlockBlob")
 class HttpTransport:
     """Carries messages of one application to a server.
 
-    Thread-safe. One pool of connections serves all threads, and one each event loop.
+    Thread-safe. One pool of connections serves all threads, and one each event loop; downloads of both share another.
 
     Args:
         base_url: the server's address, ``http`` or ``https``, without the scope's path.
