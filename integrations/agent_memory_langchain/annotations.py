@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping
 from datetime import date
-from typing import Any, Final, cast, get_args, get_type_hints
+from typing import Any, Final, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from pydantic import AliasChoices, BaseModel, PlainSerializer, RootModel, WrapSerializer
 from pydantic.fields import FieldInfo
@@ -124,7 +125,8 @@ def hides_something(model: type[BaseModel]) -> bool:
 def check_model(model: Any) -> type[BaseModel]:
     """Return a model that agents can work with; raise InvalidRequestError for one whose rules could not be kept."""
     if not (isinstance(model, type) and issubclass(model, BaseModel)) or issubclass(model, RootModel):
-        raise InvalidRequestError("documents and collections for agents are Pydantic models with fields")
+        name = getattr(model, "__name__", f"an instance of {type(model).__name__}")
+        raise InvalidRequestError(f"agents work with Pydantic models that have fields, and {name} is none")
     for part in _everything_in(model, set()):
         if _is_record(part) and any(
             isinstance(one, Agent)
@@ -165,7 +167,8 @@ def looks_like(stored: Any, sent: Any) -> bool:
 def _hidden(value: Any) -> Any:
     """Return what to exclude from a value's dump: True for all of it, or a mapping by field, key or index."""
     if isinstance(value, RootModel):
-        return _hidden(cast("RootModel[Any]", value).root)
+        whole = cast("RootModel[Any]", value)
+        return rule(type(whole).model_fields["root"]).hidden or _hidden(whole.root)
     if isinstance(value, BaseModel):
         found: dict[Any, Any] = dict.fromkeys(value.model_extra or {}, True)
         for name, field in type(value).model_fields.items():
@@ -175,7 +178,9 @@ def _hidden(value: Any) -> Any:
         return found
     if isinstance(value, Mapping):
         pairs = list(cast("Mapping[Any, Any]", value).items())
-    elif isinstance(value, (list, tuple)):
+    elif _is_instance_of_dataclass(value):
+        pairs = [(one.name, getattr(value, one.name, None)) for one in dataclasses.fields(value)]
+    elif isinstance(value, (list, tuple, deque)):
         pairs = list(enumerate(cast("list[Any]", value)))
     elif isinstance(value, (set, frozenset)):
         # The elements of a set cannot be told apart in its dump: all or nothing.
@@ -189,12 +194,12 @@ def _stable(value: Any, data: Any) -> Any:
     """Sort what comes out of sets: their order differs from process to process."""
     if isinstance(value, RootModel):
         return _stable(cast("RootModel[Any]", value).root, data)
-    if isinstance(value, BaseModel) and isinstance(data, dict):
+    if (isinstance(value, BaseModel) or _is_instance_of_dataclass(value)) and isinstance(data, dict):
         fields = cast("dict[str, Any]", data)
         return {name: _stable(getattr(value, name, None), one) for name, one in fields.items()}
     if isinstance(value, (set, frozenset)) and isinstance(data, list):
         return sorted(cast("list[Any]", data), key=lambda one: json.dumps(one, sort_keys=True))
-    if isinstance(value, (list, tuple)) and isinstance(data, list):
+    if isinstance(value, (list, tuple, deque)) and isinstance(data, list):
         old, new = list(cast("list[Any]", value)), cast("list[Any]", data)
         return [_stable(*pair) for pair in zip(old, new, strict=True)] if len(old) == len(new) else new
     if isinstance(value, Mapping) and isinstance(data, dict):
@@ -204,17 +209,27 @@ def _stable(value: Any, data: Any) -> Any:
     return data
 
 
+def _is_instance_of_dataclass(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
 # -- types -----------------------------------------------------------------------------------------------------------
 
 
 def _parts(annotation: Any, aliases: tuple[Any, ...] = ()) -> Iterator[Any]:
     """Iterate over an annotation, everything inside it, and its metadata."""
     yield annotation
-    if hasattr(annotation, "__value__"):  # ``type X = …``, which may contain itself
-        if annotation not in aliases:
-            yield from _parts(annotation.__value__, (*aliases, annotation))
-        return
-    for part in get_args(annotation):
+    inside = [*get_args(annotation)]
+    if origin := get_origin(annotation):
+        inside.append(origin)  # a generic record has fields of its own
+    if isinstance(annotation, TypeVar):
+        inside += [annotation.__bound__, *annotation.__constraints__, getattr(annotation, "__default__", None)]
+    elif hasattr(annotation, "__value__"):  # ``type X = …``, which may contain itself
+        if annotation in aliases:
+            return
+        inside.append(annotation.__value__)
+        aliases = (*aliases, annotation)
+    for part in inside:
         yield from _parts(part, aliases)
 
 
@@ -245,7 +260,10 @@ def _has_restrictions(annotation: Any, seen: set[Any]) -> bool:
 
 
 def _is_record(part: Any) -> bool:
-    return isinstance(part, type) and (dataclasses.is_dataclass(part) or is_typeddict(part))
+    if not isinstance(part, type):
+        return False
+    is_named_tuple = issubclass(part, tuple) and hasattr(part, "_fields")
+    return dataclasses.is_dataclass(part) or is_typeddict(part) or is_named_tuple
 
 
 def _has_serializers(model: type[BaseModel]) -> bool:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import uuid
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from enum import Enum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 
 import pytest
 from langchain_core.messages import AIMessage
@@ -24,10 +26,12 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    RootModel,
+    create_model,
     field_serializer,
     model_serializer,
 )
-from typing_extensions import TypedDict
+from typing_extensions import TypeAliasType, TypedDict
 
 from agent_memory import (
     AgentMemory,
@@ -138,6 +142,81 @@ def test_models_whose_hidden_fields_could_show_are_refused(memory: AgentMemory) 
 
     with pytest.raises(InvalidRequestError, match="Address is none"):
         named(memory, documents=[Person])
+
+
+Shown = TypeVar("Shown")
+Hurt = TypeVar("Hurt", bound=Injury)
+Perhaps = TypeAliasType("Perhaps", Shown | None, type_params=(Shown,))
+
+
+class Pair(NamedTuple):
+    left: Annotated[str, Agent(hidden=True)] = ""
+
+
+@dataclass
+class Labelled(Generic[Shown]):
+    label: Shown
+    note: Annotated[str, Agent(hidden=True)] = ""
+
+
+def test_hidden_fields_of_named_tuples_and_generic_records_are_refused(memory: AgentMemory) -> None:
+    class Tuple(BaseModel):
+        pair: Pair = Pair()
+
+    class Record(BaseModel):
+        record: Labelled[int] | None = None
+
+    for model, name in ((Tuple, "Pair"), (Record, "Labelled")):
+        with pytest.raises(InvalidRequestError, match=f"{name} is none"):
+            named(memory, documents=[model])
+
+
+class Code(RootModel[Annotated[str, Agent(hidden=True)]]):
+    pass
+
+
+@dataclass
+class Stay:
+    injury: Injury
+    wards: frozenset[str] = frozenset()
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value"),
+    [
+        (Code, Code("torn")),
+        (dict[str, Code], {"knee": Code("torn")}),
+        (deque[Injury], deque([Injury(part="knee", diagnosis="torn")])),
+        (Stay, Stay(Injury(part="knee", diagnosis="torn"))),
+        (list[Stay], [Stay(Injury(part="knee", diagnosis="torn"))]),
+        (Perhaps[Annotated[str, Agent(hidden=True)]], "torn"),
+        (Perhaps[Injury], Injury(part="knee", diagnosis="torn")),
+        (Hurt, Injury(part="knee", diagnosis="torn")),
+    ],
+    ids=["root", "roots", "deque", "dataclass", "dataclasses", "alias", "alias of a model", "type variable"],
+)
+def test_hidden_fields_stay_hidden_in_whatever_holds_them(memory: AgentMemory, annotation: Any, value: Any) -> None:
+    model = create_model("Chart", held=(annotation, ...))
+    memory.entity("user", "bob").document(model).set(model(held=value))
+    tools = named(memory, documents=[model], collections=[])
+    assert set(tools) == {"read_chart"}, "what holds hidden fields is not written by agents"
+    assert "torn" not in call(tools["read_chart"]).text
+
+
+def test_sets_in_dataclasses_are_shown_in_one_order(memory: AgentMemory) -> None:
+    class Chart(BaseModel):
+        stay: Stay
+
+    wards = frozenset(f"ward {n}" for n in range(9))
+    memory.entity("user", "bob").document(Chart).set(Chart(stay=Stay(Injury(part="knee"), wards)))
+    shown = call(named(memory, documents=[Chart], collections=[])["read_chart"]).text
+    assert json.dumps(sorted(wards)) in shown
+
+
+def test_what_is_no_model_with_fields_is_named(memory: AgentMemory) -> None:
+    for kind, name in ((Code, "Code"), (Stay, "Stay"), (Injury(part="knee"), "an instance of Injury")):
+        with pytest.raises(InvalidRequestError, match=f"and {name} is none"):
+            named(memory, documents={"code": kind})
 
 
 def test_models_that_are_written_out_by_code_of_their_own_hide_nothing(memory: AgentMemory) -> None:
