@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 
 import pydantic_core
 from pydantic import BaseModel, RootModel, TypeAdapter, ValidationError
@@ -15,6 +15,8 @@ from .namespaces import fits
 
 Schemas: TypeAlias = Mapping[tuple[str, ...], Mapping[str, type[BaseModel]]]
 """Models by namespace and key; ``*`` stands for any one label, and for any key."""
+
+_FORM: Final = 'schemas= names Pydantic models by namespace and key, such as {("user", "*"): {"profile": Profile}}'
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,8 @@ class SchemaRules:
     """Which model an item has to be, if any: the first namespace that fits, there its key or else ``*``."""
 
     def __init__(self, schemas: Schemas | None) -> None:
+        if not isinstance(schemas, Mapping | None):
+            raise InvalidRequestError(_FORM)
         self._rules = [_rule(*one) for one in (schemas or {}).items()]
         # Made here, so that a model that Pydantic cannot build fails at once.
         self._adapters = {model: TypeAdapter[Any](model) for _, models in self._rules for model in models.values()}
@@ -92,7 +96,7 @@ def _rule(namespace: Any, models: Any) -> tuple[tuple[str, ...], dict[str, type[
         raise InvalidRequestError("a namespace in schemas= is a tuple of labels, such as ('user', '*')")
     found = cast("Mapping[Any, Any] | None", models if isinstance(models, Mapping) else None)
     if found is None or not all(isinstance(one, type) and issubclass(one, BaseModel) for one in found.values()):
-        raise InvalidRequestError("schemas= names Pydantic models by namespace and key")
+        raise InvalidRequestError(_FORM)
     return tuple(labels), dict(found)
 
 

@@ -111,7 +111,8 @@ def memory_tools(
     names = [one.name for one in operations]
     for name in names:
         if names.count(name) > 1 or len(name) > 64:
-            raise InvalidRequestError(f"{name!r} is too long for a tool's name, or the name of two; rename a model")
+            problem = "is too long for a tool's name" if len(name) > 64 else "would be the name of two tools"
+            raise InvalidRequestError(f"{name!r} {problem}: give a model another name, documents={{name: model}}")
     if only is not None:
         if isinstance(only, str):
             raise InvalidRequestError("the tools to keep are a list of names, not one name")

@@ -372,6 +372,7 @@ def test_a_time_to_live_that_cannot_be_is_found_before_a_transaction_is_sent(fac
         {"ttl": {"default_ttl": "5"}},
         {"ttl": {"default_ttl": 0}},
         {"ttl": 5},
+        {"schemas": [Profile]},
         {"schemas": {"user": {"profile": Profile}}},
         {"schemas": {("user", "*"): {"profile": dict}}},
         {"schemas": {("user", "*"): Profile}},
