@@ -2,7 +2,7 @@
 
 A thread may serve several entities, one after the other. What a tool answered from the memory of one is not for the
 next, and a call that waited for an approval must not change the memory of whoever gave it. A mark is a digest, so that
-no id enters checkpoints and streams.
+it brings no id into checkpoints and streams.
 """
 
 from __future__ import annotations

@@ -491,3 +491,18 @@ def test_traces_hold_what_the_model_was_shown_and_nothing_hidden(memory: AgentMe
         agent_of(memory, model).invoke(ASK, context=BOB)
     assert any("<memory>" in run for run in client.recorded)
     assert not any("0.875" in run for run in client.recorded)
+
+
+@pytest.mark.parametrize(("where", "told"), [("context", False), ("configurable", True)])
+def test_whom_a_run_serves_is_told_to_checkpoints_and_traces_by_its_configurable_alone(
+    memory: AgentMemory, where: str, told: bool
+) -> None:
+    model = ScriptedModel(turns=[[("read_athlete", {}), ("update_athlete", {"name": "Bob"})]])
+    client, saver = Recorded(), InMemorySaver()
+    settings = {"thread_id": "1"} | ({"user_id": "bob-7f3"} if told else {})
+    with tracing_context(client=client, enabled=True):
+        agent = agent_of(memory, model, checkpointer=saver)
+        agent.invoke(ASK, {"configurable": settings}, context=None if told else Context("bob-7f3"))
+    assert athlete(memory, "bob-7f3") is not None
+    kept = [*client.recorded, *map(str, saver.list({"configurable": {"thread_id": "1"}}))]
+    assert any("bob-7f3" in one for one in kept) is told
