@@ -117,8 +117,8 @@ def by_location(fields: Mapping[str, FieldInfo]) -> dict[str, str]:
     return found
 
 
-def hides_something(model: type[BaseModel]) -> bool:
-    """Say whether any field of a model or of the models inside it is hidden."""
+def hides_something(model: Any) -> bool:
+    """Say whether any field of a model, or of the models inside it or another record, is hidden."""
     return any(rule(field).hidden for one in _models_in(model, set()) for field in one.model_fields.values())
 
 
@@ -128,16 +128,11 @@ def check_model(model: Any) -> type[BaseModel]:
         name = getattr(model, "__name__", f"an instance of {type(model).__name__}")
         raise InvalidRequestError(f"agents work with Pydantic models that have fields, and {name} is none")
     for part in _everything_in(model, set()):
-        if _is_record(part) and any(
-            isinstance(one, Agent)
-            for hint in get_type_hints(part, include_extras=True).values()
-            for one in _parts(hint)
-        ):
+        if _is_record(part) and any(isinstance(one, Agent) for hint in _hints(part).values() for one in _parts(hint)):
             raise InvalidRequestError(f"Agent(...) counts on fields of Pydantic models, and {part.__name__} is none")
-    for one in _models_in(model, set()):
-        if hides_something(one) and _has_serializers(one):
+        if hides_something(part) and _has_serializers(part):
             raise InvalidRequestError(
-                f"{one.__name__} has hidden fields, and a serializer of its own that could show them"
+                f"{part.__name__} has hidden fields, and a serializer of its own that could show them"
             )
     return model
 
@@ -246,7 +241,7 @@ def _everything_in(annotation: Any, seen: set[Any]) -> Iterator[Any]:
             for field in part.model_fields.values():
                 yield from _everything_in(field.annotation, seen)
         elif _is_record(part):
-            for hint in get_type_hints(part, include_extras=True).values():
+            for hint in _hints(part).values():
                 yield from _everything_in(hint, seen)
 
 
@@ -266,14 +261,36 @@ def _is_record(part: Any) -> bool:
     return dataclasses.is_dataclass(part) or is_typeddict(part) or is_named_tuple
 
 
-def _has_serializers(model: type[BaseModel]) -> bool:
-    """Say whether a model is dumped by code of its own, which need not heed what is excluded."""
-    decorators = model.__pydantic_decorators__
-    by_field = {name for one in decorators.field_serializers.values() for name in one.info.fields}
-    return bool(decorators.model_serializers) or any(
-        name in by_field or "*" in by_field or any(isinstance(one, _SERIALIZERS) for one in _metadata(field))
-        for name, field in model.model_fields.items()
-        if any(map(hides_something, _models_in(field.annotation, set())))
+def _hints(record: type[Any]) -> dict[str, Any]:
+    """Return the annotations of a record that is no model."""
+    try:
+        return get_type_hints(record, include_extras=True)
+    except NameError as error:
+        raise InvalidRequestError(
+            f"{record.__name__} names {error.name}, which is not defined at the top of its module: "
+            "define it there, or make a model of the record"
+        ) from None
+
+
+def _has_serializers(part: type[Any]) -> bool:
+    """Say whether a model or another record is dumped by code of its own, which need not heed what is excluded."""
+    decorators = getattr(part, "__pydantic_decorators__", None)
+    if decorators is None:
+        by_field: set[str] = set()
+    elif decorators.model_serializers:
+        return True
+    else:
+        by_field = {name for one in decorators.field_serializers.values() for name in one.info.fields}
+    if issubclass(part, BaseModel):
+        fields = {name: (one.annotation, list(_metadata(one))) for name, one in part.model_fields.items()}
+    elif _is_record(part):
+        fields = {name: (hint, list(_parts(hint))) for name, hint in _hints(part).items()}
+    else:
+        return False
+    return any(
+        name in by_field or "*" in by_field or any(isinstance(one, _SERIALIZERS) for one in metadata)
+        for name, (annotation, metadata) in fields.items()
+        if hides_something(annotation)
     )
 
 

@@ -31,6 +31,7 @@ from pydantic import (
     field_serializer,
     model_serializer,
 )
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 from typing_extensions import TypeAliasType, TypedDict
 
 from agent_memory import (
@@ -217,6 +218,40 @@ def test_what_is_no_model_with_fields_is_named(memory: AgentMemory) -> None:
     for kind, name in ((Code, "Code"), (Stay, "Stay"), (Injury(part="knee"), "an instance of Injury")):
         with pytest.raises(InvalidRequestError, match=f"and {name} is none"):
             named(memory, documents={"code": kind})
+
+
+class Ward(TypedDict):
+    patient: Annotated[Injury, PlainSerializer(str)]
+
+
+@pydantic_dataclass
+class Bed:
+    patient: Injury
+
+    @field_serializer("patient")
+    def _shown(self, patient: Injury) -> str:
+        return str(patient)
+
+
+def test_records_that_are_written_out_by_code_of_their_own_hide_nothing(memory: AgentMemory) -> None:
+    for record in (Ward, Bed):
+        with pytest.raises(InvalidRequestError, match=f"{record.__name__} .*serializer of its own"):
+            named(memory, documents=[create_model("Chart", held=(record, ...))])
+
+
+def test_a_record_whose_annotations_cannot_be_read_is_refused(memory: AgentMemory) -> None:
+    class Local(BaseModel):
+        pass
+
+    @dataclass
+    class Holder:
+        one: Local
+
+    class Chart(BaseModel):
+        holder: Holder
+
+    with pytest.raises(InvalidRequestError, match="Holder names Local, which is not defined at the top"):
+        named(memory, documents=[Chart])
 
 
 def test_models_that_are_written_out_by_code_of_their_own_hide_nothing(memory: AgentMemory) -> None:
