@@ -111,6 +111,7 @@ def resolve_entity(source: EntitySource, runtime: Any, config: RunnableConfig | 
     A field is looked up in the run's context, as an attribute or a key; only if the context has no such field, in
     ``config["configurable"]``. There is no default: two runs without an id would share a memory.
     """
+    named = ""
     if callable(source):
         found: Any = source(runtime)
         if not (isinstance(found, tuple) and len(cast("tuple[Any, ...]", found)) == 2):
@@ -118,6 +119,7 @@ def resolve_entity(source: EntitySource, runtime: Any, config: RunnableConfig | 
         kind, id = cast("tuple[Any, Any]", found)
     else:
         kind, field = source
+        named = f", {field!r},"
         id = _context_field(getattr(runtime, "context", None), field)
         if id is _ABSENT:
             id = ((config or {}).get("configurable") or {}).get(field, _ABSENT)
@@ -125,7 +127,8 @@ def resolve_entity(source: EntitySource, runtime: Any, config: RunnableConfig | 
             raise InvalidRequestError(
                 f"this run names no {kind}: pass context= with {field!r}, or config with configurable {field!r}"
             )
-    return _text(kind, "kind"), _text(id, "id")
+    kind = _text(kind, "the kind of this run's entity")
+    return kind, _text(id, f"the id of this run's {kind}{named}")
 
 
 _ABSENT: Final = object()
@@ -141,7 +144,7 @@ def _text(value: Any, what: str) -> str:
     if isinstance(value, (int, uuid.UUID)) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value.strip():
-        raise InvalidRequestError(f"the {what} of this run's entity is missing, blank or not text")
+        raise InvalidRequestError(f"{what} is missing, blank or not text")
     return value
 
 

@@ -990,7 +990,9 @@ def test_one_bad_item_does_not_hide_the_others(memory: AgentMemory) -> None:
 @pytest.mark.parametrize("id", [None, "", "  ", True, ["bob"], 1.5])
 def test_a_run_without_an_entity_is_refused(memory: AgentMemory, id: Any) -> None:
     tools = named(memory)
-    with pytest.raises(InvalidRequestError):
+    with pytest.raises(
+        InvalidRequestError, match="the id of this run's user, 'user_id', is missing, blank or not text"
+    ):
         call(tools["read_athlete"], config={"configurable": {"user_id": id}})
     with pytest.raises(InvalidRequestError, match="names no user"):
         call(tools["update_athlete"], {"steps": 1}, config={})
