@@ -54,13 +54,11 @@ class BoundedTransport(httpx.HTTPTransport):
             max_connections=limits.max_connections,
             max_keepalive_connections=limits.max_keepalive_connections,
             keepalive_expiry=limits.keepalive_expiry,
-            network_backend=Backend(),
+            network_backend=_Backend(),
         )
 
 
-class Backend(httpcore.NetworkBackend):
-    """Makes connections of which each step ends at the deadline of the thread that takes it."""
-
+class _Backend(httpcore.NetworkBackend):
     def __init__(self) -> None:
         self._plain = httpcore.SyncBackend()
 

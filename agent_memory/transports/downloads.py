@@ -17,17 +17,18 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final, cast
 
-import httpcore
 import httpx
 
 from ..executors import Executor
 from .async_pool import CONNECTIONS, KEPT, KEPT_SECONDS
-from .bounded import Backend, until, within
+from .bounded import until, within
 from .exchanges import Download
 from .trust import Origin, origin_of
 
 _ROOM: Final = 1024 * 1024
 _PIECE: Final = 16 * 1024
+# Below TLS, which would take part in the conversation of another thread.
+_PLAIN: Final = socket.socket
 
 
 class Downloads:
@@ -48,10 +49,7 @@ class Downloads:
         _Fetch(self, request, exchange).run(deadline)
 
     async def afetch(self, request: httpx.Request, exchange: Download, deadline: float) -> None:
-        """Carry a request out on a thread. One that is cancelled is broken off, and its thread not waited for.
-
-        One that is just connecting ends when it is connected, or when the limit of that is over.
-        """
+        """Carry a request out on a thread. One that is cancelled is broken off, and its thread not waited for."""
         fetch = _Fetch(self, request, exchange)
         call = asyncio.wrap_future(self._threads.submit(fetch.run, deadline))
         try:
@@ -130,9 +128,8 @@ class _Fetch:
             connection = self._pool.take(origin_of(url), url.raw_host.decode("ascii"))
             reusable = False
             try:
-                limits = self._request.extensions["timeout"]
-                connection.open(limits)
                 if self._use(connection):
+                    connection.open(self._request.extensions["timeout"])
                     reusable = self._exchanged(connection) and self._use(None)
             finally:
                 self._use(None)
@@ -194,22 +191,52 @@ class _Connection(http.client.HTTPConnection):
         super().__init__(host, origin.port)
         self.origin = origin
         self._ssl = ssl_context
-        self._stream: httpcore.NetworkStream | None = None
+        self._socket: socket.socket | None = None
+        self._is_open = self._is_broken_off = False
 
     def open(self, limits: Mapping[str, float]) -> None:
         """Connect unless that was done before; ``limits`` are httpx's of one request."""
-        stream = self._stream or self._connected(limits["connect"])
-        self.sock: Any = _Socket(stream.get_extra_info("socket"), limits["read"])
+        if not self._is_open:
+            try:
+                self._connect(limits["connect"])
+            except (OSError, ValueError) as error:
+                raise httpx.ConnectError("") from error
+            self._is_open = True
+        assert self._socket is not None
+        self.sock: Any = _Socket(self._socket, limits["read"])
 
-    def _connected(self, seconds: float) -> httpcore.NetworkStream:
+    def _connect(self, seconds: float) -> None:
+        *others, last = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        for place in others:
+            with suppress(OSError):
+                self._reach(place, seconds)
+                break
+        else:
+            self._reach(last, seconds)
+        if self.origin.scheme == "https":
+            # The handshake waits until it can be broken off.
+            self._socket = found = self._ssl.wrap_socket(
+                cast(socket.socket, self._socket), server_hostname=self.host, do_handshake_on_connect=False
+            )
+            self._check()
+            found.settimeout(within(seconds, TimeoutError))
+            found.do_handshake()
+
+    def _reach(self, place: tuple[Any, ...], seconds: float) -> None:
+        family, kind, protocol, _, address = place
+        self._socket = found = socket.socket(family, kind, protocol)
+        self._check()
         try:
-            stream = self._stream = Backend().connect_tcp(self.host, self.port, seconds)
-            if self.origin.scheme == "https":
-                stream = self._stream = stream.start_tls(self._ssl, self.host, seconds)
-        except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-            # As httpx does it: by the errors behind it, it is told what went wrong with TLS.
-            raise httpx.ConnectError("") from error
-        return stream
+            found.settimeout(within(seconds, TimeoutError))
+            found.connect(address)
+            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except BaseException:
+            found.close()
+            raise
+
+    def _check(self) -> None:
+        if self._is_broken_off:
+            raise OSError
 
     def ask(self, request: httpx.Request) -> None:
         target = request.url.raw_path.decode("ascii")
@@ -220,22 +247,29 @@ class _Connection(http.client.HTTPConnection):
 
     def is_usable(self) -> bool:
         """Say whether it was used lately and is still open: the end of a connection is something to read."""
-        stream = self._stream
-        if stream is None or time.monotonic() - self.idle_since > KEPT_SECONDS:
+        found = self._socket
+        if found is None or time.monotonic() - self.idle_since > KEPT_SECONDS:
             return False
-        return not stream.get_extra_info("is_readable")
+        try:
+            found.settimeout(0)
+            _PLAIN.recv(found, 1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
 
     def break_off(self) -> None:
         """End what another thread waits for on it."""
-        if self._stream is not None:
+        self._is_broken_off = True
+        if self._socket is not None:
             with suppress(OSError):
-                # That of TLS would take part in the other thread's conversation.
-                socket.socket.shutdown(self._stream.get_extra_info("socket"), socket.SHUT_RDWR)
+                _PLAIN.shutdown(self._socket, socket.SHUT_RDWR)
 
     def hang_up(self) -> None:
         self.close()
-        if self._stream is not None:
-            self._stream.close()
+        if self._socket is not None:
+            self._socket.close()
 
 
 class _Socket:

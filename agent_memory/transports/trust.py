@@ -90,9 +90,11 @@ def ssl_context_for(*, https: bool) -> ssl.SSLContext:
 
 def tls_problem(error: Exception) -> str | None:
     """Return what is in the way of TLS, where trying again would not help."""
-    # httpx's error comes from httpcore's, which was raised while it handled the one of the connection. No further: what
-    # that one was raised in may be an error that the caller is just handling.
-    failure = error.__cause__ and error.__cause__.__context__
+    # A download's error comes from the one of the connection; httpx's from httpcore's, which was raised while that was
+    # handled. No further: what that one was raised in may be an error that the caller is just handling.
+    failure = error.__cause__
+    if not isinstance(failure, ssl.SSLError):
+        failure = failure and failure.__context__
     if isinstance(failure, ssl.SSLCertVerificationError):
         return f"{failure.verify_message} (SSL_CERT_FILE can name the authorities to trust)"
     if isinstance(failure, ssl.SSLError) and failure.reason in _NO_COMMON_TLS:

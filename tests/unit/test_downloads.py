@@ -15,12 +15,11 @@ import struct
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
-import httpcore
 import httpx
 import pytest
 import trustme
@@ -39,7 +38,7 @@ from agent_memory.errors import (
 )
 from agent_memory.flows import Transfer, fetch
 from agent_memory.messages import Blob, Chunk, Entry, Found, GetRange, PrepareRead
-from agent_memory.transports import bounded, downloads
+from agent_memory.transports import downloads
 from agent_memory.transports.http import HttpTransport
 from tests.support.wire import (
     BUCKET,
@@ -163,11 +162,11 @@ def test_a_part_of_a_chunk_is_asked_for_by_its_range(face: str, total: str) -> N
 def test_chunks_lie_at_the_api_and_on_blob_hosts(face: str, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     reached: list[tuple[str, int]] = []
 
-    def connect(_: Any, host: str, port: int, *__: Any) -> Any:
+    def resolve(host: str, port: int, **_: Any) -> Any:
         reached.append((host, port))
         raise OSError
 
-    monkeypatch.setattr(bounded.Backend, "connect_tcp", connect)
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
     wire = Wire(face)
     wire.fails(GetRange(Chunk(uri, 10), 0, memoryview(bytearray(10))), UnavailableError)
     wire.transport.close()
@@ -347,14 +346,14 @@ def test_an_authority_that_nobody_trusts_is_named(face: str, tmp_path: Path) -> 
 def test_a_connection_for_whose_tls_no_time_is_left_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = threading.Event()
 
-    def late(*_: Any) -> Any:
-        raise httpcore.ConnectTimeout
+    def late(*_: Any, **__: Any) -> Any:
+        raise TimeoutError
 
     def handle(connection: socket.socket) -> None:
         if connection.recv(1) == b"":
             ended.set()
 
-    monkeypatch.setattr(bounded._Stream, "start_tls", late)
+    monkeypatch.setattr(ssl.SSLContext, "wrap_socket", late)
     peer = Peer(handle)
     host = peer.url.removeprefix("http://")
     transport = HttpTransport("http://127.0.0.1:9", "acme", "shop", blob_hosts=[host])
@@ -558,14 +557,14 @@ def test_a_cancelled_download_is_broken_off_and_its_connection_not_kept() -> Non
 
 def test_a_download_that_is_cancelled_before_it_is_connected_asks_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     asked, connecting, go_on = Asked(), threading.Event(), threading.Event()
-    connect = bounded.Backend.connect_tcp
+    resolve = socket.getaddrinfo
 
-    def slow(*arguments: Any) -> Any:
+    def slow(*arguments: Any, **options: Any) -> Any:
         connecting.set()
         go_on.wait(5)
-        return connect(*arguments)
+        return resolve(*arguments, **options)
 
-    monkeypatch.setattr(bounded.Backend, "connect_tcp", slow)
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
 
     async def cancelled(wire: Wire) -> None:
         call = asyncio.ensure_future(wire.transport.asend(whole(wire, bytearray(10)), time.monotonic() + 30))
@@ -581,6 +580,88 @@ def test_a_download_that_is_cancelled_before_it_is_connected_asks_for_nothing(mo
         wait_until(lambda: pool._places._value == downloads.CONNECTIONS)
         assert not asked.heads
         assert not pool._idle
+
+
+@contextlib.contextmanager
+def black_hole() -> Iterator[str]:
+    """Give an address of which connections are neither taken nor refused."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=0)
+    with contextlib.ExitStack() as stack:
+        stack.callback(listener.close)
+        for _ in range(4):  # more than fit: the next to come waits
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def mute() -> Iterator[str]:
+    """Give the address of a server that takes connections and never says anything."""
+    peer = Peer(lambda _: None)
+    yield peer.url.removeprefix("http://")
+    peer.close()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "nowhere"), [("http", black_hole), ("https", black_hole), ("http", mute), ("https", mute)]
+)
+def test_downloads_from_nowhere_take_no_place_once_they_are_cancelled(
+    scheme: str, nowhere: Callable[[], contextlib.AbstractContextManager[str]]
+) -> None:
+    with nowhere() as host:
+        transport = HttpTransport("http://127.0.0.1:9", "acme", "shop", blob_hosts=[host])
+        pool = transport._downloads
+
+        async def cancelled() -> None:
+            chunk = Chunk(f"{scheme}://{host}/x", 10)
+            calls = [
+                asyncio.ensure_future(
+                    transport.asend(GetRange(chunk, 0, memoryview(bytearray(10))), time.monotonic() + 30)
+                )
+                for _ in range(20)
+            ]
+            while pool._places._value > downloads.CONNECTIONS - 20:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+
+        asyncio.run(cancelled())
+        began = time.monotonic()
+        wait_until(lambda: pool._places._value == downloads.CONNECTIONS)
+        assert time.monotonic() - began < 1, "less than connecting may take"
+        transport.close()
+
+
+@both
+def test_an_address_that_cannot_be_reached_gives_way_to_the_next(face: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve = socket.getaddrinfo
+
+    def three(host: Any, *arguments: Any, **options: Any) -> list[Any]:
+        hosts = ("127.0.0.2", "127.0.0.1", "127.0.0.2") if host == "three.test" else (host,)
+        return [found for one in hosts for found in resolve(one, *arguments, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", three)
+    with peer_wire(face, answering(OK)) as wire:
+        port = wire.transport._origin.port
+        wire.transport.close()
+        wire.transport = HttpTransport(f"http://three.test:{port}", "acme", "shop")
+        into = bytearray(10)
+        wire.send(whole(wire, into))
+        assert into == DATA
+
+
+@both
+def test_a_name_that_nobody_knows_cannot_be_reached(face: str) -> None:
+    wire = Wire(face)
+    wire.transport.close()
+    wire.transport = HttpTransport("http://127.0.0.1:9", "acme", "shop", blob_hosts=["unknown.invalid"])
+    chunk = Chunk("https://unknown.invalid/x", 10)
+    error = wire.fails(GetRange(chunk, 0, memoryview(bytearray(10))), UnavailableError)
+    assert "cannot be reached" in str(error)
+    wire.transport.close()
 
 
 def test_an_event_loop_goes_on_while_much_arrives() -> None:
