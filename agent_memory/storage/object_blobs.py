@@ -53,7 +53,15 @@ _STATUS: Final = re.compile(r"status code: (\d{3})")
 _NO_BUCKET: Final = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
 # Where a machine's own identity comes from, once the environment has named no credentials.
 _IDENTITY: Final = ("http://169.254.", "metadata.google.internal")
-_SKEWED: Final = "RequestTimeTooSkewed"
+_OTHER_REGION: Final = "our region: set AWS_REGION to the bucket's"
+# All but the first S3 calls a bad request (400) or answers with a redirect.
+_REFUSED: Final = {
+    "RequestTimeTooSkewed": "our clock: it is too far from its own",
+    "<Code>ExpiredToken<": "our credentials: their session token has expired",
+    "<Code>InvalidToken<": "our credentials: their session token is not valid",
+    "<Code>AuthorizationHeaderMalformed<": _OTHER_REGION,
+    "incorrectly configured region": _OTHER_REGION,
+}
 # What the library's TLS says of a certificate, and of an answer that is none of TLS.
 _NO_TLS: Final = re.compile(r"InvalidCertificate\(\s*(\w+?)(?:Context)?\b|InvalidContentType")
 _CERTIFICATES: Final = {
@@ -295,6 +303,8 @@ def _translate(text: str) -> AgentMemoryError:
         return _no_bucket()
     if any(mark in text for mark in _IDENTITY):
         return UnavailableError("no credentials for the object store were found")
+    if any(mark in text for mark in _REFUSED):
+        return _refused(text)
     if match := _STATUS.search(text):
         if match[1] in ("401", "403"):
             return _refused(text)
@@ -308,9 +318,8 @@ def _translate(text: str) -> AgentMemoryError:
 
 
 def _refused(text: str) -> UnavailableError:
-    if _SKEWED in text:
-        return UnavailableError("the object store refuses our clock: it is too far from its own", code="blobs_refused")
-    return UnavailableError("the object store refuses our credentials", code="blobs_refused")
+    what = next((what for mark, what in _REFUSED.items() if mark in text), "our credentials")
+    return UnavailableError(f"the object store refuses {what}", code="blobs_refused")
 
 
 def _no_bucket() -> UnavailableError:

@@ -330,6 +330,8 @@ class StrictS3:
         expected = _signature(_canonical(request, signed, payload), at, place)
         if not hmac.compare_digest(expected, signature):
             raise _Refusal(403, "SignatureDoesNotMatch")
+        if "x-amz-security-token" in request.headers:
+            raise _Refusal(400, "ExpiredToken", "The provided token has expired.")
 
     def _presigned(self, query: Mapping[str, str]) -> tuple[str, list[str], str, str]:
         if not query.keys() >= _PRESIGNED or query["X-Amz-Algorithm"] != "AWS4-HMAC-SHA256":

@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -314,6 +315,37 @@ def test_a_clock_that_is_too_far_off_is_told_from_wrong_credentials(s3: StrictS3
     s3.skew = 16 * 60.0
     with pytest.raises(UnavailableError, match="the object store refuses our clock"):
         strict.ping()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [("AWS_SESSION_TOKEN", "a secret session", "session token has expired"), ("AWS_REGION", "us-east-1", "AWS_REGION")],
+)
+def test_a_session_that_is_over_and_another_region_are_named(
+    s3: StrictS3, monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UnavailableError, match=f"the object store refuses our .*{says}") as caught:
+        ObjectBlobs(f"s3://{BUCKET}").ping()
+    assert caught.value.code == "blobs_refused"
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_redirect_to_nowhere_is_taken_for_another_region(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=_redirect, args=(listener,), daemon=True)
+        thread.start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(UnavailableError, match="AWS_REGION"):
+            ObjectBlobs(f"s3://{BUCKET}").ping()
+        thread.join(5)
+
+
+def _redirect(listener: socket.socket) -> None:
+    connection, _ = listener.accept()
+    with connection:
+        connection.recv(65_536)
+        connection.sendall(b"HTTP/1.1 301 Moved Permanently\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 
 
 def test_a_machine_without_credentials_is_told_so(s3: StrictS3, monkeypatch: pytest.MonkeyPatch) -> None:
