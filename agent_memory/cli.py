@@ -164,9 +164,8 @@ def _add_data(parser: argparse.ArgumentParser, *, or_database: bool = False) -> 
     if or_database:
         store.add_argument("--database", metavar="URL", help="postgresql://…, instead of a file")
     parser.set_defaults(database=None)
-    parser.add_argument(
-        "--blobs", metavar="PLACE", help="where its large values lie, if not beside it: a folder, s3://, gs:// or az://"
-    )
+    places = "a folder, s3://, gs:// or az://" if or_database else "a folder"
+    parser.add_argument("--blobs", metavar="PLACE", help=f"where its large values lie, if not beside it: {places}")
 
 
 if __name__ == "__main__":

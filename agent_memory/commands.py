@@ -19,7 +19,7 @@ from pathlib import Path
 from . import copying
 from .errors import AgentMemoryError, InvalidRequestError
 from .keys import check_scope_name
-from .maintenance import lie_here, remove_database
+from .maintenance import lie_here, remove_database, signing_key_file
 from .memory import AgentMemory
 from .messages import Backup, Check
 from .opening import HTTP_SCHEMES, POSTGRES_SCHEMES, not_here, open_service, scheme_of
@@ -155,6 +155,12 @@ def copy(options: argparse.Namespace) -> int:
         print(
             "agent-memory: the source may have deleted these, and others like them, since an earlier copy; delete them "
             "here too, or copy into an empty store",
+            file=sys.stderr,
+        )
+    if scheme_of(options.source) is None and (key := signing_key_file(Path(options.source))).exists():
+        print(
+            f"agent-memory: {str(key)!r}, with which pickles are read, was not copied: keep it, and give its text to "
+            "who opens the target, as signing_keys or AGENT_MEMORY_SIGNING_KEYS",
             file=sys.stderr,
         )
     if scheme_of(options.target) in POSTGRES_SCHEMES:

@@ -273,7 +273,9 @@ class StateService:
 
     def backup(self, request: Backup) -> None:
         if not isinstance(self.catalog, SqliteCatalog) or not isinstance(self.blobs, FileBlobs) or not self._key_file:
-            raise InvalidRequestError("only a store in files can be backed up here")
+            raise InvalidRequestError(
+                "only a store in files can be backed up here; the command copy brings any other into files"
+            )
         backup(self.catalog, self.blobs, self._key_file, Path(request.path))
 
     def set_times(self, request: SetTimes) -> None:

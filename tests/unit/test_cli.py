@@ -19,6 +19,8 @@ from tests.support.api import wait_for
 from tests.support.postgres import PostgresServer
 from tests.support.read_only import make_read_only
 from tests.support.server import ROOT, ServerProcess, child_environment
+from tests.support.stores import BUCKET_URL
+from tests.support.strict_s3 import StrictS3
 
 
 def run(*arguments: str, code: str | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -275,6 +277,20 @@ def test_a_sweep_and_a_backup_where_the_large_values_do_not_lie_are_refused(
     assert capsys.readouterr().err.count("memory.db.blobs': say with --blobs where they lie\n") == 2
     with closing(apsw.Connection(str(path))) as connection:
         assert connection.execute("SELECT state FROM blob").fetchall() == [("garbage",)], "a sweep can still find it"
+
+
+def test_a_backup_of_what_lies_in_an_object_store_names_the_command_that_does_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with StrictS3() as s3:
+        for name, text in s3.environment().items():
+            monkeypatch.setenv(name, text)
+        path, copy = store(tmp_path, BUCKET_URL), tmp_path / "copy.db"
+        assert main(["backup", "--data", str(path), "--blobs", BUCKET_URL, str(copy)]) == 2
+        assert "the command copy" in capsys.readouterr().err
+        assert main(["copy", str(path), "--source-blobs", BUCKET_URL, str(copy)]) == 0
+    with AgentMemory(str(copy), application="shop") as memory:
+        assert memory.app_state.get("large") == b"x" * 200_000
 
 
 def test_a_server_warns_where_the_large_values_do_not_lie(tmp_path: Path) -> None:
