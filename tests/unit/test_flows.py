@@ -33,6 +33,8 @@ from agent_memory.messages import (
     PutChunk,
     Scope,
 )
+from agent_memory.storage.blobs import MAX_CHUNKS
+from agent_memory.wire import BODY_LIMIT, encode_request
 
 SCOPE = Scope("default", "any")
 DATA = b"x" * 100_000
@@ -222,6 +224,13 @@ def test_a_large_value_is_uploaded_in_chunks() -> None:
     assert [(one.chunk.uri, len(one.data)) for one in asked] == [
         ("blob:b/0", 40_000), ("blob:b/1", 40_000), ("blob:b/2", 20_000),
     ]  # fmt: skip
+
+
+def test_the_commit_of_as_many_chunks_as_there_may_be_is_no_longer_than_a_request_however_long_their_urls_are() -> None:
+    chunks = tuple(Chunk(f"https://bucket/{n}?" + "t" * 2_500, 1) for n in range(MAX_CHUNKS))
+    transport = Script(lambda message: Blob("b", chunks) if isinstance(message, PrepareWrite) else "e" * 64)
+    commit = run(upload(WRITE, bytes(MAX_CHUNKS), Transfer(1, 4)), transport, time.monotonic() + 60)
+    assert len(encode_request(commit)[1]) < BODY_LIMIT
 
 
 def test_an_upload_whose_urls_expired_goes_on_with_others_for_all_its_chunks() -> None:
