@@ -35,6 +35,18 @@ _ENDPOINTS: Final = {
     "gs": ("GOOGLE_BASE_URL",),
     "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
 }
+# What goes into a header. A line's end, as a file with a secret has one, makes the library panic at its first request.
+_ONE_LINE: Final = {
+    "s3": (
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "AWS_REGION",
+        "AWS_DEFAULT_REGION",
+    ),
+    "gs": (),
+    "az": ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY"),
+}
 _ENDPOINT: Final = re.compile(r"https?://[^/?#\s]+(/[^?#\s]*)?")
 _BLOCK: Final = 8 * 1024 * 1024
 _AHEAD: Final = 4
@@ -52,7 +64,7 @@ _BACKOFF: Final = {"init_backoff": timedelta(milliseconds=50), "max_backoff": ti
 _STATUS: Final = re.compile(r"status code: (\d{3})")
 _NO_BUCKET: Final = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
 # Where a machine's own identity comes from, once the environment has named no credentials.
-_IDENTITY: Final = ("http://169.254.", "metadata.google.internal")
+_IDENTITY: Final = ("http://169.254.", "metadata.google.internal", "Failed to read token file")
 _OTHER_REGION: Final = "our region: set AWS_REGION to the bucket's"
 # All but the first S3 calls a bad request (400) or answers with a redirect.
 _REFUSED: Final = {
@@ -272,6 +284,7 @@ def _open(url: str, once: float, timeout: float, **more: float) -> Any:
         "retry_timeout": timedelta(seconds=min(_RETRY_SECONDS, once)),
         "backoff": _BACKOFF,
     }
+    _check_lines(url)
     allow_http = _names_http(url)
     try:
         return cast(Any, store).from_url(
@@ -324,6 +337,13 @@ def _refused(text: str) -> UnavailableError:
 
 def _no_bucket() -> UnavailableError:
     return UnavailableError("the object store has no such bucket", code="blobs_refused")
+
+
+def _check_lines(url: str) -> None:
+    """Raise InvalidRequestError if a setting in the environment has more than one line, or the end of one."""
+    for name in _ONE_LINE[url.partition(":")[0]]:
+        if not os.environ.get(name, "").isprintable():
+            raise InvalidRequestError(f"{name} holds a line's end or another character that cannot be printed")
 
 
 def _names_http(url: str) -> bool:

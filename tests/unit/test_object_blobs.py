@@ -357,6 +357,15 @@ def test_a_machine_without_credentials_is_told_so(s3: StrictS3, monkeypatch: pyt
         ObjectBlobs(f"s3://{BUCKET}").ping()
 
 
+def test_a_role_whose_token_cannot_be_read_is_no_credentials(s3: StrictS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", "/nowhere/token")
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::1:role/any")
+    with pytest.raises(UnavailableError, match="no credentials for the object store"):
+        ObjectBlobs(f"s3://{BUCKET}").ping()
+
+
 @pytest.mark.parametrize(
     "alter",
     [
@@ -453,6 +462,26 @@ def test_an_endpoint_that_is_no_address_is_refused_by_its_name(
     monkeypatch.setenv(name, endpoint)
     with pytest.raises(InvalidRequestError, match=name):
         ObjectBlobs(url)
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("AWS_ACCESS_KEY_ID", "s3://bucket"),
+        ("AWS_SECRET_ACCESS_KEY", "s3://bucket"),
+        ("AWS_SESSION_TOKEN", "s3://bucket"),
+        ("AWS_REGION", "s3://bucket"),
+        ("AWS_DEFAULT_REGION", "s3://bucket"),
+        ("AZURE_STORAGE_ACCOUNT_NAME", "az://container"),
+    ],
+)
+def test_a_setting_with_the_end_of_a_line_is_refused_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, url: str
+) -> None:
+    monkeypatch.setenv(name, "hidden\n")
+    with pytest.raises(InvalidRequestError, match=name) as caught:
+        ObjectBlobs(url)
+    assert "hidden" not in str(caught.value)
 
 
 def test_an_endpoint_without_tls_is_only_used_where_the_environment_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
