@@ -47,7 +47,9 @@ def run_workers(count: int, work: Callable[[Role], None]) -> None:
             # No worker is started from here on, so this process may have a thread.
             last = threading.Timer(_STOP_SECONDS, pass_on, [signal.SIGKILL])
             last.daemon = True
-            last.start()
+            # Where no thread is to be had, they are told all the same.
+            with contextlib.suppress(RuntimeError):
+                last.start()
         stopping = True
         pass_on(signal.SIGTERM)
 
@@ -57,16 +59,20 @@ def run_workers(count: int, work: Callable[[Role], None]) -> None:
                 os.kill(worker, what)
 
     def start(core: int | None, role: Role) -> int | None:
-        # A signal waits until the new worker is among those that it is passed on to.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        try:
-            if stopping:
-                return None
-            worker = _start(work, core, before, role)
-            workers[worker] = _Worker(core, time.monotonic())
-            return worker
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        while not stopping:
+            # A signal waits until the new worker is among those that it is passed on to.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            try:
+                worker = _start(work, core, before, role)
+                workers[worker] = _Worker(core, time.monotonic())
+                return worker
+            except OSError as error:
+                # As many processes run as may, or there is no memory for another: both may pass.
+                RequestLog(sys.stderr).event({"event": "worker", "message": f"not started: {error.strerror}"})
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            time.sleep(_PAUSE_SECONDS)
+        return None
 
     workers: dict[int, _Worker] = {}
     handlers = {one: signal.signal(one, stop) for one in _SIGNALS}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -82,6 +83,57 @@ def test_a_worker_that_hangs_does_not_keep_the_server_from_ending() -> None:
         "print(time.monotonic() - began < 5)"
     )
     assert (done.stdout, done.stderr, done.returncode) == ("True\n", "", 0)
+
+
+def test_a_successor_that_the_system_does_not_let_start_yet_is_started_later() -> None:
+    done = run("""
+import errno, os, signal, time
+from agent_memory.server import workers
+
+workers._PAUSE_SECONDS = 0.1
+really_fork, forks = os.fork, []
+
+def fork():
+    forks.append(1)
+    if len(forks) == 2:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return really_fork()
+
+def work(role):
+    if role is workers.Role.SUCCESSOR:
+        os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(60)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+os.fork = fork
+workers.run_workers(1, work)
+print(len(forks))
+""")
+    assert (done.stdout, done.returncode) == ("3\n", 0)
+    assert [json.loads(line)["message"] for line in done.stderr.splitlines()] == [
+        "ended by signal 9",
+        f"not started: {os.strerror(errno.EAGAIN)}",
+    ]
+
+
+def test_a_server_that_can_start_no_thread_ends_when_it_is_told_to() -> None:
+    done = run("""
+import os, signal, threading, time
+from agent_memory.server.workers import run_workers
+
+def refuse(thread):
+    raise RuntimeError("can't start new thread")
+
+parent, really_start = os.getpid(), threading.Thread.start
+
+def work(role):
+    os.kill(parent, signal.SIGTERM)
+    time.sleep(60)
+
+threading.Thread.start = lambda thread: (refuse if os.getpid() == parent else really_start)(thread)
+run_workers(1, work)
+""")
+    assert (done.stderr, done.returncode) == ("", 0)
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
