@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import anyio
 
-from .errors import InvalidRequestError, TimedOutError
-from .executors import Executor
+from .errors import InvalidRequestError, TimedOutError, UnavailableError
+from .executors import Executor, on_thread
 from .messages import Message
 
 T = TypeVar("T")
@@ -139,7 +139,7 @@ def _gather(effect: Gather, transport: Transport, deadline: float) -> list[Any]:
         return [run(effect.flows[0], transport, deadline)]
     with Executor(effect.limit, "agent-memory-transfer") as pool:
         try:
-            futures = [pool.submit(run, flow, transport, deadline) for flow in effect.flows]
+            futures = [_begun(pool, flow, transport, deadline) for flow in effect.flows]
             done, waiting = wait(futures, return_when="FIRST_EXCEPTION")
         except BaseException:
             # Ctrl-C: what has not begun does not begin any more.
@@ -150,6 +150,16 @@ def _gather(effect: Gather, transport: Transport, deadline: float) -> list[Any]:
         for future in done:
             future.result()
         return [future.result() for future in futures]
+
+
+def _begun(pool: Executor, flow: Flow[Any], transport: Transport, deadline: float) -> Future[Any]:
+    try:
+        return pool.submit(run, flow, transport, deadline)
+    except UnavailableError:
+        # Not one thread can be started: this one does it.
+        future: Future[Any] = Future()
+        future.set_result(run(flow, transport, deadline))
+        return future
 
 
 async def _gather_async(effect: Gather, transport: Transport, deadline: float) -> list[Any]:
@@ -178,7 +188,11 @@ def _compute(effect: Compute, transport: Transport, deadline: float) -> Any:
 
 
 async def _compute_async(effect: Compute, transport: Transport, deadline: float) -> Any:
-    return await anyio.to_thread.run_sync(effect.function)
+    try:
+        return await on_thread(effect.function)
+    except UnavailableError:
+        # There is none: other tasks have to wait.
+        return effect.function()
 
 
 def _join(effect: Join, transport: Transport, deadline: float) -> bool:

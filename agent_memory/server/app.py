@@ -8,11 +8,11 @@ import sys
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import anyio.to_thread
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import AgentMemoryError, UnavailableError
+from ..executors import on_thread
 from ..service import StateService
 from ..storage.blobs import FileBlobs
 from ..transports.local import LocalTransport
@@ -147,7 +147,7 @@ async def _sweep_forever(service: StateService, settings: Settings) -> None:
     while True:
         await asyncio.sleep(_SWEEP_SECONDS)
         try:
-            report = await anyio.to_thread.run_sync(service.sweep)
+            report = await on_thread(service.sweep)
         except Exception as error:
             # Of what is not ours the text may hold a value: the type must do.
             line: dict[str, str | int | float] = {"event": "sweep", "error": type(error).__name__}

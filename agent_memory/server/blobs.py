@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 import anyio
-import anyio.to_thread
 from starlette.types import Receive, Scope, Send
 
 from ..errors import ConflictError, IntegrityError, InvalidRequestError, UnavailableError
+from ..executors import on_thread
 from ..service import StateService
 from ..storage.blobs import FileBlobs, Upload
 from .asgi import (
@@ -66,7 +66,7 @@ class BlobEndpoint:
                 await self._get(place, scope, receive, pace.of(send))
 
     async def _thread(self, function: Callable[..., T], *args: object) -> T:
-        return await anyio.to_thread.run_sync(lambda: function(*args), limiter=self._threads)
+        return await on_thread(lambda: function(*args), self._threads)
 
     # -- PUT ---------------------------------------------------------------------------------------------------------
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-import anyio.to_thread
 from starlette.types import Receive, Scope, Send
 
 from ..errors import AgentMemoryError, UnavailableError
+from ..executors import on_thread
 from ..service import StateService
 from .asgi import JSON, MethodNotAllowedError, answer, record_of, refuse
 
@@ -39,7 +39,7 @@ class ReadyEndpoint:
         _check_get(scope)
         # Probes share one look at the store: while it hangs, each would leave a thread behind.
         if self._pinging is None or self._pinging.done():
-            self._pinging = asyncio.ensure_future(anyio.to_thread.run_sync(self._ping, abandon_on_cancel=True))
+            self._pinging = asyncio.ensure_future(on_thread(self._ping, abandon_on_cancel=True))
         pinging = self._pinging
         await asyncio.wait([pinging], timeout=_PING_SECONDS)
         failure = pinging.result() if pinging.done() else UnavailableError("the store does not answer")

@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final, cast
 
-import anyio.to_thread
 from starlette.types import Receive, Scope, Send
 
 from ..errors import ProtocolError
+from ..executors import on_thread
 from ..keys import check_scope_name
 from ..messages import Batch, Blob, Chunk, CommitWrite, Found, Hit, List, Page, PrepareWrite, Search, searches
 from ..messages import Message as StateMessage
@@ -147,7 +148,7 @@ class VerbEndpoint:
         else:
             return decode_request(verb, namespace, application, self._state, raw)
         async with self._shared.parsers.turn(namespace, "large bodies", _CALL_SECONDS):
-            return await anyio.to_thread.run_sync(decode_request, verb, namespace, application, self._state, raw)
+            return await on_thread(partial(decode_request, verb, namespace, application, self._state, raw))
 
     def _make_room(
         self, large: contextlib.AsyncExitStack, namespace: str, count: int, seconds: float = _CALL_SECONDS
@@ -182,7 +183,7 @@ class VerbEndpoint:
 
 
 async def _on_thread_if(heavy: bool, work: Callable[[], Any]) -> Any:
-    return await anyio.to_thread.run_sync(work) if heavy else work()
+    return await on_thread(work) if heavy else work()
 
 
 def _commits_uploads(message: StateMessage) -> bool:

@@ -61,7 +61,11 @@ class LocalTransport:
             self._on_close()
 
     async def aclose(self) -> None:
-        await self._on_a_thread(False, self.close)
+        try:
+            await self._on_a_thread(False, self.close)
+        except UnavailableError:
+            # There is no thread to be had.
+            self.close()
 
     async def _on_a_thread(self, in_turn: bool, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function on a thread and wait for its end even if the task is cancelled meanwhile.

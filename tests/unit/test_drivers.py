@@ -278,6 +278,19 @@ def test_what_takes_long_is_computed_beside_an_event_loop_alone(drive: Driver, r
     assert (flows != computes) == ("async" in request.node.callspec.id)
 
 
+def test_what_takes_long_is_computed_on_the_event_loop_where_no_thread_is_to_be_had(
+    drive: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def flow() -> Flow[Any]:
+        return (yield Compute(lambda: 7))
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert drive(flow(), Echo()) == 7
+
+
 def test_a_computation_that_fails_throws_its_error_into_the_flow(drive: Driver) -> None:
     def flow() -> Flow[Any]:
         try:
