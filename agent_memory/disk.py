@@ -10,6 +10,9 @@ from typing import Final
 
 from .errors import UnavailableError
 
+OUT_OF_FILES: Final = frozenset({errno.EMFILE, errno.ENFILE})
+"""A process, or the system, has as many files and connections open as it may: that passes."""
+
 _TRIAL_BYTES: Final = 4096
 
 
@@ -51,4 +54,6 @@ def disk_error(error: OSError, what: str) -> UnavailableError:
     """Name what is wrong with the disk that ``what`` lies on."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return UnavailableError("the disk is full; nothing was changed", code="disk_full")
+    if error.errno in OUT_OF_FILES:
+        return UnavailableError(f"{what} failed: {os.strerror(error.errno)}", code="overloaded")
     return UnavailableError(f"{what} failed: {os.strerror(error.errno or 0)}", code="disk_failed")

@@ -130,7 +130,7 @@ def _sleep(effect: Sleep, transport: Transport, deadline: float) -> bool:
 async def _sleep_async(effect: Sleep, transport: Transport, deadline: float) -> bool:
     if time.monotonic() + effect.seconds >= deadline:
         return False
-    await anyio.sleep(effect.seconds)
+    await asyncio.sleep(effect.seconds)
     return True
 
 

@@ -11,7 +11,8 @@ from typing import Final, TypeVar
 import anyio
 from starlette.types import Receive, Scope, Send
 
-from ..errors import ConflictError, IntegrityError, InvalidRequestError, UnavailableError
+from ..disk import disk_error
+from ..errors import ConflictError, IntegrityError, InvalidRequestError
 from ..executors import on_thread
 from ..service import StateService
 from ..storage.blobs import FileBlobs, Upload
@@ -145,7 +146,7 @@ class BlobEndpoint:
         except FileNotFoundError:
             file = None
         except OSError as error:
-            raise UnavailableError(f"the blob folder failed: {error.strerror}", code="disk_failed") from None
+            raise disk_error(error, "the blob folder") from None
         if file is None:
             raise IntegrityError("a chunk of the value is missing from the blob store", code="chunk_missing")
         if os.fstat(file).st_size != place.size:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 from datetime import UTC, datetime
-from typing import TextIO
+from typing import Final, TextIO
 
 from ..errors import InvalidKeyError
 from ..keys import check_scope_name
+
+_REPEATED_SECONDS: Final = 1.0
 
 
 class Record:
@@ -85,11 +88,16 @@ class RequestLog:
 
 
 class ServerEvents(logging.Handler):
-    """Writes what uvicorn and others have to say as lines of the same log, of an exception its type alone."""
+    """Writes what uvicorn and others have to say as lines of the same log, of an exception its type alone.
+
+    What is said again and again, as asyncio does hundreds of times a second while it gets no file for a connection, is
+    written once a second.
+    """
 
     def __init__(self, log: RequestLog) -> None:
         super().__init__(logging.WARNING)
         self._log = log
+        self._said = ("", -math.inf)
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.exc_info and record.exc_info[0] is asyncio.CancelledError:
@@ -100,6 +108,10 @@ class ServerEvents(logging.Handler):
         if text.startswith("No supported WebSocket library"):
             # There is none on purpose, and what it follows says what was asked for.
             return
+        said, when = self._said
+        if text == said and 0 <= record.created - when < _REPEATED_SECONDS:
+            return
+        self._said = (text, record.created)
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line: dict[str, str | int | float] = {"time": at, "event": "server", "message": text.strip()}
         if record.exc_info and record.exc_info[0] is not None:

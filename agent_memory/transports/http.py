@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 import httpx
 
+from ..disk import OUT_OF_FILES
 from ..errors import (
     AgentMemoryError,
     InvalidRequestError,
@@ -228,6 +229,8 @@ class HttpTransport:
         reason = tls_problem(error)
         if reason is not None:
             return UnavailableError(f"no TLS connection to {who} is possible: {reason}", code="tls_failed")
+        if _out_of_files(error):
+            return UnavailableError(f"no connection to {who} can be opened: too many open files", code="overloaded")
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
             return UnavailableError(f"{who} cannot be reached", code="no_answer")
         return UnavailableError(f"the connection to {who} broke before the answer was whole", code="no_answer")
@@ -250,6 +253,14 @@ class HttpTransport:
         if pool is not None:
             await pool.aclose()
         self.close()
+
+
+def _out_of_files(error: Exception) -> bool:
+    """Say whether this process, or the system, lets no further connection be opened."""
+    # As in ``tls_problem``; what anyio raises was raised from the socket's.
+    failure = error.__cause__ and error.__cause__.__context__
+    known = (error, failure, failure and failure.__cause__)
+    return any(isinstance(one, OSError) and one.errno in OUT_OF_FILES for one in known)
 
 
 def _answer_seconds(message: Message) -> float:
