@@ -23,12 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         code = options.run(options)
-        sys.stdout.flush()
+        # Where it was closed before Python started, there is none.
+        if hasattr(sys.stdout, "flush"):
+            sys.stdout.flush()
         return code
-    except BrokenPipeError:
-        # Nobody reads on, as behind `| head`. What is left to print would fail again when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 2
     except ImportError as error:
         if error.name is not None:
             raise
@@ -37,6 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except AgentMemoryError as error:
         print(f"agent-memory: {commands.shown(str(error))}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        # Nobody reads on, as behind `| head`, or the disk that takes the output is full.
+        if not isinstance(error, BrokenPipeError):
+            print(f"agent-memory: {error.strerror}", file=sys.stderr)
+        # What is left to print would fail again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 2
     except KeyboardInterrupt:
         return 130

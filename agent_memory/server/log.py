@@ -52,9 +52,9 @@ class Record:
 
 
 class RequestLog:
-    """Writes records to a text stream."""
+    """Writes records to a text stream, or nowhere: Python has no stderr if that was closed when it started."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
 
     def write(self, record: Record) -> None:
@@ -78,6 +78,8 @@ class RequestLog:
 
     def event(self, line: dict[str, str | int | float]) -> None:
         """Write one line, with the time if it has none."""
+        if self._stream is None:
+            return
         timed = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **line}
         try:
             self._stream.write(f"{json.dumps(timed)}\n")
@@ -90,14 +92,13 @@ class RequestLog:
 class ServerEvents(logging.Handler):
     """Writes what uvicorn and others have to say as lines of the same log, of an exception its type alone.
 
-    What is said again and again, as asyncio does hundreds of times a second while it gets no file for a connection, is
-    written once a second.
+    What asyncio says hundreds of times a second while it gets no file for a connection is written once a second.
     """
 
     def __init__(self, log: RequestLog) -> None:
         super().__init__(logging.WARNING)
         self._log = log
-        self._said = ("", -math.inf)
+        self._said = -math.inf
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.exc_info and record.exc_info[0] is asyncio.CancelledError:
@@ -108,10 +109,10 @@ class ServerEvents(logging.Handler):
         if text.startswith("No supported WebSocket library"):
             # There is none on purpose, and what it follows says what was asked for.
             return
-        said, when = self._said
-        if text == said and 0 <= record.created - when < _REPEATED_SECONDS:
-            return
-        self._said = (text, record.created)
+        if text.startswith("socket.accept()"):
+            if 0 <= record.created - self._said < _REPEATED_SECONDS:
+                return
+            self._said = record.created
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line: dict[str, str | int | float] = {"time": at, "event": "server", "message": text.strip()}
         if record.exc_info and record.exc_info[0] is not None:

@@ -205,7 +205,11 @@ class _Server(uvicorn.Server):
             one.listen(_WAITING_CONNECTIONS)
         for one, shown in zip((sockets or []) if self._announce else [], _ANNOUNCED, strict=False):
             host, port = one.getsockname()[:2]
-            print(shown.format(f"http://{f'[{host}]' if ':' in host else host}:{port}"), flush=True)
+            try:
+                print(shown.format(f"http://{f'[{host}]' if ':' in host else host}:{port}"), flush=True)
+            except OSError:
+                # Nobody reads it, or its disk is full: no reason not to serve. It would be printed again at the end.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:

@@ -149,8 +149,10 @@ def _start(work: Callable[[Role], None], core: int | None, mask: Iterable[int], 
         place = f"{frame.f_code.co_filename}:{line}"
         RequestLog(sys.stderr).event({"event": "worker", "error": type(error).__name__, "at": place})
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        # Nobody may read them any more. Without its exit the worker would go on as its parent.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, OSError, ValueError):
+                stream.flush()
         os._exit(code)
 
 

@@ -18,7 +18,7 @@ from agent_memory.cli import main
 from tests.support.api import wait_for
 from tests.support.postgres import PostgresServer
 from tests.support.read_only import make_read_only
-from tests.support.server import ROOT, ServerProcess, child_environment
+from tests.support.server import ROOT, ServerProcess, child_environment, free_port
 from tests.support.stores import BUCKET_URL
 from tests.support.strict_s3 import StrictS3
 
@@ -389,3 +389,33 @@ def test_a_check_whose_output_nobody_reads_on_ends_quietly_and_not_as_one_that_f
         )  # fmt: skip
 
     assert (done.returncode, done.stderr) == (2, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device here is always full")
+def test_a_check_whose_output_finds_no_room_does_not_say_that_something_is_wrong_with_the_store(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "agent_memory.cli", "check", "--data", str(store(tmp_path))]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            command,
+            cwd=ROOT, env=child_environment(), stdout=full, stderr=subprocess.PIPE, text=True, timeout=30, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (2, "agent-memory: No space left on device\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device here is always full")
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("output", ["full", "closed"])
+def test_a_server_whose_output_goes_nowhere_serves(tmp_path: Path, output: str, workers: str) -> None:
+    port = free_port()
+    where = ">/dev/full 2>&1" if output == "full" else ">&- 2>&-"
+    server = f"-m agent_memory.cli serve --data {tmp_path / 'store.db'} --port {port} --workers {workers}"
+    command = ["sh", "-c", f"exec {sys.executable} {server} {where}"]
+    with subprocess.Popen(command, cwd=ROOT, env=child_environment(), stdin=subprocess.DEVNULL) as process:
+        try:
+            with AgentMemory(f"http://127.0.0.1:{port}", application="app", timeout=20) as memory:
+                memory.app_state.set("k", 1)
+                assert memory.app_state.get("k") == 1
+            process.terminate()
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
