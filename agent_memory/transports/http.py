@@ -259,7 +259,7 @@ def _out_of_files(error: Exception) -> bool:
     """Say whether this process, or the system, lets no further connection be opened."""
     # As in ``tls_problem``; what anyio raises was raised from the socket's.
     failure = error.__cause__ and error.__cause__.__context__
-    known = (error, failure, failure and failure.__cause__)
+    known = (error, error.__cause__, failure, failure and failure.__cause__)
     return any(isinstance(one, OSError) and one.errno in OUT_OF_FILES for one in known)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import hashlib
 import json
@@ -651,6 +652,18 @@ def test_an_address_that_cannot_be_reached_gives_way_to_the_next(face: str, monk
         into = bytearray(10)
         wire.send(whole(wire, into))
         assert into == DATA
+
+
+@both
+def test_that_there_are_no_files_left_is_said(face: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: Any) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with peer_wire(face, answering(OK)) as wire:
+        monkeypatch.setattr(downloads._Connection, "_reach", none_left)
+        error = wire.fails(whole(wire, bytearray(10)), UnavailableError)
+        assert "too many open files" in str(error)
+        assert error.code == "overloaded"
 
 
 @both
