@@ -225,8 +225,8 @@ class _Connection(http.client.HTTPConnection):
     def _reach(self, place: tuple[Any, ...], seconds: float) -> None:
         family, kind, protocol, _, address = place
         self._socket = found = socket.socket(family, kind, protocol)
-        self._check()
         try:
+            self._check()
             found.settimeout(within(seconds, TimeoutError))
             found.connect(address)
             found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

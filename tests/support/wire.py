@@ -158,3 +158,16 @@ def times_out(wire: Wire, message: Any, seconds: float = 0.3) -> None:
     started = time.monotonic()
     wire.fails(message, TimedOutError, seconds=seconds)
     assert seconds - 0.05 < time.monotonic() - started < 2
+
+
+@contextlib.contextmanager
+def black_hole() -> Generator[str]:
+    """Give an address of which connections are neither taken nor refused."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=0)
+    with contextlib.ExitStack() as stack:
+        stack.callback(listener.close)
+        for _ in range(4):  # more than fit: the next to come waits
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield f"127.0.0.1:{listener.getsockname()[1]}"

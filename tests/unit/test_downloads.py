@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import random
+import re
 import socket
 import ssl
 import struct
@@ -50,6 +51,7 @@ from tests.support.wire import (
     SCOPE,
     Peer,
     Wire,
+    black_hole,
     peer_wire,
     problem,
     times_out,
@@ -83,14 +85,17 @@ def partial_answer(content: bytes | Iterable[bytes], content_range: str) -> byte
 
 
 def head_of(connection: socket.socket) -> str:
-    """Read a request without a body; an empty one where the connection ended."""
-    head = b""
-    while not head.endswith(b"\r\n\r\n"):
+    """Read a request with its body and return its head; an empty one where the connection ended."""
+    data = b""
+    while True:
+        head, end, body = data.partition(b"\r\n\r\n")
+        length = re.search(rb"(?i)\r\ncontent-length: (\d+)", head)
+        if end and len(body) >= (int(length[1]) if length else 0):
+            return (head + end).decode()
         part = connection.recv(65_536)
         if not part:
             return ""
-        head += part
-    return head.decode()
+        data += part
 
 
 def answering(
@@ -584,19 +589,6 @@ def test_a_download_that_is_cancelled_before_it_is_connected_asks_for_nothing(mo
 
 
 @contextlib.contextmanager
-def black_hole() -> Iterator[str]:
-    """Give an address of which connections are neither taken nor refused."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=0)
-    with contextlib.ExitStack() as stack:
-        stack.callback(listener.close)
-        for _ in range(4):  # more than fit: the next to come waits
-            waiting = stack.enter_context(socket.socket())
-            waiting.setblocking(False)
-            waiting.connect_ex(listener.getsockname())
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
-
-
-@contextlib.contextmanager
 def mute() -> Iterator[str]:
     """Give the address of a server that takes connections and never says anything."""
     peer = Peer(lambda _: None)
@@ -652,6 +644,20 @@ def test_an_address_that_cannot_be_reached_gives_way_to_the_next(face: str, monk
         into = bytearray(10)
         wire.send(whole(wire, into))
         assert into == DATA
+
+
+@both
+def test_many_addresses_that_do_not_answer_are_given_up_at_the_deadline(
+    face: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve = socket.getaddrinfo
+    with black_hole() as host, monkeypatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", lambda *arguments, **options: resolve(*arguments, **options) * 8)
+        wire = Wire(face)
+        wire.transport.close()
+        wire.transport = HttpTransport("http://127.0.0.1:9", "acme", "shop", blob_hosts=[host])
+        times_out(wire, GetRange(Chunk(f"http://{host}/x", 10), 0, memoryview(bytearray(10))), seconds=0.5)
+        wire.transport.close()
 
 
 @both
@@ -814,7 +820,6 @@ def test_bytes_with_another_hash_are_never_returned() -> None:
     def handle(connection: socket.socket) -> None:
         head = head_of(connection)
         if head.startswith("POST"):
-            connection.recv(65_536)
             connection.sendall(api(peer))
         else:
             connection.sendall(raw(httpx.Response(200, content=b"9876543210")))

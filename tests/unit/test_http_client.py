@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import gc
 import json
 import socket
@@ -72,6 +71,7 @@ from tests.support.wire import (
     SCOPE,
     TOKEN,
     Wire,
+    black_hole,
     check_silence,
     peer_wire,
     problem,
@@ -561,13 +561,7 @@ def test_an_answer_that_stops_late_ends_with_the_deadline(face: str) -> None:
 def test_many_addresses_that_do_not_answer_are_given_up_at_the_deadline(
     face: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listener = socket.create_server(("127.0.0.1", 0), backlog=0)
-    with contextlib.ExitStack() as stack:
-        stack.callback(listener.close)
-        for _ in range(4):  # more than fit: the next to come waits
-            waiting = stack.enter_context(socket.socket())
-            waiting.setblocking(False)
-            waiting.connect_ex(listener.getsockname())
+    with black_hole() as host:
         resolve = socket.getaddrinfo
 
         def many(host: Any, *arguments: Any, **options: Any) -> list[Any]:
@@ -575,7 +569,7 @@ def test_many_addresses_that_do_not_answer_are_given_up_at_the_deadline(
 
         names = ("many.test", b"many.test")
         monkeypatch.setattr(socket, "getaddrinfo", many)
-        transport = HttpTransport(f"http://many.test:{listener.getsockname()[1]}", "acme", "shop")
+        transport = HttpTransport(f"http://many.test:{host.rpartition(':')[2]}", "acme", "shop")
         wire = Wire(face)
         wire.transport.close()
         wire.transport = transport
