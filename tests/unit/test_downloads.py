@@ -806,7 +806,9 @@ def test_a_failure_that_somebody_keeps_keeps_no_memory_of_the_value(
                 with pytest.raises(AgentMemoryError) as kept:
                     asyncio.run(run_async(flow, wire.transport, deadline))
         assert len(made) == 1
-        assert made[0]() is None, kept.value
+        # The thread that failed may still be on its way out.
+        wait_until(lambda: made[0]() is None)
+        assert kept.value is not None
     finally:
         gc.enable()
 
