@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import signal
 import threading
@@ -278,17 +279,32 @@ def test_what_takes_long_is_computed_beside_an_event_loop_alone(drive: Driver, r
     assert (flows != computes) == ("async" in request.node.callspec.id)
 
 
+def no_thread(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
 def test_what_takes_long_is_computed_on_the_event_loop_where_no_thread_is_to_be_had(
-    drive: Driver, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def refuse(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
+    def flow() -> Flow[Any]:
+        return (yield Compute(threading.get_ident))
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    # An event loop of its own has no idle thread from before.
+    assert asyncio.run(run_async(flow(), Echo(), time.monotonic() + 5)) == threading.get_ident()
+
+
+def test_flows_are_run_one_after_the_other_where_no_thread_is_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    def one(number: int) -> Flow[Any]:
+        yield Compute(lambda: None)
+        return number, threading.get_ident()
 
     def flow() -> Flow[Any]:
-        return (yield Compute(lambda: 7))
+        return (yield Gather([one(1), one(2)], 2))
 
-    monkeypatch.setattr(threading.Thread, "start", refuse)
-    assert drive(flow(), Echo()) == 7
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    here = threading.get_ident()
+    assert run(flow(), Echo(), time.monotonic() + 5) == [(1, here), (2, here)]
 
 
 def test_a_computation_that_fails_throws_its_error_into_the_flow(drive: Driver) -> None:
