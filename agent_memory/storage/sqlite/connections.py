@@ -147,6 +147,9 @@ class Connections:
         # Without the flag to create: a file that was removed meanwhile would be made again, readable by others.
         connection = apsw.Connection(str(self._path), flags=apsw.SQLITE_OPEN_READWRITE)
         connection.set_busy_handler(waiting(self._busy_seconds))
+        # Else SQLite plans every statement that might be planned otherwise for other values anew when these are bound:
+        # 10 of the 18 µs of a short listing. Its plans would not differ: there are no statistics of what stands where.
+        connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
         all_rows(connection, "PRAGMA trusted_schema = OFF")
         all_rows(connection, f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
         all_rows(connection, "PRAGMA fullfsync = ON")
