@@ -13,6 +13,9 @@ import apsw
 import pytest
 
 from agent_memory import AgentMemory, IntegrityError, InvalidRequestError, UnavailableError
+from agent_memory.copying import copy
+from agent_memory.opening import open_service
+from agent_memory.storage.sqlite.rows import all_rows
 from tests.faults.processes import Child, Report
 
 Start = Callable[..., Child]
@@ -87,17 +90,124 @@ def test_a_check_finds_that_keys_may_hide_and_calls_no_files_unused(database: Pa
     with closing(apsw.Connection(str(database))) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     data, place = database.read_bytes(), b"default/faultslarge"
-    hidden = 0
+    hidden = strange = 0
     # The place stands in the rows of the tables and in the index that a key is looked up in.
     for found in re.finditer(place, data):
         database.write_bytes(data[: found.end() - 1] + b"d" + data[found.end() :])
         with AgentMemory(database, application="faults") as memory:
-            if memory.app_state.get("large") is None:
+            try:
+                value = memory.app_state.get("large")
+            except IntegrityError:
+                strange += 1
+                continue
+            if value is None:
                 report = memory.check(fix=True)
                 hidden += 1
                 assert ("the database", False) in [(problem.place, problem.fixed) for problem in report.problems]
                 assert not any(problem.fixed for problem in report.problems)
+    assert strange, "where the row has another key than the index"
     assert hidden
+
+
+def point_elsewhere(database: Path, index: str, entry: bytes, rowid: int) -> None:
+    """Damage an index: its one entry that ends in these bytes stands for another row."""
+    with closing(apsw.Connection(str(database))) as connection:
+        all_rows(connection, "PRAGMA wal_checkpoint(TRUNCATE)")
+        [(page, size)] = all_rows(
+            connection, "SELECT rootpage, page_size FROM sqlite_schema, pragma_page_size WHERE name = ?", (index,)
+        )
+    with open(database, "r+b") as file:
+        file.seek((page - 1) * size)
+        place = file.read(size).index(entry) + len(entry)
+        file.seek((page - 1) * size + place)
+        file.write(bytes([rowid]))
+
+
+KEYS = "sqlite_autoindex_entry_1"
+
+
+@pytest.fixture
+def astray(database: Path) -> Path:
+    """A store whose index leads from ``b`` to the row of ``d``, of another application, and from ``c`` to no row."""
+    for application, keys in (("faults", "abc"), ("others", "d")):
+        with AgentMemory(database, application=application) as memory:
+            for key in keys:
+                memory.app_state.set(key, {"is": key})
+    # A rowid up to 127 is one byte behind the key, except 1, which is none.
+    point_elsewhere(database, KEYS, b"default/faultsb", 4)
+    point_elsewhere(database, KEYS, b"default/faultsc", 99)
+    return database
+
+
+@pytest.mark.parametrize("key", ["b", "c"])
+def test_a_damaged_index_never_gives_the_value_of_another_key(astray: Path, key: str) -> None:
+    with AgentMemory(astray, application="faults") as memory:
+        state = memory.app_state
+        assert state.get("a") == {"is": "a"}
+        for call in (
+            lambda: state.get(key),
+            lambda: state.get_many(["a", key]),
+            lambda: state.keys(),
+            lambda: state.search(key),
+            lambda: state.search(key, filter={"is": {"$ne": "a"}}),
+            lambda: state.set(key, {"is": "new"}),
+            lambda: state.delete(key),
+            memory.check,
+        ):
+            with pytest.raises(IntegrityError):
+                list(call() or ())
+    with AgentMemory(astray, application="others") as memory:
+        assert memory.app_state.get("d") == {"is": "d"}, "no write went there"
+
+
+def test_a_damaged_index_brings_nothing_wrong_into_a_copy(astray: Path, tmp_path: Path) -> None:
+    with (
+        closing(open_service(str(astray), None)) as source,
+        closing(open_service(str(tmp_path / "copy.db"), None)) as target,
+        pytest.raises(IntegrityError),
+    ):
+        copy(source, target)
+
+
+LONG_AGO = 10**15
+"""In microseconds since 1970; eight bytes in an index."""
+
+AGES = LONG_AGO.to_bytes(8, "big")
+
+
+@pytest.mark.parametrize(
+    ("old", "index", "entry", "used"),
+    [
+        ("UPDATE entry SET expires_us = {} WHERE key = 'a'", "entry_expiry", AGES, "entry"),
+        ("UPDATE entry SET deleted = 1, updated_us = {} WHERE key = 'a'", "entry_tombstone", AGES, "entry"),
+        ("UPDATE blob SET state = 'garbage', at_us = {} WHERE key = 'a'", "blob_state", b"garbage" + AGES, "blob"),
+        ("UPDATE blob SET state = 'dead', at_us = {} WHERE key = 'a'", "blob_state", b"dead" + AGES, "blob"),
+        ("UPDATE scope SET last_write_us = {} WHERE scope LIKE '%old'", "scope_last_write", AGES, "scope"),
+        ("UPDATE scope SET last_write_us = {} WHERE scope LIKE '%old'", KEYS, b"default/faults/oldk", "entry"),
+    ],
+    ids=["expired", "deleted", "garbage", "dead", "request", "key of a request"],
+)
+def test_a_damaged_index_makes_no_sweep_take_what_is_in_use(
+    database: Path, old: str, index: str, entry: bytes, used: str
+) -> None:
+    large = b"x" * 100_000
+    with AgentMemory(database, application="faults") as memory:
+        for key in ("first", "a", "b"):
+            memory.app_state.set(key, large)
+        for request in ("first", "old", "now"):
+            with memory.request(request) as context:
+                context.state.set("k", 1)
+    with closing(apsw.Connection(str(database))) as connection:
+        all_rows(connection, old.format(LONG_AGO))
+        where = "scope LIKE '%now'" if used == "scope" else "key = 'b'"
+        [(rowid,)] = all_rows(connection, f"SELECT rowid FROM {used} WHERE {where}")
+    point_elsewhere(database, index, entry, rowid)
+    with AgentMemory(database, application="faults") as memory:
+        memory.sweep()
+        memory.sweep()
+        assert memory.app_state.get("b") == large
+        with memory.request("now") as context:
+            assert context.state.get("k") == 1
 
 
 @pytest.mark.parametrize("text", [b"reason", b"because"], ids=["provenance", "unicode"])
@@ -113,6 +223,24 @@ def test_damaged_text_in_the_database_is_an_integrity_error(database: Path, text
     with AgentMemory(database, application="faults") as memory:
         for call in (lambda: memory.app_state.get("k"), lambda: list(memory.app_state.keys())):
             with pytest.raises(IntegrityError):
+                call()
+
+
+@pytest.mark.parametrize(
+    "harm",
+    ["value = CAST(value AS TEXT)", "expires_us = 1e300", "provenance = 1"],
+    ids=["value", "expiry", "provenance"],
+)
+def test_a_type_that_is_damaged_in_the_database_is_an_integrity_error(database: Path, harm: str) -> None:
+    with AgentMemory(database, application="faults") as memory:
+        memory.app_state.set("a/k", {"is": 1})
+        with closing(apsw.Connection(str(database))) as connection:
+            all_rows(connection, "PRAGMA writable_schema = ON")
+            all_rows(connection, "UPDATE sqlite_schema SET sql = replace(sql, 'STRICT', '') WHERE name = 'entry'")
+        with closing(apsw.Connection(str(database))) as connection:
+            all_rows(connection, f"UPDATE entry SET {harm}")
+        for call in (lambda: memory.app_state.get("a/k"), lambda: memory.app_state.get_many(["a/k"])):
+            with pytest.raises(IntegrityError, match="damaged"):
                 call()
 
 

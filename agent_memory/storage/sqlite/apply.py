@@ -9,19 +9,19 @@ from typing import Any, Final
 import apsw
 
 from ...messages import CommitWrite, Delete, List, ListParents, Operation, PrepareRead, Search
-from ..catalog import COLUMNS, LoadBlob, Row, has_writes
+from ..catalog import LoadBlob, Row, has_writes
 from ..finding import add_up
 from .busy import BUSY_SECONDS
 from .listing import list_keys, list_parents
-from .rows import IS_LIVE, TimeLimit, all_rows, read_row, to_row
+from .rows import PLACE, TimeLimit, all_rows, live_rows_at, read_row, to_row
 from .search import search
 from .writes import Run, carry_out
 
 SEARCH_SECONDS: Final = 10.0
 """How long searches of one call may take, as PostgreSQL's statements may."""
 
-_SELECT_MANY: Final = (
-    f"SELECT {COLUMNS} FROM entry WHERE scope = ? AND key IN (SELECT value FROM json_each(?)) AND {IS_LIVE}"
+_SELECT_MANY: Final = live_rows_at(
+    f"SELECT {PLACE} FROM entry WHERE scope = ? AND key IN (SELECT value FROM json_each(?))"
 )
 
 

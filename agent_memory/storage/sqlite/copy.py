@@ -8,11 +8,12 @@ from typing import Any, Final
 import apsw
 
 from ..catalog import COLUMNS, LIVE, ScopeRow, StoredRow, not_older, provenance_text
-from .rows import all_rows, to_row
+from .rows import AT_KEY, PLACE, all_rows, damaged, rows_at, to_row
 from .vectors import keep_vectors
 from .writes import raise_floor, retire
 
-_STORED: Final = f"SELECT {COLUMNS}, scope, ttl_us, vectors FROM entry"
+_STORED: Final = f"{COLUMNS}, scope, ttl_us, vectors"
+_AFTER: Final = f"SELECT {PLACE} FROM entry WHERE (scope, key) > (?, ?) ORDER BY scope, key LIMIT ?"
 _TAKEN: Final = (
     "scope", "key", "version", "etag", "size", "sha256", "content_type", "signature", "schema_name", "schema_version",
     "created_us", "updated_us", "expires_us", "provenance", "deleted", "blob_id", "chunk_size", "value", "ttl_us",
@@ -22,19 +23,19 @@ _TAKEN: Final = (
 
 def stored(connection: apsw.Connection, after: tuple[str, str], limit: int) -> list[StoredRow]:
     """See ``Catalog.stored``."""
-    rows = all_rows(connection, f"{_STORED} WHERE (scope, key) > (?, ?) ORDER BY scope, key LIMIT ?", (*after, limit))
+    rows = all_rows(connection, f"{rows_at(_AFTER, _STORED)} ORDER BY within, at", (*after, limit))
     return [_stored_row(connection, row) for row in rows]
 
 
 def stored_at(connection: apsw.Connection, places: Collection[tuple[str, str]]) -> list[StoredRow]:
     """See ``Catalog.stored_at``."""
-    found = (all_rows(connection, f"{_STORED} WHERE scope = ? AND key = ?", place) for place in places)
+    found = (all_rows(connection, rows_at(AT_KEY, _STORED), place) for place in places)
     return [_stored_row(connection, row) for rows in found for row in rows]
 
 
 def _stored_row(connection: apsw.Connection, row: Any) -> StoredRow:
-    *columns, scope, ttl_us, count = row
-    found = to_row(columns)
+    *columns, scope, ttl_us, count, sound, at = row
+    found = to_row((*columns, sound, at))
     found = found._replace(entry=found.entry._replace(deleted=bool(columns[13])))
     vectors: list[Any] = []
     if count:
@@ -51,10 +52,12 @@ def take(connection: apsw.Connection, rows: Sequence[StoredRow], now: int) -> No
         entry = row.entry
         there = all_rows(
             connection,
-            "SELECT version, etag, blob_id, vectors FROM entry WHERE scope = ? AND key = ?",
+            rows_at(AT_KEY, "version, etag, blob_id, vectors"),
             (scope, entry.key),
         )
-        for version, etag, blob_id, count in there:
+        for version, etag, blob_id, count, sound, _ in there:
+            if not sound:
+                raise damaged(entry.key)
             if version > entry.version or (version == entry.version and etag != entry.etag):
                 raise not_older(stored_row)
             # A blob that stays the row's own is live again below.

@@ -12,7 +12,7 @@ from ...keys import end_of_parent, successor
 from ...messages import BATCH_INLINE_LIMIT, List, ListParents, Scope
 from ..catalog import COLUMNS, Row
 from ..finding import chosen_parents, shown_name
-from .rows import IS_LIVE, IS_OBJECT, TimeLimit, all_rows, key_range, to_row
+from .rows import IS_LIVE, IS_OBJECT, PLACE, TimeLimit, all_rows, key_range, live_rows_at, to_row
 
 
 def list_keys(connection: apsw.Connection, request: List, now: int) -> list[Row]:
@@ -21,7 +21,8 @@ def list_keys(connection: apsw.Connection, request: List, now: int) -> list[Row]
     where, bindings = key_range(request.scope, request.prefix, **edge)
     columns = COLUMNS if request.max_inline_size is not None else COLUMNS.replace("value", "NULL")
     order = "DESC" if request.reverse else "ASC"
-    sql = f"SELECT {columns} FROM entry WHERE {where} AND {IS_LIVE} ORDER BY key {order} LIMIT ?"
+    places = f"SELECT {PLACE} FROM entry WHERE {where}"
+    sql = f"{live_rows_at(places, columns)} ORDER BY at {order} LIMIT ?"
     found: list[Row] = []
     size = 0
     cursor: Any = cast(Any, connection).execute(sql, (*bindings, now, request.limit))

@@ -26,7 +26,29 @@ IS_JSON: Final = "content_type = 'application/json'"
 IS_OBJECT: Final = f"{IS_JSON} AND (value IS NULL OR substr(value, 1, 1) = x'7b')"
 """That a value is a JSON object, or a large one that may be."""
 
-SELECT_ROW: Final = f"SELECT {COLUMNS} FROM entry WHERE scope = ? AND key = ?"
+PLACE: Final = "rowid AS place, scope AS within, key AS at"
+"""What an index says of a row."""
+
+SOUND: Final = "key IS at AND scope IS within"
+"""That a row is the one that the index stands for."""
+
+
+def rows_at(places: str, columns: str = COLUMNS) -> str:
+    """Return the statement that reads the rows to which an index leads; ``places`` is one that selects PLACE.
+
+    SQLite takes a key from the index and the value from the row, and never compares the two: one flipped bit in the
+    index would give the value of another key, or of another scope, or none. So the row's own place is read as well.
+    """
+    return f"SELECT {columns}, {SOUND}, at FROM ({places}) LEFT JOIN entry ON entry.rowid = place"
+
+
+def live_rows_at(places: str, columns: str = COLUMNS) -> str:
+    """Return ``rows_at`` for the rows that are live, and for those that are not where they should be."""
+    return f"{rows_at(places, columns)} WHERE (({IS_LIVE}) OR NOT ({SOUND}))"
+
+
+AT_KEY: Final = f"SELECT {PLACE} FROM entry WHERE scope = ? AND key = ?"
+SELECT_ROW: Final = rows_at(AT_KEY)
 
 
 def all_rows(connection: apsw.Connection, statement: str, bindings: Sequence[Any] = ()) -> list[Any]:
@@ -66,23 +88,32 @@ class TimeLimit:
             self._left = self._end - time.monotonic()
 
 
+def damaged(key: str) -> IntegrityError:
+    return IntegrityError(f"the entry of {key!r} is damaged in the database file")
+
+
 def to_row(row: Any) -> Row:
-    """Return what a row of COLUMNS says."""
-    provenance = row[12]
-    if provenance is not None:
-        try:
-            provenance = json.loads(provenance)
-        except ValueError:
-            raise IntegrityError(f"the entry of {row[0]!r} is damaged in the database file") from None
-    entry = _new(Entry, (*row[:12], provenance, False))
-    return _new(Row, (entry, row[16], row[14], row[15]))
+    """Return what a row of ``rows_at`` says."""
+    expires_us, provenance, data = row[11], row[12], row[16]
+    try:
+        # SQLite keeps the type of a column in each row, and a flipped bit may change that as well.
+        if (
+            row[17]
+            and (data is None or type(data) is bytes)
+            and (expires_us is None or type(expires_us) is int)
+            and (provenance is None or type(provenance := json.loads(provenance)) is dict)
+        ):
+            entry = _new(Entry, (*row[:12], provenance, False))
+            return _new(Row, (entry, data, row[14], row[15]))
+    except (ValueError, TypeError):
+        pass
+    raise damaged(row[18])
 
 
 def live_row(row: Any, now: int) -> Row | None:
-    """Return what a row of COLUMNS says, None if it is deleted or expired."""
-    if row[13] or (row[11] is not None and row[11] <= now):
-        return None
-    return to_row(row)
+    """Return what a row of ``rows_at`` says, None if it is deleted or expired."""
+    found = to_row(row)
+    return None if row[13] or (row[11] is not None and row[11] <= now) else found
 
 
 def read_row(connection: apsw.Connection, scope: str, key: str, now: int) -> Row | None:

@@ -14,16 +14,17 @@ import apsw
 
 from ...filters import parse
 from ...messages import JSON, Search
-from ..catalog import COLUMNS, LoadBlob, Row, ScoredRow
+from ..catalog import LoadBlob, Row, ScoredRow
 from ..finding import holds
 from .narrowing import narrow
-from .rows import IS_JSON, IS_LIVE, IS_OBJECT, TimeLimit, all_rows, key_range, to_row
+from .rows import IS_JSON, IS_LIVE, IS_OBJECT, PLACE, TimeLimit, all_rows, key_range, read_row, rows_at, to_row
 from .vectors import load_vector_functions
 
 _MANY: Final = 1_000
 _SAMPLE: Final = 200
 _SPARE: Final = 50
 _NEWEST_FIRST: Final = "ORDER BY updated_us DESC, key"
+_SELECT_PLACE: Final = rows_at("SELECT ? AS place, ? AS within, ? AS at")
 
 _VALUE: Final = "CAST(value AS TEXT)"
 """As text, because bytes may happen to look like SQLite's binary JSON."""
@@ -72,16 +73,16 @@ class _Search:
         offset, limit = self._request.offset, self._request.limit
         newer, sample = self._newer_than_a_sample()
         # Only rowids are sorted: sorting rows with their values takes twice as long.
-        places = f"SELECT rowid AS place FROM entry WHERE {self._where}{newer} AND {IS_LIVE} {_NEWEST_FIRST} LIMIT ?"
+        places = f"SELECT {PLACE} FROM entry WHERE {self._where}{newer} AND {IS_LIVE} {_NEWEST_FIRST} LIMIT ?"
         bindings = [*self._bindings, *sample, self._now]
         if offset:
             strange = (
-                f"SELECT 1 FROM entry WHERE rowid IN ({places}) AND (value IS NULL OR ({IS_OBJECT}) IS NOT TRUE) "
-                "LIMIT 1"
+                f"SELECT 1 FROM entry WHERE rowid IN (SELECT place FROM ({places})) "
+                f"AND (value IS NULL OR ({IS_OBJECT}) IS NOT TRUE) LIMIT 1"
             )
             if all_rows(self._connection, strange, (*bindings, offset)):
                 return None
-        sql = f"SELECT {COLUMNS} FROM ({places} OFFSET ?) CROSS JOIN entry ON entry.rowid = place {_NEWEST_FIRST}"
+        sql = f"{rows_at(f'{places} OFFSET ?')} {_NEWEST_FIRST}"
         rows = [to_row(row) for row in all_rows(self._connection, sql, (*bindings, limit, offset))]
         return rows if all(map(_is_small_object, rows)) else None
 
@@ -102,10 +103,9 @@ class _Search:
 
     def _newest(self) -> Iterator[Row]:
         """Iterate over the rows that fulfil the condition, the newest change first, fetching each when it is wanted."""
-        for (rowid,) in self._over_candidates(f"SELECT rowid FROM entry WHERE {{candidates}} {_NEWEST_FIRST}"):
+        for place in self._over_candidates(f"SELECT {PLACE} FROM entry WHERE {{candidates}} {_NEWEST_FIRST}"):
             self._limit.check()
-            sql = f"SELECT {COLUMNS} FROM entry WHERE rowid = ?"
-            row = to_row(all_rows(self._connection, sql, (rowid,))[0])
+            row = to_row(all_rows(self._connection, _SELECT_PLACE, place)[0])
             if holds(self._condition, row, self._load):
                 yield row
 
@@ -180,13 +180,13 @@ class _Search:
         return best, complete
 
     def _live_object(self, key: str) -> Row | None:
-        rows = all_rows(
-            self._connection,
-            f"SELECT {COLUMNS} FROM entry WHERE scope = ? AND key = ? AND {IS_LIVE} AND {IS_OBJECT}",
-            (self._request.scope.path, key, self._now),
-        )
-        return to_row(rows[0]) if rows else None
+        row = read_row(self._connection, self._request.scope.path, key, self._now)
+        return row if row is not None and _is_object(row) else None
+
+
+def _is_object(row: Row) -> bool:
+    return row.entry.content_type == JSON and (row.data is None or row.data.startswith(b"{"))
 
 
 def _is_small_object(row: Row) -> bool:
-    return row.data is not None and row.entry.content_type == JSON and row.data.startswith(b"{")
+    return row.data is not None and _is_object(row)

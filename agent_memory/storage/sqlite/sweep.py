@@ -1,4 +1,8 @@
-"""What the SQLite catalog knows of blobs, and how it takes away what nobody can reach any more; see ``Catalog``."""
+"""What the SQLite catalog knows of blobs, and how it takes away what nobody can reach any more; see ``Catalog``.
+
+An index says what may go, and the row itself has the last word: one flipped bit in an index must delete nothing that is
+in use. SQLite reads a column from the index that it searches, and with a ``+`` before it searches none for it.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +37,21 @@ def claim_blobs(
 ) -> list[BlobRow]:
     rows = all_rows(
         connection,
-        "UPDATE blob SET state = ?, at_us = ? WHERE id IN (SELECT id FROM blob WHERE "
-        "(state = ? AND at_us < ?) OR (state = ? AND at_us < ?) LIMIT ?) RETURNING *",
-        (DEAD, now, STAGED, staged_before, GARBAGE, garbage_before, limit),
+        "UPDATE blob SET state = ?5, at_us = ?6 WHERE id IN (SELECT id FROM blob "
+        "WHERE (state = ?1 AND at_us < ?2) OR (state = ?3 AND at_us < ?4) LIMIT ?7) "
+        "AND ((+state = ?1 AND +at_us < ?2) OR (+state = ?3 AND +at_us < ?4)) RETURNING *",
+        (STAGED, staged_before, GARBAGE, garbage_before, DEAD, now, limit),
     )
     return [BlobRow(*row) for row in rows]
 
 
 def dead_blobs(connection: apsw.Connection, *, before: int, limit: int) -> list[BlobRow]:
-    rows = all_rows(connection, "SELECT * FROM blob WHERE state = ? AND at_us < ? LIMIT ?", (DEAD, before, limit))
+    rows = all_rows(
+        connection,
+        "SELECT * FROM blob WHERE id IN (SELECT id FROM blob WHERE state = ?1 AND at_us < ?2 LIMIT ?3) "
+        "AND +state = ?1 AND +at_us < ?2",
+        (DEAD, before, limit),
+    )
     return [BlobRow(*row) for row in rows]
 
 
@@ -59,16 +69,20 @@ def expire(connection: apsw.Connection, now: int, *, limit: int) -> int:
         "SELECT scope, key, blob_id, vectors FROM entry WHERE expires_us IS NOT NULL AND expires_us <= ? LIMIT ?",
         (now, limit),
     )
+    expired = 0
     for scope, key, blob_id, vectors in rows:
-        all_rows(
+        found = all_rows(
             connection,
             "UPDATE entry SET deleted = 1, updated_us = ?, size = 0, sha256 = ?, content_type = ?, signature = NULL, "
             "schema_name = NULL, schema_version = NULL, expires_us = NULL, ttl_us = NULL, provenance = NULL, "
-            "vectors = 0, blob_id = NULL, chunk_size = NULL, value = NULL WHERE scope = ? AND key = ?",
-            (now, EMPTY_SHA256, BYTES, scope, key),
+            "vectors = 0, blob_id = NULL, chunk_size = NULL, value = NULL WHERE scope = ? AND key = ? "
+            "AND expires_us <= ? RETURNING 1",
+            (now, EMPTY_SHA256, BYTES, scope, key, now),
         )
-        retire(connection, scope, key, blob_id, vectors, now)
-    return len(rows)
+        if found:
+            retire(connection, scope, key, blob_id, vectors, now)
+            expired += 1
+    return expired
 
 
 def drop_tombstones(connection: apsw.Connection, *, before: int, limit: int) -> int:
@@ -77,10 +91,13 @@ def drop_tombstones(connection: apsw.Connection, *, before: int, limit: int) -> 
         "SELECT scope, key, version FROM entry WHERE deleted AND updated_us < ? LIMIT ?",
         (before, limit),
     )
+    dropped = 0
     for scope, key, version in rows:
         raise_floor(connection, scope, version)
-        all_rows(connection, "DELETE FROM entry WHERE scope = ? AND key = ?", (scope, key))
-    return len(rows)
+        dropped += len(
+            all_rows(connection, "DELETE FROM entry WHERE scope = ? AND key = ? AND deleted RETURNING 1", (scope, key))
+        )
+    return dropped
 
 
 def drop_receipts(connection: apsw.Connection, *, before: int, limit: int) -> int:
@@ -97,7 +114,8 @@ def drop_requests(connection: apsw.Connection, now: int, *, before: int, limit: 
     handled = 0
     scopes = all_rows(
         connection,
-        "SELECT scope FROM scope WHERE last_write_us IS NOT NULL AND last_write_us < ? LIMIT ?",
+        "SELECT scope FROM scope AS old WHERE last_write_us IS NOT NULL AND last_write_us < ?1 "
+        "AND EXISTS (SELECT 1 FROM scope WHERE scope = old.scope AND last_write_us < ?1) LIMIT ?2",
         (before, limit),
     )
     for (scope,) in scopes:
@@ -106,7 +124,7 @@ def drop_requests(connection: apsw.Connection, now: int, *, before: int, limit: 
             break
         rows = all_rows(
             connection,
-            "DELETE FROM entry WHERE rowid IN (SELECT rowid FROM entry WHERE scope = ? LIMIT ?) "
+            "DELETE FROM entry WHERE rowid IN (SELECT rowid FROM entry WHERE scope = ?1 LIMIT ?2) AND +scope = ?1 "
             "RETURNING key, blob_id, vectors, version",
             (scope, room),
         )

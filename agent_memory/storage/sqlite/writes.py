@@ -24,7 +24,7 @@ from ..rules import (
     write_digest,
     write_mark,
 )
-from .rows import IS_LIVE, all_rows, read_row
+from .rows import AT_KEY, IS_LIVE, all_rows, damaged, read_row, rows_at
 from .vectors import forget_vectors, keep_vectors
 
 Run: TypeAlias = Callable[..., Any]
@@ -36,9 +36,8 @@ HOUR_US: Final = 3_600_000_000
 _SELECT_RECEIPT: Final = (
     "SELECT fingerprint, version, created_us, updated_us, expires_us FROM receipt WHERE hour IN (?, ?) AND write = ?"
 )
-_SELECT_CURRENT: Final = (
-    f"SELECT version, etag, {IS_LIVE}, created_us, expires_us, ttl_us, blob_id, vectors, rowid FROM entry "
-    "WHERE scope = ? AND key = ?"
+_SELECT_CURRENT: Final = rows_at(
+    AT_KEY, f"version, etag, {IS_LIVE}, created_us, expires_us, ttl_us, blob_id, vectors, place"
 )
 _WRITTEN: Final = (
     "version", "etag", "size", "sha256", "content_type", "signature", "schema_name", "schema_version", "created_us",
@@ -75,7 +74,9 @@ def _change(connection: apsw.Connection, run: Run, request: Write, mark: bytes, 
     scope, key = request.scope.path, request.key
     current, blob_id, vectors, rowid = None, None, 0, None
     if rows := run(_SELECT_CURRENT, (now, scope, key)).fetchall():
-        *seen, blob_id, vectors, rowid = rows[0]
+        *seen, blob_id, vectors, rowid, sound, _ = rows[0]
+        if not sound:
+            raise damaged(key)
         current = Current._make(seen)
     if not conditions_hold(request, current and current.live_etag):
         raise condition_failed(request, read_row(connection, scope, key, now))
@@ -140,7 +141,11 @@ def _claim(connection: apsw.Connection, request: CommitWrite, blob_id: str, now:
 def retire(connection: apsw.Connection, scope: str, key: str, blob_id: str | None, vectors: int, now: int) -> None:
     """Let go of what a row's old value had: its blob becomes garbage, its vectors are forgotten."""
     if blob_id is not None:
-        all_rows(connection, "UPDATE blob SET state = ?, at_us = ? WHERE id = ?", (GARBAGE, now, blob_id))
+        all_rows(
+            connection,
+            "UPDATE blob SET state = ?, at_us = ? WHERE id = ? AND scope = ? AND key = ?",
+            (GARBAGE, now, blob_id, scope, key),
+        )
     if vectors:
         forget_vectors(connection, scope, key)
 
