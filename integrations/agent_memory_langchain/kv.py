@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, overload
 
 from langchain_core.stores import BaseStore
+from typing_extensions import TypeVar  # typing's has no default below Python 3.13
 
 from agent_memory import AgentMemory, AsyncAgentMemory, InvalidRequestError
 from agent_memory.operations import Delete, Get, Set
 
 from .faces import Faces
 
-V = TypeVar("V")
+if TYPE_CHECKING:
+    from typing_extensions import TypeForm  # Older ones have none.
+
+V = TypeVar("V", default=Any)
 
 _BATCH = 1_000
 
@@ -30,6 +34,10 @@ class AgentMemoryKVStore(BaseStore[str, V], Generic[V]):
             stores it: of a Pydantic model, which ``Document`` is one of, plain data comes back.
     """
 
+    @overload
+    def __init__(self, memory: AgentMemory | AsyncAgentMemory, prefix: str = "kv") -> None: ...
+    @overload
+    def __init__(self, memory: AgentMemory | AsyncAgentMemory, prefix: str = "kv", *, as_type: TypeForm[V]) -> None: ...
     def __init__(self, memory: AgentMemory | AsyncAgentMemory, prefix: str = "kv", *, as_type: Any = None) -> None:
         if not prefix.strip("/"):
             raise InvalidRequestError("prefix must not be empty: the store would hold the whole application state")
