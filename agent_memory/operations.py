@@ -11,6 +11,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from .messages import Entry, Pattern
 from .values import MISSING, Missing, Snapshot
 
+__all__ = ["Delete", "Get", "Hit", "Parents", "Pattern", "Search", "Set"]
+
 T = TypeVar("T")
 
 

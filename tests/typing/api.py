@@ -21,6 +21,7 @@ from agent_memory import (
     RequestState,
     Snapshot,
 )
+from agent_memory.operations import Delete, Get, Hit, Parents, Pattern, Search, Set
 
 
 class Profile(BaseModel):
@@ -52,6 +53,13 @@ def app_state(memory: AgentMemory) -> None:
     assert_type(state.snapshot("key", as_type=Profile), Snapshot[Profile] | None)
     assert_type(state.get_many(["a", "b"], as_type=Profile), dict[str, Profile])
     state.key("key", 5)  # pyright: ignore[reportArgumentType]
+
+
+def batches(memory: AgentMemory) -> None:
+    written = [Set("key", Profile(), Profile, expected=None), Delete("old")]
+    assert_type(memory.app_state.batch([*written, Get("key", Profile)]), list[Any])
+    assert_type(memory.app_state.batch([Search("user/"), Parents("user/", patterns=[Pattern(("user",))])]), list[Any])
+    assert_type(memory.app_state.search("user/"), list[Hit[Any]])
 
 
 def documents(memory: AgentMemory) -> None:

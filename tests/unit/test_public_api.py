@@ -34,6 +34,7 @@ from agent_memory import (
     State,
     errors,
     item_id,
+    operations,
 )
 from tests.support.server import ROOT, child_environment
 
@@ -68,6 +69,14 @@ def test_every_public_name_is_exported() -> None:
     }
 
     assert public == set(agent_memory.__all__)
+
+
+def test_the_operations_are_exported_with_what_they_take() -> None:
+    defined = {name for name, value in vars(operations).items() if isinstance(value, type)}
+    mine = {name for name in defined if getattr(operations, name).__module__ == operations.__name__}
+
+    # To a type checker a typed package exports nothing that a module of it imported, unless it says so.
+    assert set(operations.__all__) == {*mine, "Pattern"}
 
 
 def test_every_error_is_exported_and_has_the_one_root() -> None:
