@@ -34,8 +34,11 @@ _UNWRITABLE: Final = {
     "unknown type": "it holds an instance of a class that Pydantic cannot write",
 }
 
-# Errors of which only the code is shown: their texts speak of Pydantic's adapter, or repeat what was given as a type.
-_SHOWN_BY_CODE: Final = frozenset({"class-not-fully-defined", "schema-for-unknown-type"})
+# What is said instead of texts that speak of Pydantic's adapter, or repeat what was given as a type.
+_IN_OTHER_WORDS: Final = {
+    "class-not-fully-defined": "a name in its annotations is not defined where it is, or only for type checkers",
+    "schema-for-unknown-type": "no schema is known for it, or for a part of it",
+}
 
 # Pydantic imports a part of itself when the first type is made. A process that forks while a thread is there leaves its
 # child the lock of that import for ever.
@@ -81,7 +84,7 @@ class TypedCodec(Generic[T]):
             self._to_json = self._adapter.serializer.to_json
             self._validate_json: Callable[..., T] = self._adapter.validator.validate_json
         except PydanticUserError as error:
-            problem = error.code if error.code in _SHOWN_BY_CODE else error.message
+            problem = _IN_OTHER_WORDS.get(error.code or "", error.message)
         except Exception as error:
             # What was given is no type at all; Pydantic parses a text as one and looks into a mapping.
             problem = type(error).__name__

@@ -16,7 +16,7 @@ from .flows import batch, call, fetch
 from .ids import uuid7
 from .keys import segment
 from .messages import BATCH_OPERATIONS, INLINE_LIMIT, PAGE_LIMIT, CommitWrite, Entry, List, Page, PrepareRead
-from .values import Snapshot, Values
+from .values import Snapshot, Values, is_model
 
 T = TypeVar("T")
 
@@ -57,6 +57,9 @@ class _CollectionFlows(Generic[T]):
         return name
 
     def _add_many(self, items: Mapping[str, T] | Iterable[T], reason: str | None) -> Flow[list[str]]:
+        if isinstance(items, str) or (is_model(self._value_type) and isinstance(items, self._value_type)):
+            # Each letter would be a value, or each field.
+            raise InvalidRequestError("add_many takes several values; add() takes one")
         named: dict[str, T] = {}
         if isinstance(items, Mapping):
             named.update(cast("Mapping[str, T]", items))

@@ -119,7 +119,9 @@ class AsyncRequestContext(_Context):
 def _current() -> tuple[Client, str, Mapping[str, str]]:
     current = current_request.get()
     if current is None:
-        raise NoRequestContextError("no request is open here; enter memory.request(request_id) first")
+        raise NoRequestContextError(
+            "no request is open in this thread or task; enter memory.request(request_id) in it first"
+        )
     return current.client, current.request_id, current.bound
 
 

@@ -39,7 +39,7 @@ class _EntityKeys:
         name = name if name is not None else schema_name(model)
         if name is None:
             raise InvalidKeyError(
-                f"only a class has a name of its own, not {type_name(model)}; give name= for any other type"
+                f"only a class has a name of its own, not {type_name(model)}; give a class, or name= for any other type"
             )
         return segment(name, "a document's or collection's name")
 

@@ -72,15 +72,20 @@ class _AgentMemory:
         check_type(timeout, (int, float), "timeout is a number of seconds")
         if not 0 < timeout <= MAX_TIMEOUT_SECONDS:
             raise InvalidRequestError(f"timeout must be above 0 and at most {MAX_TIMEOUT_SECONDS:.0f} seconds")
+        check_type(chunk_size, int, "chunk_size is a whole number of bytes")
+        check_type(parallelism, int, "parallelism is a whole number")
         if chunk_size < MIN_CHUNK_BYTES or not 1 <= parallelism <= 64:
             raise InvalidRequestError(f"chunk_size must be at least {MIN_CHUNK_BYTES} bytes, parallelism 1 to 64")
         check_type(token, (str, NoneType), "token is a str")
+        check_type(blobs, (str, os.PathLike, NoneType), "blobs is a str or a path")
         address = os.fspath(url)
         scheme = scheme_of(address)
         if scheme not in HTTP_SCHEMES and (token is not None or blob_hosts):
             raise InvalidRequestError("token and blob_hosts belong to an http:// or https:// address")
         if isinstance(blob_hosts, str):
             raise InvalidRequestError("blob_hosts is a list of hosts, not one")
+        if any("/" in host for host in blob_hosts):
+            raise InvalidRequestError("blob_hosts names hosts, such as bucket.example.com, and no addresses")
         if scheme in (VOLATILE, *HTTP_SCHEMES) and blobs is not None:
             raise InvalidRequestError("blobs belongs to a file or a postgresql:// address")
         config = Config(
@@ -292,4 +297,6 @@ def _keys(given: Sequence[str | bytes] | None) -> tuple[bytes, ...]:
         given = [key for key in os.environ.get("AGENT_MEMORY_SIGNING_KEYS", "").split(",") if key.strip()]
     if isinstance(given, str | bytes):
         raise InvalidRequestError("signing_keys is a list of keys, not one")
+    for key in given:
+        check_type(key, (str, bytes), "a signing key is a str or bytes")
     return tuple(key.strip().encode() if isinstance(key, str) else key for key in given)

@@ -54,6 +54,8 @@ class _StateFlows:
         return {one.key: one.decode(*found) for one, found in zip(values, stored, strict=True) if found is not None}
 
     def _batch(self, operations: Sequence[Operation]) -> Flow[list[Any]]:
+        if isinstance(operations, Operation):
+            raise InvalidRequestError("a batch is a list of operations, not one")  # each of its fields would be one
         if not operations:
             return []
         # Made once per key: the same ids and bytes are sent however often the batch is.

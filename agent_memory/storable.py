@@ -169,6 +169,8 @@ def type_name(value_type: Any) -> str:
 
 def mismatch(expected: type[Any], value: object) -> str:
     """Say that a value is of another class than expected."""
+    if isinstance(value, type):
+        return f"expected an instance of {expected.__name__}, not a class"
     name, found = with_article(expected.__name__), with_article(type(value).__name__)
     if name == found:
         # In a notebook a cell that defines a class runs again, and older documents keep the older class.

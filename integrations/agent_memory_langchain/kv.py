@@ -88,13 +88,13 @@ class AgentMemoryKVStore(BaseStore[str, V], Generic[V]):
             yield key[len(self._prefix) :]
 
     def _gets(self, keys: Sequence[str]) -> Iterator[list[Get]]:
-        return _parts([Get(self._prefix + key, self._as_type) for key in keys])
+        return _parts([Get(self._prefix + key, self._as_type) for key in _several(keys)])
 
     def _sets(self, pairs: Sequence[tuple[str, V]]) -> Iterator[list[Set]]:
         return _parts([Set(self._prefix + key, value, self._as_type) for key, value in pairs])
 
     def _deletes(self, keys: Sequence[str]) -> Iterator[list[Delete]]:
-        return _parts([Delete(self._prefix + key) for key in keys])
+        return _parts([Delete(self._prefix + key) for key in _several(keys)])
 
 
 class AgentMemoryByteStore(AgentMemoryKVStore[bytes]):
@@ -102,6 +102,12 @@ class AgentMemoryByteStore(AgentMemoryKVStore[bytes]):
 
     def __init__(self, memory: AgentMemory | AsyncAgentMemory, prefix: str = "bytes") -> None:
         super().__init__(memory, prefix, as_type=bytes)
+
+
+def _several(keys: Sequence[str]) -> Sequence[str]:
+    if isinstance(keys, str):
+        raise InvalidRequestError("keys is a list of keys, not one key")  # each letter would be one
+    return keys
 
 
 def _parts(operations: list[Any]) -> Iterator[list[Any]]:

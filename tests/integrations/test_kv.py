@@ -133,6 +133,15 @@ def test_keys_come_as_they_are_asked_for(memory: AgentMemory, portal: BlockingPo
     assert list(store.yield_keys()) == []
 
 
+def test_one_key_is_not_taken_for_those_of_its_letters(memory: AgentMemory) -> None:
+    store = AgentMemoryKVStore(memory)
+    store.mset([("a", 1)])
+    for call in (store.mget, store.mdelete):
+        with pytest.raises(ValueError, match="not one key"):
+            call("a")
+    assert store.mget(["a"]) == [1]
+
+
 def test_values_may_have_a_type(memory: AgentMemory) -> None:
     store: AgentMemoryKVStore[Profile] = AgentMemoryKVStore(memory, "profiles", as_type=Profile)
     store.mset([("ada", Profile(name="Ada"))])

@@ -567,7 +567,7 @@ def test_a_type_with_a_secret_is_refused(value_type: Any) -> None:
 
 def test_a_model_that_names_what_is_defined_nowhere_is_refused() -> None:
     waiting = create_model("Waiting", other=("Nowhere", ...))
-    with pytest.raises(SerializationError, match="Waiting is not a type that Pydantic can store"):
+    with pytest.raises(SerializationError, match=r"Waiting is not a type .* name in its annotations is not defined"):
         typed_codec(waiting)
 
 

@@ -31,6 +31,7 @@ from agent_memory import (
     InvalidRequestError,
     RequestContext,
     RequestState,
+    SerializationError,
     State,
     errors,
     item_id,
@@ -281,6 +282,12 @@ MISTAKEN_ADDRESSES: list[tuple[Any, dict[str, Any], str]] = [
     (5, {}, "url is a str or a path, not int"),
     ("memory://", {"timeout": "30"}, "timeout is a number of seconds, not str"),
     ("memory://", {"timeout": None}, "timeout is a number of seconds, not NoneType"),
+    ("memory://", {"chunk_size": "100000"}, "chunk_size is a whole number of bytes, not str"),
+    ("memory://", {"chunk_size": 1e6}, "chunk_size is a whole number of bytes, not float"),
+    ("memory://", {"parallelism": 2.5}, "parallelism is a whole number, not float"),
+    ("memory.db", {"blobs": 5}, "blobs is a str or a path, not int"),
+    ("memory://", {"signing_keys": [5]}, "a signing key is a str or bytes, not int"),
+    ("http://127.0.0.1:8420", {"blob_hosts": ["https://the-secret.example/"]}, "blob_hosts names hosts"),
     ("http://127.0.0.1:8420?x=the-secret", {}, "without a password or a query"),
 ]
 
@@ -295,8 +302,11 @@ def test_what_opens_no_memory_is_refused_by_the_name_of_the_argument(url: Any, o
 MISTAKES: list[tuple[Callable[[Any], object], type[AgentMemoryError], str]] = [
     (lambda user: user.document(Note()), InvalidKeyError, "not an instance of Note"),
     (lambda user: user.collection("Note"), InvalidKeyError, "not an instance of str"),
-    (lambda user: user.document(list[Note]), InvalidKeyError, r"not list\[.*Note\]; give name="),
+    (lambda user: user.document(list[Note]), InvalidKeyError, r"not list\[.*Note\]; .* name="),
     (lambda user: user.collection(Note).list(limit="5"), InvalidRequestError, "limit is a whole number, not str"),
+    (lambda user: user.collection(Note).add_many(Note()), InvalidRequestError, "several values"),
+    (lambda user: user.collection(str, name="tag").add_many("the-secret"), InvalidRequestError, "several values"),
+    (lambda user: user.document(Note).set(Note), SerializationError, "expected an instance of Note, not a class"),
 ]
 
 
@@ -315,6 +325,14 @@ def test_one_key_in_place_of_a_list_of_keys_is_refused() -> None:
         pytest.raises(InvalidRequestError, match="not one key"),
     ):
         memory.app_state.get_many("key")
+
+
+def test_one_operation_in_place_of_a_list_of_them_is_refused() -> None:
+    with (
+        AgentMemory("memory://", application="test") as memory,
+        pytest.raises(InvalidRequestError, match="a list of operations, not one"),
+    ):
+        memory.app_state.batch(operations.Set("key", 1))  # type: ignore[arg-type]
 
 
 WHEN = datetime(2026, 1, 2, tzinfo=UTC)
