@@ -89,7 +89,10 @@ def _update(
         except ConflictError as error:
             if error.code == "write_id_reused" and write_id is not None:
                 return (yield from _made_before(values))
-            if error.code != "condition_failed" or not (yield Sleep(_contention_pause(attempt))):
+            if error.code != "condition_failed":
+                raise (yield from values.explained(error)) from None
+            if not (yield Sleep(_contention_pause(attempt))):
+                error.about(f"each of {attempt + 1} attempts met another write, or the function writes this key itself")
                 raise (yield from values.explained(error)) from None
             attempt += 1
             if not (yield from turn.wait()) and attempt < _PATIENT_ATTEMPTS:

@@ -25,10 +25,12 @@ from agent_memory import (
     AsyncRequestState,
     AsyncState,
     Collection,
+    ConflictError,
     Document,
     Entity,
     InvalidKeyError,
     InvalidRequestError,
+    NoRequestContextError,
     RequestContext,
     RequestState,
     SerializationError,
@@ -273,6 +275,14 @@ def test_an_edit_is_one_block() -> None:
         assert memory.app_state.get("runs") == [5]
 
 
+def test_an_update_that_never_wins_says_what_it_met() -> None:
+    with AgentMemory("memory://", application="fitness", timeout=0.2) as memory:
+        runs = memory.app_state.key("runs", int)
+        runs.set(0)
+        with pytest.raises(ConflictError, match="attempts met another write, or the function writes this key itself"):
+            runs.update(lambda count: count + runs.update(lambda inner: inner + 1).version)
+
+
 class Note(BaseModel):
     text: str = "the-secret"
 
@@ -306,6 +316,7 @@ MISTAKES: list[tuple[Callable[[Any], object], type[AgentMemoryError], str]] = [
     (lambda user: user.collection(Note).list(limit="5"), InvalidRequestError, "limit is a whole number, not str"),
     (lambda user: user.collection(Note).add_many(Note()), InvalidRequestError, "several values"),
     (lambda user: user.collection(str, name="tag").add_many("the-secret"), InvalidRequestError, "several values"),
+    (lambda _: RequestContext.get(), NoRequestContextError, "in this thread or task"),
     (lambda user: user.document(Note).set(Note), SerializationError, "expected an instance of Note, not a class"),
 ]
 
