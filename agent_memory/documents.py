@@ -110,7 +110,8 @@ class Document(_DocumentFlows[T]):
         times. Instead of it, ``fields`` sets fields of a model. An absent value starts from ``default`` (a value or a
         function), else from the model's own defaults, else it is a NotFoundError. The result is validated; if it is
         what stands there already, no version is made. A value keeps its time to live. What ``change`` takes counts
-        towards the memory's ``timeout``, at which what it awaits is cancelled.
+        towards the memory's ``timeout``, at which what it awaits is cancelled, and others who are always faster are a
+        ConflictError; so is a ``change`` that writes this value itself.
 
         ``write_id`` (1 to 128 characters) names the change of this value, so that it is made once: if it was made
         within the last hour, nothing is written and what stands there now is returned, or NotFoundError raised if that

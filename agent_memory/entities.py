@@ -50,17 +50,22 @@ class _EntityKeys:
 class Entity(_EntityKeys):
     """What is remembered about one thing. Nothing reached from here belongs to another.
 
-    ``prefix`` is what every key of this entity starts with, in the application state.
+    ``kind`` and ``id`` are what ``memory.entity`` was given; ``prefix`` is what every key of this entity starts with,
+    in the application state.
     """
 
     __slots__ = ()
 
     def document(self, model: TypeForm[T], *, name: str | None = None) -> Document[T]:
-        """Return the document of this model; ``name`` overrides the model's own."""
+        """Return the document of this model; ``name`` overrides the model's own. Nothing is read or written yet.
+
+        Raises SerializationError for a type that cannot be stored as it is, and InvalidKeyError for a name that is not
+        allowed, or for a type without one, such as ``list[int]``, where ``name`` is missing.
+        """
         return Document(self._values(model, name))
 
     def collection(self, model: TypeForm[T], *, name: str | None = None) -> Collection[T]:
-        """Return the collection of this model; ``name`` overrides the model's own."""
+        """Return the collection of this model; ``name`` overrides the model's own. Raises what ``document`` raises."""
         return Collection(self._client, f"{self.prefix}{self._segment(model, name)}/", model, self._bound)
 
 

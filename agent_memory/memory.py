@@ -164,7 +164,10 @@ class AgentMemory(_AgentMemory):
             yield RequestContext.get()
 
     def entity(self, kind: str, id: str) -> Entity:
-        """Return what is remembered about one thing, such as ``("user", "123")``."""
+        """Return what is remembered about one thing, such as ``("user", "123")``. Nothing is read or written yet.
+
+        Raises InvalidKeyError for a kind or an id that is no text, is empty, or is too long for a key.
+        """
         return Entity(self._client, kind, id, self._bound)
 
     def entities(self, kind: str) -> Iterator[str]:
@@ -184,7 +187,11 @@ class AgentMemory(_AgentMemory):
         return self._client.run(call(Check(fix)))
 
     def backup(self, path: str | os.PathLike[str]) -> None:
-        """Write a consistent copy of an embedded store, files and signing key included, while others use it."""
+        """Write a consistent copy of an embedded store, files and signing key included, while others use it.
+
+        Raises InvalidRequestError if there is a file at ``path`` already, and PermissionDeniedError where the store is
+        a server's, as ``sweep`` and ``check`` do too.
+        """
         self._client.run(call(Backup(os.fspath(path))))
 
     def set_times(self, times: Mapping[str, tuple[datetime, datetime]]) -> None:

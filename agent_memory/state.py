@@ -224,7 +224,10 @@ class State(_StateFlows):
         return self._client.iterate(lambda cursor: self._page(prefix, cursor))
 
     def key(self, key: str, value_type: TypeForm[T]) -> Document[T]:
-        """Return a typed key: its values are always of this type."""
+        """Return a typed key: its values are always of this type. Nothing is read or written yet.
+
+        Raises SerializationError for a type that cannot be stored as it is, and InvalidKeyError for a bad key.
+        """
         return Document(Values(self._client, self._scope, key, value_type, self._bound))
 
 
