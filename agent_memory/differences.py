@@ -92,12 +92,12 @@ def _difference(value: Any, decoded: Any, *, kinds_alone: bool) -> str | None:
         mapping, there = cast("Mapping[Any, Any]", value), cast("Mapping[Any, Any]", decoded)
         if not kinds_alone and mapping.keys() != there.keys():
             return " would be read back with other keys"
-        parts = (("", part, there[key]) for key, part in mapping.items() if key in there)
+        parts = (("[…]", part, there[key]) for key, part in mapping.items() if key in there)
     elif isinstance(value, _ORDERED) and isinstance(decoded, _ORDERED):
         left, right = cast("Sequence[Any]", value), cast("Sequence[Any]", decoded)
         if not kinds_alone and len(left) != len(right):
             return " would be read back with more or fewer elements"
-        parts = (("", *pair) for pair in zip(left, right, strict=False))
+        parts = (("[…]", *pair) for pair in zip(left, right, strict=False))
     elif isinstance(value, Set) and isinstance(decoded, Set):
         elements, read = cast("Set[Any]", value), cast("Set[Any]", decoded)
         kinds: set[type[Any]] = {type(one) for one in read}

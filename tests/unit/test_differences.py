@@ -145,7 +145,7 @@ def test_the_error_names_the_place_and_no_value() -> None:
     with pytest.raises(SerializationError) as caught:
         typed_codec(Anything).encode(Anything(value={"a key": [NOON]}))
 
-    assert str(caught.value) == "Anything.value is a datetime, which would be read back as a str"
+    assert str(caught.value) == "Anything.value[…][…] is a datetime, which would be read back as a str"
 
 
 # -- what is no loss -------------------------------------------------------------------------------------------------
