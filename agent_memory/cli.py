@@ -123,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
 
     backup = command("backup", "copy a store in files while others use it")
     _add_data(backup)
-    backup.add_argument("target", type=Path, help="the new database file")
+    backup.add_argument("target", help="the new database file")
     backup.set_defaults(run=commands.backup)
 
     migrate = command("migrate", "bring a PostgreSQL database up to date")

@@ -95,9 +95,14 @@ def check(options: argparse.Namespace) -> int:
 
 
 def backup(options: argparse.Namespace) -> int:
+    if scheme_of(options.data) is not None:
+        raise InvalidRequestError(
+            "backup copies a store in files; the command copy brings one in PostgreSQL into files, and pg_dump backs "
+            "its database up"
+        )
     with closing(_open(options)) as service:
         _refuse_other_blobs(service, options)
-        service.backup(Backup(str(options.target)))
+        service.backup(Backup(options.target))
     print(f"copied to {options.target}")
     return 0
 
@@ -189,20 +194,21 @@ def import_langgraph(options: argparse.Namespace) -> int:
             raise
         print("agent-memory: this needs pip install 'agent-memory[langchain]'", file=sys.stderr)
         return 2
-    # Before the target is opened, which makes a new file.
     _refuse_missing(options.source)
     if all(map(isfile, (options.source, options.to))) and samefile(options.source, options.to):
         raise InvalidRequestError("the items go into another file than their own, which stays as it is")
     # A token on the command line would stand in the process list.
     token = os.environ.get("AGENT_MEMORY_TOKEN") if scheme_of(options.to) in HTTP_SCHEMES else None
+    # The source first: opening the target makes a new file.
     with (
+        importing.opened(options.source) as items,
         AgentMemory(
             options.to, application=options.application, namespace=options.namespace, blobs=options.blobs, token=token
         ) as memory,
         progress_bar("items") as progress,
     ):
-        report = importing.import_langgraph(
-            options.source, memory, overwrite=options.overwrite, progress=lambda now: progress(now.seen, None)
+        report = importing.import_items(
+            items, memory, overwrite=options.overwrite, progress=lambda now: progress(now.seen, None)
         )
     for problem in report.problems:
         print(f"refused: {shown(str(problem))}", file=sys.stderr)

@@ -276,6 +276,9 @@ class StateService:
             raise InvalidRequestError(
                 "only a store in files can be backed up here; the command copy brings any other into files"
             )
+        if "://" in request.path:
+            # The rest of it may hold a password.
+            raise InvalidRequestError("a backup goes into a file; the command copy brings a store to PostgreSQL")
         backup(self.catalog, self.blobs, self._key_file, Path(request.path))
 
     def set_times(self, request: SetTimes) -> None:

@@ -7,10 +7,10 @@ changed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -84,16 +84,36 @@ def import_langgraph(
 
     Raises:
         FileNotFoundError: there is no such file.
-        InvalidRequestError: the file or database holds no LangGraph store, or is damaged.
+        InvalidRequestError: the file or database holds no LangGraph store, or is damaged; or it is another address.
         UnavailableError: the database cannot be reached or read.
         ImportError: a PostgresStore needs psycopg.
     """
-    importer = _Importer(memory, None if index is None else Index(index), overwrite)
+    with opened(source) as items:
+        return import_items(items, memory, overwrite=overwrite, index=index, progress=progress)
+
+
+@contextmanager
+def opened(source: str | Path | BaseStore) -> Generator[Iterator[SourceItem]]:
+    """Open a source now, not when its first item is wanted, and give its items; see ``import_langgraph``."""
     with closing(items_of(source)) as items:
-        while page := list(islice(items, _AT_ONCE)):
-            importer.take(page)
-            if progress is not None:
-                progress(importer.report)
+        first = list(islice(items, 1))
+        yield chain(first, items)
+
+
+def import_items(
+    items: Iterator[SourceItem],
+    memory: AgentMemory,
+    *,
+    overwrite: bool = False,
+    index: Any = None,
+    progress: Callable[[ImportReport], object] | None = None,
+) -> ImportReport:
+    """Copy the items of a source that is open; see ``import_langgraph``."""
+    importer = _Importer(memory, None if index is None else Index(index), overwrite)
+    while page := list(islice(items, _AT_ONCE)):
+        importer.take(page)
+        if progress is not None:
+            progress(importer.report)
     return importer.report
 
 

@@ -50,6 +50,9 @@ def items_of(source: str | Path | BaseStore) -> Items:
     text = str(source)
     if text.startswith(("postgresql://", "postgres://")):
         return _items_of_postgres(text)
+    if "://" in text:
+        # The rest of it may hold a password.
+        raise InvalidRequestError("items are imported from a file or postgresql://, from no other address")
     if not Path(text).is_file():
         raise FileNotFoundError(f"there is no file {text!r} to import from")
     return _items_of_sqlite(Path(text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import struct
 import subprocess
@@ -180,6 +181,21 @@ def test_the_command_makes_no_memory_of_the_source(
     assert main(["import-langgraph", str(source), "--application", "app", "--to", str(link)]) == 2
     assert "another file" in capsys.readouterr().err
     assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["postgresql://u:secret@127.0.0.1:1/none", "https://u:secret@host", "mysql://u:secret@host/x", "other.db"],
+)
+def test_the_command_makes_no_memory_of_what_it_cannot_open(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    execute(tmp_path / "other.db", "CREATE TABLE t (a)")
+    assert main(["import-langgraph", address, "--application", "app", "--to", "to.db"]) == 2
+    assert re.search("cannot be read|no other address|no LangGraph store", error := capsys.readouterr().err)
+    assert "secret" not in error
+    assert list(tmp_path.glob("to*")) == []
 
 
 def test_what_cannot_be_stored_is_reported_and_the_rest_copied(source: Path, memory: AgentMemory) -> None:

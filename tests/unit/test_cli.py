@@ -236,6 +236,29 @@ def test_a_backup_is_a_store_of_its_own(tmp_path: Path) -> None:
         assert memory.app_state.get("large") == b"x" * 200_000
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--data", "postgresql://memory:the-secret@host/x", "copy.db"],
+        ["--data", "http://memory:the-secret@host", "copy.db"],
+        ["--data", "memory.db", "postgresql://memory:the-secret@host/x"],
+        ["--data", "memory.db", "s3://bucket/the-secret"],
+    ],
+    ids=" ".join,
+)
+def test_a_backup_from_or_to_an_address_names_the_command_that_does_it(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store(tmp_path)
+    before = sorted(tmp_path.iterdir())
+
+    assert main(["backup", *arguments]) == 2
+    assert "the command copy brings" in (error := capsys.readouterr().err)
+    assert "the-secret" not in error
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_a_sweep_says_what_it_took_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", "--data", str(store(tmp_path))]) == 0
     assert re.fullmatch(r"([a-z ]+: \d+(, )?)+\n", capsys.readouterr().out)
