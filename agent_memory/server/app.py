@@ -152,7 +152,7 @@ async def _sweep_forever(service: StateService, settings: Settings) -> None:
             # Of what is not ours the text may hold a value: the type must do.
             line: dict[str, str | int | float] = {"event": "sweep", "error": type(error).__name__}
             if isinstance(error, AgentMemoryError):
-                line["code"] = error.code
+                line |= {"code": error.code, "message": str(error)}
             settings.log.event(line)
             if metrics is not None:
                 metrics.sweep_failed()

@@ -65,15 +65,22 @@ _STATUS: Final = re.compile(r"status code: (\d{3})")
 _NO_BUCKET: Final = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
 # Where a machine's own identity comes from, once the environment has named no credentials.
 _IDENTITY: Final = ("http://169.254.", "metadata.google.internal", "Failed to read token file")
+# In the answer's body, which a HEAD has not. Nothing but letters is repeated: no key, no URL.
+_CODE: Final = re.compile(r"<Code>([A-Za-z]{1,64})<")
 _OTHER_REGION: Final = "our region: set AWS_REGION to the bucket's"
 # All but the first S3 calls a bad request (400) or answers with a redirect.
 _REFUSED: Final = {
     "RequestTimeTooSkewed": "our clock: it is too far from its own",
+    "<Code>InvalidAccessKeyId<": "our credentials: it knows no such access key",
+    "<Code>SignatureDoesNotMatch<": "our credentials: what is signed with them has a wrong signature",
+    "<Code>AuthenticationFailed<": "our credentials",
     "<Code>ExpiredToken<": "our credentials: their session token has expired",
     "<Code>InvalidToken<": "our credentials: their session token is not valid",
     "<Code>AuthorizationHeaderMalformed<": _OTHER_REGION,
     "incorrectly configured region": _OTHER_REGION,
 }
+# Said of credentials that are not known, and by others of rules that forbid one thing or the other.
+_DENIED: Final = "our credentials, or does not allow them this"
 # What the library's TLS says of a certificate, and of an answer that is none of TLS.
 _NO_TLS: Final = re.compile(r"InvalidCertificate\(\s*(\w+?)(?:Context)?\b|InvalidContentType")
 _CERTIFICATES: Final = {
@@ -323,7 +330,8 @@ def _translate(text: str) -> AgentMemoryError:
             return _refused(text)
         if match[1] == "416":
             return IntegrityError("a stored chunk is shorter than the catalog says")
-        return UnavailableError(f"the object store does not serve: it answered {match[1]}")
+        named = f" ({code})" if (code := _code(text)) else ""
+        return UnavailableError(f"the object store does not serve: it answered {match[1]}{named}")
     if match := _NO_TLS.search(text):
         why = _CERTIFICATES.get(match[1], "its certificate is not valid") if match[1] else "it speaks none"
         return UnavailableError(f"no TLS connection to the object store is possible: {why}", code="unreachable")
@@ -331,8 +339,17 @@ def _translate(text: str) -> AgentMemoryError:
 
 
 def _refused(text: str) -> UnavailableError:
-    what = next((what for mark, what in _REFUSED.items() if mark in text), "our credentials")
+    what = next((what for mark, what in _REFUSED.items() if mark in text), None)
+    if what is None:
+        code = _code(text)
+        what = _DENIED if code in (None, "AccessDenied", "AuthorizationFailure") else f"what was asked of it: {code}"
     return UnavailableError(f"the object store refuses {what}", code="blobs_refused")
+
+
+def _code(text: str) -> str | None:
+    """Return the object store's own name for what is wrong, if it gave one."""
+    match = _CODE.search(text)
+    return match and match[1]
 
 
 def _no_bucket() -> UnavailableError:

@@ -26,6 +26,8 @@ _MISSING: Final = (b"NoSuchKey", b"BlobNotFound")
 # Refusals with a status of the client's that speak of the connection.
 _PASSING: Final = (b"<Code>RequestTimeout</Code>", b"<Code>IncompleteBody</Code>")
 _ERROR: Final = b"<Error>"
+# Nothing but letters is repeated: no key, no URL.
+_CODE: Final = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
 
 
 class Exchange(Protocol):
@@ -98,7 +100,8 @@ class _Transfer:
             return IntegrityError("the blob store's chunk is shorter than it was", code="range_not_satisfiable")
         if self._status == 400 and any(mark in raw for mark in _PASSING):
             return UnavailableError("the upload broke off before the blob store had all of it", code="truncated")
-        return error
+        code = _CODE.search(raw)
+        return error.about(code[1].decode()) if code else error
 
 
 class Upload(_Transfer):

@@ -167,6 +167,14 @@ def test_an_altered_url_is_an_error_that_is_not_repeated(
     assert len(stand.s3.seen) <= 4
 
 
+def test_an_upload_that_the_store_refuses_is_an_error_that_names_its_code(
+    stand: Stand, memory: AgentMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stand.s3, "forbids", {"PUT": "QuotaExceeded"})
+    with pytest.raises(PermissionDeniedError, match=r"^QuotaExceeded: the blob store answered 403$"):
+        memory.app_state.set("key", LARGE)
+
+
 # -- commits ---------------------------------------------------------------------------------------------------------
 
 

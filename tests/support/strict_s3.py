@@ -149,7 +149,8 @@ class _Request(NamedTuple):
 class StrictS3:
     """Serves on a thread, on loopback. ``stop`` and ``start`` keep the port and the objects.
 
-    ``plan`` decides which requests fail, ``skew`` is what its clock is ahead by, in seconds.
+    ``plan`` decides which requests fail, ``forbids`` names the code that a method is refused with, ``skew`` is what its
+    clock is ahead by, in seconds.
     """
 
     def __init__(self, port: int = 0) -> None:
@@ -161,6 +162,7 @@ class StrictS3:
         self.skew = 0.0
         self.pause = 0.02
         self.bulk_errors: set[str] = set()
+        self.forbids: dict[str, str] = {}
         self.start()
 
     @property
@@ -265,6 +267,8 @@ class StrictS3:
     def _handled(self, request: _Request) -> _Answer:
         try:
             self._check(request)
+            if request.method in self.forbids:
+                raise _Refusal(403, self.forbids[request.method])
             return self._act(request)
         except _Refusal as refusal:
             return _error(refusal.status, refusal.code, refusal.message)

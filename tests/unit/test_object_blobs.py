@@ -40,7 +40,7 @@ def s3(shared_s3: StrictS3, monkeypatch: pytest.MonkeyPatch) -> StrictS3:
     """An empty object store to which the environment leads."""
     shared_s3.objects.clear()
     shared_s3.seen.clear()
-    shared_s3.plan, shared_s3.skew, shared_s3.bulk_errors = None, 0.0, set()
+    shared_s3.plan, shared_s3.skew, shared_s3.bulk_errors, shared_s3.forbids = None, 0.0, set(), {}
     for name, text in shared_s3.environment().items():
         monkeypatch.setenv(name, text)
     return shared_s3
@@ -328,6 +328,32 @@ def test_a_session_that_is_over_and_another_region_are_named(
     with pytest.raises(UnavailableError, match=f"the object store refuses our .*{says}") as caught:
         ObjectBlobs(f"s3://{BUCKET}").ping()
     assert caught.value.code == "blobs_refused"
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("QuotaExceeded", "what was asked of it: QuotaExceeded"),
+        ("AccessDenied", "our credentials, or does not allow them this"),
+        ("InvalidAccessKeyId", "our credentials: it knows no such access key"),
+        ("SignatureDoesNotMatch", "our credentials: what is signed with them has a wrong signature"),
+        ("https://host/?key=secret1", "our credentials, or does not allow them this"),
+    ],
+)
+def test_a_refusal_is_named_by_the_code_that_the_store_gives(
+    s3: StrictS3, strict: ObjectBlobs, code: str, says: str
+) -> None:
+    s3.forbids = {"PUT": code}
+    with pytest.raises(UnavailableError) as caught:
+        strict.put(ID, 0, memoryview(DATA))
+    assert str(caught.value) == f"the object store refuses {says}"
+    assert caught.value.code == "blobs_refused"
+
+
+def test_an_answer_that_is_no_success_is_named_by_its_code(s3: StrictS3, strict: ObjectBlobs) -> None:
+    s3.plan = seeded(1, {Fault.REFUSED: 1.0})
+    with pytest.raises(UnavailableError, match=r"answered 503 \(SlowDown\)"):
+        strict.ping()
 
 
 @pytest.mark.usefixtures("s3")

@@ -989,7 +989,7 @@ def test_what_is_no_http_is_refused_and_logged_like_everything_else(tmp_path: Pa
 def test_a_sweep_that_fails_is_logged_with_its_time_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
         def sweep(self) -> None:
-            raise UnavailableError("no", code="read_only")
+            raise UnavailableError("the store is read-only", code="read_only")
 
     async def sweep_once(log: RequestLog) -> None:
         task = asyncio.create_task(app._sweep_forever(cast(Any, Broken()), app.Settings(LoopbackGate(), log)))
@@ -1002,6 +1002,7 @@ def test_a_sweep_that_fails_is_logged_with_its_time_and_why(monkeypatch: pytest.
     asyncio.run(sweep_once(RequestLog(written)))
     line = json.loads(written.getvalue().splitlines()[0])
     assert datetime.fromisoformat(line.pop("time")).tzinfo is not None
+    assert line.pop("message") == "the store is read-only"
     assert line == {"event": "sweep", "error": "UnavailableError", "code": "read_only"}
 
 
