@@ -10,10 +10,10 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from functools import lru_cache, partial
-from typing import Any, Final, Generic, NamedTuple, TypeVar, cast
+from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar, cast
 
 from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 
@@ -23,6 +23,9 @@ from .messages import BYTES, JSON, PICKLE
 from .storable import check_storable, mismatch, type_name, with_article
 
 T = TypeVar("T")
+
+Problem: TypeAlias = tuple[tuple[str | int, ...], str]
+"""Where a value is wrong and how, as Pydantic names both: not the value, but maybe keys of mappings in it."""
 
 # What Pydantic says of a value that has no JSON, without the value.
 _UNWRITABLE: Final = {
@@ -91,7 +94,7 @@ class TypedCodec(Generic[T]):
         if problem is not None:
             # Outside the handler: Pydantic's text may repeat a value that was given in place of a type.
             raise SerializationError(f"{self._name} is not a type that Pydantic can store: {problem}")
-        self._nests_models, self._doubles = check_storable(value_type)
+        self._nests_models, self._doubles, self._names = check_storable(value_type)
         self._type = value_type
         self.schema_name = schema_name(value_type) if _has_own_name(value_type) else None
         self._raw = value_type is bytes
@@ -113,7 +116,7 @@ class TypedCodec(Generic[T]):
         if isinstance(decoded, _Invalid):
             raise SerializationError(
                 f"what would be written could not be read back as {with_article(self._name)}: "
-                f"{joined(decoded.problems)}"
+                f"{self.joined(decoded.problems)}"
             )
         same = is_equal(value, decoded)
         problem = cut_model(value, decoded, self._name) if self._nests_models or not same else None
@@ -138,9 +141,23 @@ class TypedCodec(Generic[T]):
         if any(kind == "json_invalid" for _, kind in decoded.problems):
             raise DeserializationError("the stored bytes are not JSON; raw() reads them")
         raise SchemaError(
-            f"the stored value is not {with_article(self._name)}: {joined(decoded.problems)}",
-            problems=decoded.problems,
+            f"the stored value is not {with_article(self._name)}: {self.joined(decoded.problems)}",
+            problems=[(_place(map(str, location)), kind) for location, kind in decoded.problems],
         )
+
+    def joined(self, problems: Sequence[Problem]) -> str:
+        """Return what is wrong with a value as one line: the first five places, each with the kind of its error.
+
+        The keys of mappings are data, and left out.
+        """
+        shown = ", ".join(f"{_place(self._named(*problem))}: {problem[1]}" for problem in problems[:5])
+        return shown if len(problems) <= 5 else f"{shown}, and {len(problems) - 5} more"
+
+    def _named(self, location: tuple[str | int, ...], kind: str) -> Iterator[str]:
+        for depth, part in enumerate(location, 1):
+            # The name of a field that the model does not have tells what has become of it.
+            is_name = part in self._names or (kind == "extra_forbidden" and depth == len(location))
+            yield str(part) if is_name or isinstance(part, int) else "…"
 
     def is_same(self, data: bytes, other: bytes) -> bool:
         """Say whether JSON is read as one value: a set has no order, and older models wrote fewer or more fields."""
@@ -194,18 +211,18 @@ class TypedCodec(Generic[T]):
             # Pydantic can write the value all the same. Reading that back strictly tells which fields are wrong.
             data = self._to_json(value, by_alias=False, round_trip=True, warnings=False)
             found = _validated(partial(self._validate_json, strict=True, by_alias=False, by_name=True), data)
-            problem = joined(found.problems) if isinstance(found, _Invalid) else problem
+            problem = self.joined(found.problems) if isinstance(found, _Invalid) else problem
         raise SerializationError(f"the value is not {with_article(self._name)}: {problem}")
 
 
 class _Invalid(NamedTuple):
-    """What Pydantic found wrong: ``(location, type)`` pairs.
+    """What Pydantic found wrong.
 
     A validation error's own text repeats the value. So it never becomes the cause or the context of ours: what it says
     is taken out, its handler is left, and only then is an error raised.
     """
 
-    problems: list[tuple[str, str]]
+    problems: list[Problem]
 
 
 def _validated(validate: Callable[[Any], T], value: Any) -> T | _Invalid:
@@ -218,13 +235,17 @@ def _validated(validate: Callable[[Any], T], value: Any) -> T | _Invalid:
         raise
     except Exception as error:
         # Validators are the type's own code, and of a value that they do not know they may raise anything.
-        return _Invalid([("(the value)", type(error).__name__)])
+        return _Invalid([((), type(error).__name__)])
 
 
-def problems_of(error: ValidationError) -> list[tuple[str, str]]:
-    """Return the place and the kind of each thing that is wrong, without the values that the error's text repeats."""
+def problems_of(error: ValidationError) -> list[Problem]:
+    """Return what is wrong, without the values that the error's text repeats."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
-    return [(".".join(map(str, one["loc"])) or "(the value)", one["type"]) for one in found]
+    return [(one["loc"], one["type"]) for one in found]
+
+
+def _place(location: Iterable[str]) -> str:
+    return ".".join(location) or "(the value)"
 
 
 @lru_cache(maxsize=512)
@@ -278,12 +299,6 @@ def _is_alike(value: Any, other: Any) -> bool:
         left, right = cast("list[Any]", value), cast("list[Any]", other)
         return len(left) == len(right) and all(map(_is_alike, left, right))
     return value == other and (isinstance(value, Set) or repr(value) == repr(other))
-
-
-def joined(problems: Sequence[tuple[str, str]]) -> str:
-    """Return what is wrong with a value as one line: the first five places, each with the kind of its error."""
-    shown = ", ".join(f"{place}: {kind}" for place, kind in problems[:5])
-    return shown if len(problems) <= 5 else f"{shown}, and {len(problems) - 5} more"
 
 
 def _short(text: str) -> str:

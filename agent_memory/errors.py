@@ -71,7 +71,7 @@ class SchemaError(DeserializationError):
     """The stored JSON is not the model asked for.
 
     ``problems`` lists ``(location, type)`` pairs as Pydantic names them, never the values. But a location in a mapping
-    holds its keys, and in a model that forbids more fields the names of those.
+    holds its keys, which the message leaves out, and in a model that forbids more fields the names of those.
     """
 
     code = "schema"

@@ -29,11 +29,13 @@ class Storable(NamedTuple):
     """A model can stand somewhere inside."""
     doubles: bool
     """A model can hold an unknown field with the key of one of its own; JSON has room for one of them."""
+    names: frozenset[str]
+    """What its classes, and their fields in JSON, are called: of the texts in a location those that are no data."""
 
 
 def check_storable(value_type: Any) -> Storable:
     """Refuse what would be lost in silence: secrets, which JSON masks, and fields left out or not read."""
-    models, doubles = 0, False
+    models, doubles, names = 0, False, {"[key]"}
     for place, kind in _parts(value_type, type_name(value_type), set()):
         if issubclass(kind, _SECRETS):
             raise SerializationError(f"{place} is a secret type: its value would be masked; store it elsewhere")
@@ -42,13 +44,15 @@ def check_storable(value_type: Any) -> Storable:
             doubles = doubles or _can_double(kind)
             for name, field in kind.model_fields.items():
                 _check_key(kind, name, field)
+        names |= {kind.__name__, *_annotations(kind)}
         for name, field in _declared(kind):
+            names.update(part for path in _paths(field) for part in path if isinstance(part, str))
             if field.exclude or getattr(field, "exclude_if", None):
                 raise SerializationError(
                     f"{kind.__name__}.{name} is excluded from the dump: it would be lost; do not exclude it"
                 )
     is_model = isinstance(value_type, type) and issubclass(value_type, BaseModel)
-    return Storable(models > (1 if is_model else 0), doubles)
+    return Storable(models > (1 if is_model else 0), doubles, frozenset(names))
 
 
 def _parts(value_type: Any, place: str, seen: set[type]) -> Iterator[_Part]:
@@ -143,12 +147,16 @@ def by_stored_keys(model: type[BaseModel], fields: Mapping[str, Any]) -> dict[st
 
 def _aliases(field: FieldInfo) -> list[str]:
     """Return the keys besides its name that a field is read from."""
+    return [path[0] for path in _paths(field) if len(path) == 1 and isinstance(path[0], str)]
+
+
+def _paths(field: FieldInfo) -> list[list[str | int]]:
+    """Return the places besides its name that a field is read from."""
     read = field.validation_alias
     if isinstance(read, AliasChoices | AliasPath):
         found = read.convert_to_aliases()
-        paths = cast("list[list[str | int]]", found if isinstance(read, AliasChoices) else [found])
-        return [path[0] for path in paths if len(path) == 1 and isinstance(path[0], str)]
-    return [] if read is None else [read]
+        return cast("list[list[str | int]]", found if isinstance(read, AliasChoices) else [found])
+    return [] if read is None else [[read]]
 
 
 def with_article(name: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
-from .codec import Encoded, joined, problems_of
+from .codec import Encoded, problems_of, typed_codec
 from .drivers import Flow, Sleep, Wait
 from .errors import ConflictError, InvalidRequestError, NotFoundError, SerializationError, UnavailableError
 from .flows import call, write
@@ -189,7 +189,8 @@ def with_fields(key: str, value_type: Any, fields: Mapping[str, Any]) -> Callabl
         except ValidationError as error:
             problems = problems_of(error)
         # Outside the handler: Pydantic's text repeats the value, and must not be this error's context.
-        raise SerializationError(f"{key!r}: the change is not a valid {model.__name__}: {joined(problems)}")
+        shown = typed_codec(model).joined(problems)
+        raise SerializationError(f"{key!r}: the change is not a valid {model.__name__}: {shown}")
 
     return change
 

@@ -590,7 +590,7 @@ def test_a_value_in_place_of_a_type_is_told_by_its_class(value: Any) -> None:
     [
         (list[Profile], [Profile.model_construct(name="a secret", goals="run")], "0.goals: list_type"),
         (list[int], [1, "2"], "1: int_type"),
-        (dict[str, list[float]], {"a": ["2"]}, "a.0: float_type"),
+        (dict[str, list[float]], {"a": ["2"]}, "\u2026.0: float_type"),
     ],
 )
 def test_what_pydantic_would_only_warn_of_is_told_with_its_place(value_type: Any, value: Any, place: str) -> None:
@@ -651,6 +651,32 @@ def test_json_of_another_shape_is_a_schema_error_with_places_and_kinds() -> None
         typed_codec(Profile).decode(b'{"name": 1, "goals": [1]}', JSON, no_pickle)
 
     assert caught.value.problems == (("name", "string_type"), ("goals.0", "string_type"))
+
+
+class Told(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    counts: dict[str, int] = {}
+    years: dict[int, Profile | int] = {}
+    alias: int = Field(0, validation_alias=AliasChoices("alias", AliasPath("deep", "down")))
+
+
+@pytest.mark.parametrize(
+    ("data", "places"),
+    [
+        (b'{"counts": {"the secret": "x"}}', "counts.\u2026: int_parsing"),
+        (b'{"years": {"the secret": 1}}', "years.\u2026.[key]: int_parsing"),
+        (b'{"years": {"7": {"name": 1}}}', "years.\u2026.Profile.name: string_type, years.\u2026.int: int_type"),
+        (b'{"deep": {"down": "x"}}', "deep.down: int_parsing"),
+        (b'{"older": 1}', "older: extra_forbidden"),
+    ],
+)
+def test_a_schema_error_tells_the_fields_and_classes_of_a_place_and_no_keys_of_mappings(
+    data: bytes, places: str
+) -> None:
+    with pytest.raises(SchemaError) as caught:
+        typed_codec(Told).decode(data, JSON, no_pickle)
+
+    assert str(caught.value) == f"the stored value is not a Told: {places}"
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"{'a': 1}"])
