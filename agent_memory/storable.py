@@ -55,11 +55,15 @@ def check_storable(value_type: Any) -> Storable:
     return Storable(models > (1 if is_model else 0), doubles, frozenset(names))
 
 
-def _parts(value_type: Any, place: str, seen: set[type]) -> Iterator[_Part]:
+def _parts(value_type: Any, place: str, seen: set[Any]) -> Iterator[_Part]:
     """Iterate over the classes that a type is made of, and those of their fields the first time that they occur."""
     for part in (*get_args(value_type), get_origin(value_type)):
         if part is not None:
             yield from _parts(part, place, seen)
+    # Python's own class of aliases and typing-extensions' are two.
+    if type(value_type).__name__ in ("TypeAliasType", "NewType", "TypeVar") and value_type not in seen:
+        seen.add(value_type)
+        yield from _parts(_stands_for(value_type), place, seen)
     if not isinstance(value_type, type):
         return
     kind = cast("type[object]", value_type)
@@ -70,6 +74,12 @@ def _parts(value_type: Any, place: str, seen: set[type]) -> Iterator[_Part]:
         seen.add(kind)
         for name, annotation in _annotations(kind).items():
             yield from _parts(annotation, f"{kind.__name__}.{name}", seen)
+
+
+def _stands_for(name: Any) -> Any:
+    """Return the type that a name stands for: an alias, a NewType, or a variable that is bound to one."""
+    attributes = ("__value__", "__supertype__", "__bound__")
+    return next((getattr(name, one) for one in attributes if hasattr(name, one)), None)
 
 
 def _annotations(kind: type[object]) -> Mapping[str, Any]:

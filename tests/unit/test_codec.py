@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections import OrderedDict, deque
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, NotRequired
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, NewType, NotRequired, TypeVar
 
 import pytest
 from hypothesis import given
@@ -31,7 +31,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.dataclasses import dataclass as pydantic_dataclass
-from typing_extensions import TypedDict
+from typing_extensions import TypeAliasType, TypedDict
 
 from agent_memory.codec import schema_name, snake_case, typed_codec
 from agent_memory.errors import DeserializationError, SchemaError, SerializationError, UnavailableError
@@ -609,6 +609,36 @@ def test_any_model_can_stand_in_a_field() -> None:
         held: BaseModel | None = None
 
     assert typed_codec(Holder).encode(Holder())[0].data == b'{"held":null}'
+
+
+class Partly(BaseModel):
+    shown: int = 1
+    kept: int = Field(7, exclude=True)
+
+
+Recursive = TypeAliasType("Recursive", "dict[str, Recursive] | int")
+
+
+@pytest.mark.parametrize(
+    "value_type",
+    [
+        TypeAliasType("Named", Partly),
+        TypeAliasType("Listed", list[Partly]),
+        NewType("New", Partly),
+        TypeVar("Bound", bound=Partly),
+    ],
+    ids=str,
+)
+def test_a_name_for_a_type_hides_no_excluded_field(value_type: Any) -> None:
+    holder = create_model("Holder", value=(value_type, ...))
+    with pytest.raises(SerializationError, match=r"Partly\.kept is excluded"):
+        typed_codec(holder)
+
+
+def test_an_alias_of_itself_can_be_stored() -> None:
+    value_type: Any = Recursive
+    encoded, _ = typed_codec(value_type).encode({"a": {"b": 1}})
+    assert encoded.data == b'{"a":{"b":1}}'
 
 
 def test_a_type_with_an_excluded_field_is_refused() -> None:
