@@ -272,15 +272,23 @@ def write(commit: CommitWrite, transfer: Transfer, *, repeats: bool = False) -> 
     """
     if commit.data is None or len(commit.data) <= INLINE_LIMIT:
         return (yield from call(commit))
+    data = commit.data
+    return (yield from _prepared_anew(lambda: _upload_and_commit(commit, data, transfer, repeats)))
+
+
+def _prepared_anew(attempt: Callable[[], Flow[T]]) -> Flow[T]:
+    """Upload and commit, and once more from the start where the catalog does not know what was prepared.
+
+    One that was restored, or a standby that took over, does not: nobody else wrote, and the commit cannot have been
+    carried out, which its receipt would tell.
+    """
     for _ in range(_UPLOADS - 1):
         try:
-            return (yield from _upload_and_commit(commit, commit.data, transfer, repeats))
+            return (yield from attempt())
         except ConflictError as error:
-            # A catalog that was restored, or a standby that took over, does not know what was prepared before: nobody
-            # else wrote, and the commit cannot have been carried out, which its receipt would tell.
             if error.code != "blob_gone":
                 raise
-    return (yield from _upload_and_commit(commit, commit.data, transfer, repeats))
+    return (yield from attempt())
 
 
 def _upload_and_commit(commit: CommitWrite, data: bytes, transfer: Transfer, repeats: bool) -> Flow[Entry]:
@@ -340,26 +348,34 @@ def batch(scope: Scope, operations: Sequence[Operation], transfer: Transfer) -> 
     Small values travel in the one message; larger ones are uploaded before it and fetched after it. Their conditions
     wait for it: what it does before may fulfil them.
     """
-    ready: list[Any] = []
-    room = BATCH_INLINE_LIMIT
     # A read may fail after the writes of its batch are committed. Then the batch is sent again: the writes need ids.
     reads = not all(isinstance(operation, CommitWrite | Delete) for operation in operations)
-    for operation in operations:
-        if reads and isinstance(operation, CommitWrite | Delete) and operation.write_id is None:
-            operation = operation._replace(write_id=uuid7())
-        if isinstance(operation, CommitWrite) and operation.data is not None:
-            if len(operation.data) > min(INLINE_LIMIT, room):
-                operation = yield from upload(operation, operation.data, transfer)
-            else:
-                room -= len(operation.data)
-        ready.append(operation)
-    replies: list[Any] = yield from call(Batch(scope, tuple(ready)))
+    named = [
+        operation._replace(write_id=uuid7())
+        if reads and isinstance(operation, CommitWrite | Delete) and operation.write_id is None
+        else operation
+        for operation in operations
+    ]
+    replies = yield from _prepared_anew(lambda: _upload_and_send(scope, named, transfer))
     for index, (operation, reply) in enumerate(zip(operations, replies, strict=True)):
         if reply is None or not isinstance(operation, PrepareRead):
             continue
         # Most came with the reply, and need no flow of their own.
         replies[index] = arrived(reply) or (yield from fetch(reply, operation, transfer))
     return replies
+
+
+def _upload_and_send(scope: Scope, operations: Sequence[Operation], transfer: Transfer) -> Flow[list[Any]]:
+    ready: list[Any] = []
+    room = BATCH_INLINE_LIMIT
+    for operation in operations:
+        if isinstance(operation, CommitWrite) and operation.data is not None:
+            if len(operation.data) > min(INLINE_LIMIT, room):
+                operation = yield from upload(operation, operation.data, transfer)
+            else:
+                room -= len(operation.data)
+        ready.append(operation)
+    return (yield from call(Batch(scope, tuple(ready))))
 
 
 def alone(operation: Operation, transfer: Transfer) -> Flow[Any]:

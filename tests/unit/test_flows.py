@@ -284,6 +284,24 @@ def test_a_large_value_is_uploaded_again_only_where_its_catalog_forgot_the_uploa
     assert (transport.count(PrepareWrite), transport.count(PutChunk), transport.count(CommitWrite)) == (places,) * 3
 
 
+def test_what_a_batch_uploads_is_uploaded_again_where_its_catalog_forgot_the_upload() -> None:
+    sent: list[Batch] = []
+
+    def answer(message: Any) -> Any:
+        if isinstance(message, Batch):
+            sent.append(message)
+            if len(sent) < 3:
+                raise ConflictError("no", code="blob_gone")
+            return [ENTRY, None]
+        return BLOB if isinstance(message, PrepareWrite) else "etag"
+
+    transport = Script(answer)
+    operations = [WRITE._replace(data=DATA, write_id=None), READ]
+    assert run(batch(SCOPE, operations, Transfer()), transport, time.monotonic() + 5) == [ENTRY, None]
+    assert (transport.count(PrepareWrite), transport.count(PutChunk)) == (3, 3)
+    assert len({one.operations[0].write_id for one in sent} | {None}) == 2, "however often it is sent, it is one change"
+
+
 def test_an_upload_that_is_always_forgotten_ends() -> None:
     def answer(message: Any) -> Any:
         if isinstance(message, CommitWrite):
