@@ -684,15 +684,15 @@ def unconfirmed(server: PostgresServer) -> Iterator[Callable[[], None]]:
     wait_for_standby("")
 
 
-def end_waiting(server: PostgresServer) -> int:
-    """End the sessions whose commit waits for a standby; return how many."""
-    ended = server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
-    return len(ended)
+def end_waiting(server: PostgresServer, by: str) -> int:
+    """End the sessions whose commit waits for a standby, or their waiting; return how many."""
+    return len(server.execute(f"SELECT {by}(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"))
 
 
+@pytest.mark.parametrize("by", ["pg_terminate_backend", "pg_cancel_backend"])
 @pytest.mark.parametrize("batched", [False, True])
 def test_a_write_that_no_standby_has_is_not_acknowledged_when_it_is_sent_again(
-    server: PostgresServer, address: str, unconfirmed: Callable[[], None], batched: bool
+    server: PostgresServer, address: str, unconfirmed: Callable[[], None], batched: bool, by: str
 ) -> None:
     with closing(PostgresCatalog(address, statement_seconds=0.5)) as catalog, ThreadPoolExecutor(1) as thread:
         put(catalog, SCOPE, "k")
@@ -700,7 +700,7 @@ def test_a_write_that_no_standby_has_is_not_acknowledged_when_it_is_sent_again(
         writes = [commit(SCOPE, key, [1]) for key in ("k", "l")[: 1 + batched]]
         sent = thread.submit(apply, catalog, *writes)
         # It is committed here, and sent again by the pool.
-        wait_for(lambda: end_waiting(server))
+        wait_for(lambda: end_waiting(server, by))
         with pytest.raises(UnavailableError, match="does not answer"):
             sent.result()
         with pytest.raises(UnavailableError, match="does not answer"):

@@ -12,12 +12,13 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from ...errors import InvalidRequestError, UnavailableError
 from .binding import adapters
-from .errors import NoAnswer, abc, adapt, conninfo, pq, psycopg, translate, unconnected, waiting
+from .errors import Failure, NoAnswer, abc, adapt, conninfo, pq, psycopg, translate, unconnected, waiting
 
 T = TypeVar("T")
 Connection: TypeAlias = "psycopg.Connection[tuple[Any, ...]]"
@@ -80,7 +81,7 @@ class Settings(NamedTuple):
 class Session:
     """A connection in use by one thread."""
 
-    __slots__ = ("born", "connection", "cursor", "idle_since", "reader", "searches_vectors")
+    __slots__ = ("born", "connection", "cursor", "idle_since", "reader", "searches_vectors", "unconfirmed")
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -89,11 +90,23 @@ class Session:
         self.cursor = connection.cursor(binary=True)
         self.born = self.idle_since = time.monotonic()
         self.searches_vectors = False
+        # No method: the connection would hold its session, which it ends with.
+        self.unconfirmed: list[None] = []
+        connection.add_notice_handler(partial(_note, self.unconfirmed))
 
     def rows(self, statement: Any, values: Any = None, *, prepare: bool | None = None) -> list[Any]:
         """Run a statement and return its rows; ``prepare=False`` has it planned for these values."""
         self.cursor.execute(statement, values, prepare=prepare)
         return self.cursor.fetchall() if self.cursor.description else []
+
+
+def _note(unconfirmed: list[None], notice: psycopg.errors.Diagnostic) -> None:
+    """Note that ``pg_cancel_backend`` let a commit wait for no standby: PostgreSQL warns, and calls it done.
+
+    The text may be in any language; the function that it comes from is not.
+    """
+    if notice.source_function == "SyncRepWaitForLSN":
+        unconfirmed.append(None)
 
 
 class Pool:
@@ -111,7 +124,9 @@ class Pool:
         self._closed = False
 
     def run(self, work: Callable[[Session], T]) -> T:
-        """Run ``work`` with a session, again after a deadlock or a lost connection; foreign errors are translated.
+        """Run ``work`` with a session, again after a deadlock, a lost connection or a commit that no standby confirmed.
+
+        Foreign errors are translated.
 
         What it does is safe to repeat: a write is known by its write id, a sweep finds what is left.
         """
@@ -122,7 +137,12 @@ class Pool:
                 held.extend(map(self._places.get, (True,), (self._settings.wait,)))
                 session = self._take()
                 try:
-                    return work(session)
+                    session.unconfirmed.clear()
+                    result = work(session)
+                    if not session.unconfirmed:
+                        return result
+                    # Repeated, it is found to be done, and waits for the standby again.
+                    failure = Failure(UnavailableError("PostgreSQL has this write, but no standby does"), again=True)
                 except (psycopg.Error, UnicodeEncodeError) as error:
                     failure = translate(error, lost=session.connection.closed)
                     if failure.lost:
