@@ -1,4 +1,4 @@
-"""The OpenAPI document, made from the shapes that requests and replies are checked with."""
+"""The OpenAPI document, made from the shapes that requests and replies are checked with, and the store's limits."""
 
 from __future__ import annotations
 
@@ -8,8 +8,28 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 from pydantic_core import to_json
 
+from ..checks import MAX_PATTERNS, MAX_TTL_SECONDS, MAX_VECTORS
+from ..keys import MAX_KEY_BYTES
+from ..messages import BATCH_OPERATIONS, PAGE_LIMIT
+from ..uploads import MAX_VALUE_BYTES, MIN_CHUNK_BYTES
 from ..wire.bodies import PROBLEM, VERBS
 
+# What the service refuses in requests whose shape is right. Of keys it counts the bytes, one or more a letter.
+_LIMITS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "state_key": {"minLength": 1, "maxLength": MAX_KEY_BYTES},
+    "prefix": {"maxLength": MAX_KEY_BYTES},
+    "cursor": {"maxLength": MAX_KEY_BYTES},
+    "limit": {"minimum": 1, "maximum": PAGE_LIMIT},
+    "size": {"maximum": MAX_VALUE_BYTES},
+    "chunk_size": {"minimum": MIN_CHUNK_BYTES},
+    "write_id": {"minLength": 1, "maxLength": 128},
+    "if_match": {"minLength": 1},
+    "content_type": {"maxLength": 255},
+    "ttl_seconds": {"maximum": MAX_TTL_SECONDS},
+    "vectors": {"maxItems": MAX_VECTORS},
+    "patterns": {"maxItems": MAX_PATTERNS},
+    "operations": {"minItems": 1, "maxItems": BATCH_OPERATIONS},
+}
 _REFUSALS: Final = {
     "400": "a key, a name or a field with a value that is not allowed",
     "401": "no valid token",
@@ -36,7 +56,7 @@ _PUT_REFUSALS: Final = {
 # Generators of clients leave out an operation that has a body without a schema.
 _BYTES: Final[dict[str, Any]] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _PART_HEADERS: Final = ("Accept-Ranges", "Content-Length")
-_REQUEST_ID: Final = {"title": "Request Id", "type": "string"}
+_REQUEST_ID: Final = {"title": "Request Id", "type": "string", "minLength": 1, "maxLength": MAX_KEY_BYTES}
 
 
 def document(*, blobs: bool) -> bytes:
@@ -45,6 +65,10 @@ def document(*, blobs: bool) -> bytes:
     for name, verb in VERBS.items():
         inputs += [(f"{name}.request", "validation", verb.request), (f"{name}.reply", "validation", verb.reply)]
     schemas, shared = TypeAdapter.json_schemas(inputs, ref_template="#/components/schemas/{model}")
+    for shape in shared["$defs"].values():
+        # Of the shapes those of requests take no other fields.
+        if shape.get("additionalProperties") is False:
+            _limit(shape["properties"])
     problem = {"application/problem+json": {"schema": schemas["problem", "validation"]}}
     paths: dict[str, Any] = {
         f"/v1/namespaces/{{namespace}}/applications/{{application}}/{state}/{name}": {
@@ -73,6 +97,12 @@ def document(*, blobs: bool) -> bytes:
             "security": [{"token": []}, {}],
         }
     )
+
+
+def _limit(properties: dict[str, Any]) -> None:
+    for name in _LIMITS.keys() & properties.keys():
+        # What may be null has two shapes, of which null is the second.
+        properties[name].get("anyOf", [properties[name]])[0].update(_LIMITS[name])
 
 
 def _verb(name: str, state: str, text: str, schemas: Any, shapes: Any, problem: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import httpx
+import jsonschema
 import pytest
 import uvicorn
 from hypothesis import given, settings
@@ -204,6 +205,46 @@ def test_the_description_has_a_schema_for_every_body() -> None:
             places = [operation.get("requestBody", {}), *operation["responses"].values()]
 
             assert all("schema" in body for place in places for body in place.get("content", {}).values())
+
+
+_INLINE = {"id": "", "chunks": [{"uri": "data:;base64,", "size": 0}]}
+
+
+@pytest.mark.parametrize(
+    ("verb", "body", "field", "most", "more"),
+    [
+        ("prepare_read", {}, "state_key", "k" * 2048, "k" * 2049),
+        ("prepare_read", {}, "state_key", "k", ""),
+        ("list", {}, "prefix", "k" * 2048, "k" * 2049),
+        ("list", {"prefix": ""}, "cursor", "k" * 2048, "k" * 2049),
+        ("list", {"prefix": ""}, "limit", 1000, 1001),
+        ("list_segments", {"prefix": ""}, "limit", 1, 0),
+        ("list_parents", {"prefix": ""}, "patterns", [{"segments": ["a"]}] * 100, [{"segments": ["a"]}] * 101),
+        ("prepare_write", {"state_key": "k"}, "size", 5 * 1024**3, 5 * 1024**3 + 1),
+        ("prepare_write", {"state_key": "k", "size": 1}, "chunk_size", 65_536, 65_535),
+        ("delete", {"state_key": "none"}, "write_id", "i" * 128, "i" * 129),
+        ("delete", {"state_key": "none"}, "write_id", "i", ""),
+        ("delete", {"state_key": "none"}, "if_match", "any", ""),
+        ("commit_write", {"state_key": "k", "blob": _INLINE, "write_id": "c"}, "content_type", "t" * 255, "t" * 256),
+        ("commit_write", {"state_key": "k", "blob": _INLINE, "write_id": "t"}, "ttl_seconds", 3.1e9, 3.2e9),
+        ("search", {"prefix": ""}, "limit", 1000, 1001),
+        ("batch", {}, "operations", [{"verb": "list", "prefix": ""}], []),
+        ("batch", {}, "operations", [{"verb": "list", "prefix": "", "limit": 1}],
+         [{"verb": "list", "prefix": "", "limit": 0}]),
+    ],
+)  # fmt: skip
+def test_the_description_takes_what_the_server_takes_and_no_more(
+    server: ServerProcess, http: httpx.Client, verb: str, body: dict[str, Any], field: str, most: Any, more: Any
+) -> None:
+    described = http.get(f"{server.url}/openapi.json").json()
+    for state in ("app_state", "request_state"):
+        path = f"/v1/namespaces/{{namespace}}/applications/{{application}}/{state}/{verb}"
+        schema = described["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        fits = jsonschema.Draft202012Validator({**schema, "components": described["components"]}).is_valid
+        url = server.url + path.format(namespace="acme", application="limits")
+        for value, taken in ((most, True), (more, False)):
+            request = {**body, field: value, "request_id": "r"}
+            assert (http.post(url, json=request).status_code not in (400, 413, 422), fits(request)) == (taken, taken)
 
 
 @pytest.mark.parametrize("verb", VERBS)
