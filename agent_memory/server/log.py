@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import math
+import select
 import time
 from datetime import UTC, datetime
 from typing import Final, TextIO
@@ -14,6 +15,8 @@ from ..errors import InvalidKeyError
 from ..keys import check_scope_name
 
 _REPEATED_SECONDS: Final = 1.0
+# A reader that is slow, or is started anew, is waited for, and once; one that stands still must not stop the server.
+_READER_SECONDS: Final = 1.0
 
 
 class Record:
@@ -52,10 +55,14 @@ class Record:
 
 
 class RequestLog:
-    """Writes records to a text stream, or nowhere: Python has no stderr if that was closed when it started."""
+    """Writes records to a text stream, or nowhere: Python has no stderr if that was closed when it started.
+
+    What a pipe that nobody reads does not take is left out, and counted in the next line that it takes.
+    """
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
+        self._dropped = 0
 
     def write(self, record: Record) -> None:
         line: dict[str, str | int | float] = {
@@ -82,11 +89,25 @@ class RequestLog:
             return
         timed = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **line}
         try:
+            if not self._has_room(self._stream):
+                self._dropped += 1
+                return
+            if self._dropped:
+                timed["dropped"], self._dropped = self._dropped, 0
             self._stream.write(f"{json.dumps(timed)}\n")
             self._stream.flush()
         except (OSError, ValueError):
             # Nobody reads the log any more: that is no reason to stop serving.
             return
+
+    def _has_room(self, stream: TextIO) -> bool:
+        try:
+            place = stream.fileno()
+        except (OSError, ValueError):
+            # It is no file, and takes everything.
+            return True
+        # Where there is any room in a pipe, there is room for 4 KiB.
+        return bool(select.select([], [place], [], 0 if self._dropped else _READER_SECONDS)[1])
 
 
 class ServerEvents(logging.Handler):

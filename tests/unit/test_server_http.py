@@ -9,6 +9,7 @@ import http.client as http_client
 import io
 import json
 import logging
+import os
 import re
 import resource
 import socket
@@ -1025,6 +1026,27 @@ def test_what_is_no_http_is_refused_and_logged_like_everything_else(tmp_path: Pa
         log = server.log.splitlines()[1:]
     assert [json.loads(line)["event"] for line in log] == ["server"] * 3
     assert "the-secret" not in server.log
+
+
+def test_a_log_that_nobody_reads_stops_no_server_and_tells_later_what_is_missing() -> None:
+    read, write = os.pipe()
+    with open(read, "rb", buffering=0) as reader, open(write, "w") as pipe:
+        os.set_blocking(write, False)
+        with contextlib.suppress(BlockingIOError):
+            while os.write(write, b" " * 4096):
+                pass
+        os.set_blocking(write, True)
+        log = RequestLog(pipe)
+        writer = threading.Thread(target=lambda: [log.event({"event": f"{number}"}) for number in range(3)])
+        writer.start()
+        writer.join(10)
+        stuck = writer.is_alive()
+        reader.read(1024 * 1024)
+        writer.join(10)
+        assert not stuck
+        log.event({"event": "last"})
+        line = json.loads(reader.read(1024 * 1024))
+        assert (line["event"], line["dropped"]) == ("last", 3)
 
 
 def test_a_sweep_that_fails_is_logged_with_its_time_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
