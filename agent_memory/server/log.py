@@ -102,12 +102,11 @@ class RequestLog:
 
     def _has_room(self, stream: TextIO) -> bool:
         try:
-            place = stream.fileno()
+            # Where there is any room in a pipe, there is room for 4 KiB.
+            return bool(select.select([], [stream.fileno()], [], 0 if self._dropped else _READER_SECONDS)[1])
         except (OSError, ValueError):
-            # It is no file, and takes everything.
+            # It is no file, or Windows, where only sockets can be asked: it takes everything, or makes us wait.
             return True
-        # Where there is any room in a pipe, there is room for 4 KiB.
-        return bool(select.select([], [place], [], 0 if self._dropped else _READER_SECONDS)[1])
 
 
 class ServerEvents(logging.Handler):
