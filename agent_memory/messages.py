@@ -18,6 +18,9 @@ PICKLE: Final = "application/vnd.agent-memory.cloudpickle"
 INLINE_LIMIT: Final = 64 * 1024
 """Bytes: a value up to this size lives in the catalog and travels in the message itself."""
 
+MAX_VALUE_BYTES: Final = 5 * 1024**3
+"""The largest object that one PUT can make in S3."""
+
 BATCH_OPERATIONS: Final = 1_000
 """Operations in one batch, at most."""
 

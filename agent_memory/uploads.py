@@ -6,13 +6,10 @@ from typing import Final
 
 from .errors import ConflictError, InvalidRequestError, LimitExceededError
 from .ids import made_us, uuid7
-from .messages import Blob, CommitWrite, PrepareWrite
+from .messages import MAX_VALUE_BYTES, Blob, CommitWrite, PrepareWrite
 from .storage.blobs import MAX_CHUNKS, BlobStore, blob_of, chunk_sizes
 from .storage.catalog import STAGED, BlobRow, Catalog
 from .storage.rules import blob_gone, condition_failed, conditions_hold
-
-MAX_VALUE_BYTES: Final = 5 * 1024**3
-"""The largest object that one PUT can make in S3."""
 
 MIN_CHUNK_BYTES: Final = 64 * 1024
 

@@ -64,7 +64,9 @@ class ApiCall:
     def end(self) -> Any:
         raw = b"".join(self._parts)
         if self._status != 200:
-            raise decode_error(self._status, self._type, raw, retry_after=self._retry_after, secret=self._secret)
+            raise decode_error(
+                self._status, self._type, raw, message=self._message, retry_after=self._retry_after, secret=self._secret
+            )
         if self._type.partition(";")[0].strip() != "application/json":
             raise ProtocolError("the answer is not JSON: is this the address of an agent-memory server?")
         return decode_reply(self._message, raw)

@@ -8,12 +8,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal, NamedTuple, NotRequired, TypeAlias
 
 from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
-from ..messages import Batch, CommitWrite, Delete, List, ListParents, ListSegments, PrepareRead, PrepareWrite, Search
+from ..messages import (
+    MAX_VALUE_BYTES,
+    Batch,
+    CommitWrite,
+    Delete,
+    List,
+    ListParents,
+    ListSegments,
+    PrepareRead,
+    PrepareWrite,
+    Search,
+)
 
 LOGGED_ID: Final = re.compile(r"[A-Za-z0-9._:/@=+-]{1,128}")
 """An ``X-Request-Id`` that a server's log repeats: nothing that could be taken for more than a name."""
@@ -28,8 +40,11 @@ Size: TypeAlias = Annotated[int, Field(ge=0, le=2**53)]
 Number: TypeAlias = Annotated[int, Field(ge=1, le=2**53)]
 Text: TypeAlias = Annotated[str, Field(max_length=1024)]
 Sha256: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-# A batch's results are validated as plain objects, in which a time is still a string.
-Time: TypeAlias = Annotated[AwareDatetime, Field(strict=False)]
+# A batch's results are validated as plain objects, in which a time is still a string. In UTC the first and the last day
+# of the calendar may lie beyond it.
+Time: TypeAlias = Annotated[
+    AwareDatetime, Field(strict=False, ge=datetime(1, 1, 2, tzinfo=UTC), lt=datetime(9999, 12, 31, tzinfo=UTC))
+]
 # Little-endian 32-bit floats in base64.
 Vector: TypeAlias = Annotated[str, Field(max_length=128 * 1024, json_schema_extra={"contentEncoding": "base64"})]
 Seconds: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -228,7 +243,7 @@ class EntryReply(TypedDict):
     key: str
     version: Number
     etag: str
-    size: Size
+    size: Annotated[int, Field(ge=0, le=MAX_VALUE_BYTES)]
     sha256: str
     content_type: str
     signature: NotRequired[str | None]
@@ -297,7 +312,7 @@ class Problem(TypedDict):
     """What every refusal is answered with (RFC 9457); a failed condition adds its key and what stands there now."""
 
     status: int
-    code: str
+    code: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
     title: NotRequired[str]
     detail: NotRequired[str]
     key: NotRequired[str | None]

@@ -32,6 +32,7 @@ from ..errors import (
     TimedOutError,
     UnavailableError,
 )
+from ..messages import Batch, Found, Message
 from .blobs import as_is
 from .bodies import PROBLEM, Problem
 from .replies import found_body, found_of
@@ -137,6 +138,7 @@ def decode_error(
     content_type: str,
     raw: bytes,
     *,
+    message: Message | None = None,
     retry_after: str | None = None,
     secret: str | None = None,
     who: str = "the server",
@@ -144,11 +146,12 @@ def decode_error(
     """Return the error that an answer with this status stands for.
 
     Args:
+        message: what was sent; a failed condition that is none of its own is a ProtocolError.
         retry_after: the header of that name, in seconds.
         secret: text that no error may repeat, should the other side send it back.
         who: what the other side is called where it does not say anything itself.
     """
-    problem = _problem(content_type, raw)
+    problem = _problem(content_type, raw, secret)
     if problem is None:
         # A server of ours says itself what was too large; nginx takes 1 MB unless it is told otherwise.
         hint = ": what stands in front of it takes no request of this size" if status == 413 else ""
@@ -161,20 +164,31 @@ def decode_error(
     if kind.error is UnavailableError:
         return _unavailable(text, code, retry_after)
     if kind.error is ConflictError:
-        found = found_of(problem) if code == "condition_failed" else None
-        return ConflictError(text, code=code, key=problem.get("key"), found=found)
+        key, found = problem.get("key"), found_of(problem) if code == "condition_failed" else None
+        if message is not None and not _is_of(message, key, found):
+            return ProtocolError("the server answered for another key")
+        return ConflictError(text, code=code, key=key, found=found)
     error = kind.error(text)
     error.code = code
     return error
 
 
-def _problem(content_type: str, raw: bytes) -> Problem | None:
+def _problem(content_type: str, raw: bytes, secret: str | None) -> Problem | None:
     if content_type.partition(";")[0].strip().lower() != PROBLEM_TYPE:
         return None
     try:
-        return cast(Problem, PROBLEM.validator.validate_json(raw))
+        problem = cast(Problem, PROBLEM.validator.validate_json(raw))
     except ValidationError:
         return None
+    # A code is repeated in errors and logs as it is.
+    return None if secret and secret in problem["code"] and problem["code"] not in _CODES else problem
+
+
+def _is_of(message: Message, key: str | None, found: Found | None) -> bool:
+    """Say whether a conflict is about a key of the message, and what it found there that key's own."""
+    operations = message.operations if isinstance(message, Batch) else (message,)
+    keys = {getattr(one, "key", None) for one in operations}
+    return (key is None or key in keys) and (found is None or found.entry.key in (keys if key is None else {key}))
 
 
 def _detail(problem: Problem, secret: str | None) -> str | None:

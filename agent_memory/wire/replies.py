@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -219,17 +219,23 @@ def _decode_page(message: List, body: Any) -> Page:
     if blobs is None or len(blobs) != len(entries) or (message.max_inline_size is not None and None in blobs):
         raise ProtocolError("the server listed entries without their values")
     found = [_found(entry, blob) for entry, blob in zip(entries, blobs, strict=True)]
-    if not all(one.entry.key.startswith(message.prefix) for one in found):
-        raise ProtocolError("the server listed a key that was not asked for")
+    _check_prefix(message.prefix, found)
     return Page(found, body["next_cursor"])
+
+
+def _check_prefix(prefix: str, found: Sequence[Found]) -> None:
+    if not all(one.entry.key.startswith(prefix) for one in found):
+        raise ProtocolError("the server listed a key that was not asked for")
 
 
 def _decode_segments(_: Message, body: Any) -> SegmentPage:
     return SegmentPage(body["segments"], body["next_cursor"])
 
 
-def _decode_hits(_: Search, body: Any) -> list[Hit]:
-    return [Hit(_found(one["entry"], one["blob"]), one.get("score")) for one in body["hits"]]
+def _decode_hits(message: Search, body: Any) -> list[Hit]:
+    hits = [Hit(_found(one["entry"], one["blob"]), one.get("score")) for one in body["hits"]]
+    _check_prefix(message.prefix, [hit.found for hit in hits])
+    return hits
 
 
 def _decode_batch(message: Batch, body: Any) -> list[Any]:

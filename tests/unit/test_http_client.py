@@ -200,6 +200,26 @@ def test_a_failed_condition_carries_what_the_server_found(wire: Wire, routes: re
     assert error.found.data == DATA
 
 
+@pytest.mark.parametrize(
+    ("message", "more"),
+    [
+        (Delete(SCOPE, "mine", "w"), {}),
+        (Delete(SCOPE, "mine", "w"), {"key": "mine"}),
+        (Delete(SCOPE, "mine", "w"), {"key": "key"}),
+        (Batch(SCOPE, (Delete(SCOPE, "mine", "v"), Delete(SCOPE, "key", "w"))), {"key": "mine"}),
+        (List(SCOPE, "k"), {}),
+    ],
+)
+def test_a_failed_condition_of_another_key_is_a_protocol_error(
+    wire: Wire, routes: respx.MockRouter, message: Message, more: dict[str, str]
+) -> None:
+    routes.post(url__startswith=ROUTE.rpartition("/")[0]).mock(
+        return_value=problem(412, "condition_failed", entry=ENTRY, blob=INLINE, **more)
+    )
+
+    wire.fails(message, ProtocolError)
+
+
 def test_a_failed_condition_may_carry_the_largest_inline_value(wire: Wire, routes: respx.MockRouter) -> None:
     data = bytes(65_536)
     chunk = {"uri": "data:;base64," + base64.b64encode(data).decode(), "size": len(data)}
@@ -225,6 +245,18 @@ def test_the_server_cannot_put_a_secret_into_an_error(wire: Wire, routes: respx.
     routes.post(ROUTE).mock(return_value=problem(401, "unauthenticated", detail=detail))
 
     assert detail not in str(wire.fails(READ, AuthenticationError))
+
+
+@pytest.mark.parametrize("code", [TOKEN, f"x {TOKEN}", "a\nb", "\x1b[31m", "x" * 1000, "the_secret_token"])
+def test_the_server_cannot_put_a_secret_into_a_code(routes: respx.MockRouter, code: str) -> None:
+    routes.post(ROUTE).mock(return_value=problem(401, code, detail=""))
+    transport = HttpTransport(BASE, "acme", "shop", token="the_secret_token" if "_" in code else TOKEN)
+
+    with pytest.raises(AuthenticationError) as caught:
+        transport.send(READ, time.monotonic() + 5)
+
+    assert code not in str(caught.value)
+    assert caught.value.code == "unauthenticated"
 
 
 @pytest.mark.parametrize(
@@ -299,6 +331,10 @@ def test_text_that_is_no_unicode_is_refused_before_it_is_sent(wire: Wire) -> Non
         (List(SCOPE, "k"), "list", {"entries": [{**ENTRY, "key": "other"}], "next_cursor": None}),
         (List(SCOPE, "k", max_inline_size=10), "list", {"entries": [ENTRY], "next_cursor": None}),
         (List(SCOPE, "k", max_inline_size=10), "list", {"entries": [ENTRY], "next_cursor": None, "blobs": [None]}),
+        (Search(SCOPE, "k"), "search", {"hits": [{"entry": {**ENTRY, "key": "other"}, "blob": INLINE}]}),
+        (READ, "prepare_read", {"entry": {**ENTRY, "size": 2**50}, "blob": {"id": "b", "chunks": []}}),
+        (READ, "prepare_read", {"entry": {**ENTRY, "created_at": "0001-01-01T00:00:00+23:59"}, "blob": INLINE}),
+        (READ, "prepare_read", {"entry": {**ENTRY, "expires_at": "9999-12-31T23:59:59-23:59"}, "blob": INLINE}),
     ],
 )
 def test_half_an_answer_is_a_protocol_error(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import pickle
@@ -13,8 +14,16 @@ from typing import Any
 
 import apsw
 import pytest
+import respx
 
-from agent_memory import AgentMemory, IntegrityError, InvalidRequestError, SerializationError, UnavailableError
+from agent_memory import (
+    AgentMemory,
+    IntegrityError,
+    InvalidRequestError,
+    ProtocolError,
+    SerializationError,
+    UnavailableError,
+)
 from agent_memory.ids import uuid7
 from agent_memory.messages import BYTES, PICKLE, CommitWrite, Entry, Scope
 from agent_memory.signing import Keyring
@@ -125,6 +134,26 @@ def test_a_pickle_whose_signature_does_not_fit_is_never_loaded(
     ):
         with pytest.raises(IntegrityError):
             read()
+    assert not trap.exists()
+
+
+def test_a_pickle_of_another_key_that_a_server_says_was_in_the_way_is_never_loaded(
+    trap: Path, respx_mock: respx.MockRouter
+) -> None:
+    data = pickle.dumps(Payload(trap))
+    entry = {
+        "key": "other", "version": 1, "etag": "1-a", "size": len(data), "sha256": hashlib.sha256(data).hexdigest(),
+        "content_type": PICKLE, "signature": sign(data, "other"), "created_at": "2026-01-02T03:04:05Z",
+        "updated_at": "2026-01-02T03:04:05Z",
+    }  # fmt: skip
+    chunk = {"uri": "data:;base64," + base64.b64encode(data).decode(), "size": len(data)}
+    problem = {"status": 412, "code": "condition_failed", "entry": entry, "blob": {"id": "b", "chunks": [chunk]}}
+    respx_mock.post(url__regex="commit_write$").respond(412, json=problem, content_type="application/problem+json")
+    with (
+        AgentMemory("http://127.0.0.1:1", application="app", signing_keys=[KEY]) as memory,
+        pytest.raises(ProtocolError),
+    ):
+        memory.app_state.key("k", dict[str, Any]).create({})
     assert not trap.exists()
 
 

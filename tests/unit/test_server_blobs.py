@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from agent_memory.messages import Chunk, PrepareWrite, Scope
+from agent_memory.messages import MAX_VALUE_BYTES, Chunk, PrepareWrite, Scope
 from agent_memory.opening import open_service
 from agent_memory.server import asgi
 from agent_memory.server.app import BrokenAnswerError, Settings, create_app
@@ -27,7 +27,6 @@ from agent_memory.server.blob_urls import BlobUrls
 from agent_memory.server.log import RequestLog
 from agent_memory.server.run import _listen
 from agent_memory.storage.sqlite.catalog import SqliteCatalog
-from agent_memory.uploads import MAX_VALUE_BYTES
 from tests.support.api import Api, part_files, problem, wait_for
 from tests.support.server import ServerProcess
 

@@ -23,6 +23,7 @@ from agent_memory.errors import (
     UnavailableError,
 )
 from agent_memory.messages import (
+    MAX_VALUE_BYTES,
     Batch,
     Blob,
     Chunk,
@@ -143,8 +144,8 @@ def hashed(message: Any) -> Any:
 
 
 entries = st.builds(
-    Entry, text, st.integers(1, 2**53), text, sizes, text, text, st.none() | text, st.none() | text,
-    st.none() | st.integers(0, 2**31), times, times, st.none() | times, provenances, st.booleans(),
+    Entry, text, st.integers(1, 2**53), text, st.integers(0, MAX_VALUE_BYTES), text, text, st.none() | text,
+    st.none() | text, st.none() | st.integers(0, 2**31), times, times, st.none() | times, provenances, st.booleans(),
 )  # fmt: skip
 found = st.builds(lambda entry, data: Found(entry, data, None), entries, st.binary(max_size=50)) | st.builds(
     lambda entry, blob: Found(entry, None, blob), entries, blobs
