@@ -53,8 +53,8 @@ class Search(NamedTuple):
 
     The newest change comes first; with a ``vector``, the most similar. ``filter`` compares fields, such as
     ``{"sport": "run", "km": {"$gte": 5}}``, with $eq $ne $gt $gte $lt $lte $in, combined by $and and $or; a field is
-    taken literally first and then as a dotted path, and one that is missing matches nothing. ``nested`` leaves out
-    keys without a ``/``.
+    taken literally first and then as a dotted path, and one that is missing matches nothing, nor does a value above
+    4 MiB. ``nested`` leaves out keys without a ``/``.
     """
 
     prefix: str

@@ -111,7 +111,7 @@ class Replies:
                 if self._chunks < 0:
                     raise LimitExceededError(f"one answer names at most {_MOST_CHUNKS} chunks; ask for less at once")
                 return Found(entry, None, blob_of(blob_id, entry.size, chunk_size))
-            data = self._load(row)
+            data = self._load(row, entry.size)
         if len(data) <= max_inline_size and len(data) <= self._room:
             self._room -= len(data)
             return Found(entry, data, None)

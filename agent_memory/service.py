@@ -147,10 +147,12 @@ class StateService:
         replies.finish()
         return made
 
-    def _load(self, row: Row) -> bytes:
-        data = bytearray(row.entry.size)
+    def _load(self, row: Row, size: int) -> bytes:
+        data = bytearray(size)
         view, offset = memoryview(data), 0
         for chunk in blob_of(row.blob_id or "", row.entry.size, row.chunk_size).chunks:
+            if offset >= size:
+                break
             self.blobs.read_into(*chunk_name(chunk), 0, view[offset : offset + chunk.size])
             offset += chunk.size
         return bytes(data)

@@ -107,8 +107,8 @@ class Times(NamedTuple):
     updated_us: int
 
 
-LoadBlob: TypeAlias = Callable[[Row], bytes]
-"""Gives the bytes of a row whose value is a blob."""
+LoadBlob: TypeAlias = Callable[[Row, int], bytes]
+"""Gives the first so many bytes of a row whose value is a blob."""
 
 _WRITES: Final = frozenset({CommitWrite, Delete})
 

@@ -18,6 +18,9 @@ from .catalog import LoadBlob, Row
 READ_LIMIT: Final = 128 * 1024**2
 """Bytes of values and entries that one transaction holds in memory: two of the largest searches."""
 
+FILTER_LIMIT: Final = 4 * 1024**2
+"""Bytes of the largest value that a filter looks into: as values of Python they may take thirty times as many."""
+
 # What the rest of an entry, and a name, take beside their texts.
 _ENTRY_BYTES: Final = 512
 _NAME_BYTES: Final = 64
@@ -55,9 +58,11 @@ def text_bytes(text: str) -> int:
 
 def holds(condition: AllOf, row: Row, load: LoadBlob) -> bool:
     """Say whether a row's value is an object that fulfils a condition; ``load`` gives the bytes of a large one."""
-    if row.data is not None and not condition.terms:
-        return True
-    data = row.data if row.data is not None else load(row)
+    if not condition.terms:
+        return row.data is not None or load(row, min(1, row.entry.size)) == b"{"
+    if row.entry.size > FILTER_LIMIT:
+        return False
+    data = row.data if row.data is not None else load(row, row.entry.size)
     # With blanks before it, other clients may write one; no search finds it, with a filter or without.
     if not data.startswith(b"{"):
         return False

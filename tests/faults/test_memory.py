@@ -156,6 +156,21 @@ def test_entries_take_what_they_are_in_json(server: ServerProcess) -> None:
     assert taken(server) < 256
 
 
+def test_a_search_looks_into_no_large_value_of_many_parts(server: ServerProcess) -> None:
+    """As values of Python each of its three bytes takes more than twenty."""
+    with httpx.Client(trust_env=False, timeout=60) as http:
+        api = Api(http, server.url, "acme", "any")
+        for parts in (20_000_000, 1_398_000):
+            value = b'{"a": [' + b"{}," * parts + b"0]}"
+            place = api.place("k", len(value))
+            place["chunks"][0]["etag"] = http.put(place["chunks"][0]["uri"], content=value).headers["etag"]
+            body = {"state_key": "k", "blob": place, "content_type": "application/json"}
+            assert api.post("commit_write", body).status_code == 200
+            assert api.post("search", {"prefix": "", "filter": {"b": 2}}).json() == {"hits": []}
+
+    assert taken(server) < 384
+
+
 def test_clients_that_send_and_fetch_much_at_once_are_all_served(server: ServerProcess) -> None:
     failed: list[Exception] = []
 

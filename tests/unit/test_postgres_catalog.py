@@ -96,7 +96,7 @@ def commit(scope: Scope, key: str, value: Any = None, **options: Any) -> CommitW
 
 
 def apply(catalog: PostgresCatalog, *operations: Any) -> list[Any]:
-    return catalog.apply(operations, lambda _: b'{"large": true}')
+    return catalog.apply(operations, lambda _, size: b'{"large": true}'[:size])
 
 
 def put(catalog: PostgresCatalog, scope: Scope, key: str, value: Any = None, **options: Any) -> Entry:
@@ -324,9 +324,9 @@ def test_a_time_to_live_is_kept_refreshed_and_ended(shared: PostgresCatalog, sco
 def staged(catalog: PostgresCatalog, key: str = "k") -> CommitWrite:
     from agent_memory.storage.blobs import blob_of
 
-    blob = BlobRow(uuid7(), SCOPE.path, key, 5, None, STAGED, catalog.clock())
+    blob = BlobRow(uuid7(), SCOPE.path, key, 15, None, STAGED, catalog.clock())
     catalog.stage([blob])
-    return CommitWrite(SCOPE, key, blob.id, None, blob_of(blob.id, 5, None), sha256="0" * 64)
+    return CommitWrite(SCOPE, key, blob.id, None, blob_of(blob.id, 15, None), sha256="0" * 64)
 
 
 def state(catalog: PostgresCatalog, write: CommitWrite) -> str | None:
@@ -362,7 +362,7 @@ def test_a_blob_is_retired_by_an_older_write_that_had_to_wait_for_it(
                     assert not waiting.done()
                 # The waiting write has begun: what is staged now is not in its snapshot.
                 write = staged(catalog)
-                apply_in(session, [write], Context(None, None, lambda _: b""))
+                apply_in(session, [write], Context(None, None, lambda *_: b""))
             return write, waiting
 
         write, waiting = catalog._pool.run(commit_before_it)
@@ -1275,7 +1275,7 @@ def test_a_search_that_takes_too_long_is_not_sent_again(address: str, monkeypatc
     with closing(PostgresCatalog(address, statement_seconds=0.4)) as catalog:
         for operations in ([Search(SCOPE, "")], [Search(SCOPE, ""), Delete(SCOPE, "k", uuid7())]):
             with pytest.raises(TimedOutError, match="search took too long") as caught:
-                catalog.apply(operations, lambda _: b"")
+                catalog.apply(operations, lambda *_: b"")
             assert caught.value.code == "search_timeout"
         assert put(catalog, SCOPE, "k").version == 1
 

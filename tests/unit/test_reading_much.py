@@ -156,3 +156,24 @@ def test_an_answer_names_no_more_chunks_than_a_client_takes(
     assert len(service.handle(Batch(SCOPE, (read("large/1"), read("large/2"))))) == 2
     with pytest.raises(LimitExceededError):
         service.handle(Batch(SCOPE, tuple(read("large/1") for _ in range(3))))
+
+
+@pytest.mark.parametrize(("size", "found"), [(100_000, True), (100_001, False)])
+def test_a_filter_looks_into_no_value_that_would_take_too_much_memory(
+    service: StateService, monkeypatch: pytest.MonkeyPatch, size: int, found: bool
+) -> None:
+    monkeypatch.setattr(finding, "FILTER_LIMIT", 100_000)
+    data = b'{"a": 1' + b" " * (size - 8) + b"}"
+    place = service.handle(PrepareWrite(SCOPE, "large/1", size, 65_536))
+    for chunk, part in zip(place.chunks, (data[:65_536], data[65_536:]), strict=True):
+        service.handle(PutChunk(chunk, memoryview(part)))
+    service.handle(CommitWrite(SCOPE, "large/1", place.id, None, place, JSON))
+    read: list[int] = []
+    read_into = service.blobs.read_into
+    monkeypatch.setattr(service.blobs, "read_into", lambda *a: read.append(len(a[3])) or read_into(*a))
+
+    assert len(service.handle(Search(SCOPE, "large/", {"a": 1}))) == found
+    assert sum(read) == size * found
+    read.clear()
+    assert len(service.handle(Search(SCOPE, "large/"))) == 1
+    assert sum(read) == 1

@@ -48,7 +48,7 @@ _STAGE: Final = (
 )
 
 
-def _load_nothing(_: Row) -> bytes:
+def _load_nothing(_row: Row, _size: int) -> bytes:
     raise AssertionError("a write looks into no large value")
 
 
