@@ -13,6 +13,7 @@ from typing import cast
 
 from . import commands
 from .errors import AgentMemoryError
+from .keys import shown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"agent-memory: {error}", file=sys.stderr)
         return 2
     except AgentMemoryError as error:
-        print(f"agent-memory: {commands.shown(str(error))}", file=sys.stderr)
+        print(f"agent-memory: {shown(str(error))}", file=sys.stderr)
         return 2
     except OSError as error:
         # Nobody reads on, as behind `| head`, or the disk that takes the output is full.

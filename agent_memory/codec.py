@@ -19,6 +19,7 @@ from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 
 from .differences import cut_model, difference, doubled, is_equal
 from .errors import AgentMemoryError, DeserializationError, SchemaError, SerializationError
+from .keys import shown
 from .messages import BYTES, JSON, PICKLE
 from .storable import check_storable, mismatch, type_name, with_article
 
@@ -135,7 +136,7 @@ class TypedCodec(Generic[T]):
         elif self._raw:
             return data  # type: ignore[return-value]  # T is bytes here
         else:
-            raise DeserializationError(f"the value is {_short(content_type)}, not JSON; raw() reads it")
+            raise DeserializationError(f"the value is {shown(_short(content_type))}, not JSON; raw() reads it")
         if not isinstance(decoded, _Invalid):
             return self._cleared(decoded)
         if any(kind == "json_invalid" for _, kind in decoded.problems):
@@ -150,14 +151,14 @@ class TypedCodec(Generic[T]):
 
         The keys of mappings are data, and left out.
         """
-        shown = ", ".join(f"{_place(self._named(*problem))}: {problem[1]}" for problem in problems[:5])
-        return shown if len(problems) <= 5 else f"{shown}, and {len(problems) - 5} more"
+        places = ", ".join(f"{_place(self._named(*problem))}: {problem[1]}" for problem in problems[:5])
+        return places if len(problems) <= 5 else f"{places}, and {len(problems) - 5} more"
 
     def _named(self, location: tuple[str | int, ...], kind: str) -> Iterator[str]:
         for depth, part in enumerate(location, 1):
             # The name of a field that the model does not have tells what has become of it.
             is_name = part in self._names or (kind == "extra_forbidden" and depth == len(location))
-            yield str(part) if is_name or isinstance(part, int) else "…"
+            yield shown(str(part)) if is_name or isinstance(part, int) else "…"
 
     def is_same(self, data: bytes, other: bytes) -> bool:
         """Say whether JSON is read as one value: a set has no order, and older models wrote fewer or more fields."""

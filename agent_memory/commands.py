@@ -18,7 +18,7 @@ from pathlib import Path
 
 from . import copying
 from .errors import AgentMemoryError, InvalidRequestError
-from .keys import check_scope_name
+from .keys import check_scope_name, shown
 from .maintenance import lie_here, remove_database, signing_key_file
 from .memory import AgentMemory
 from .messages import Backup, Check
@@ -28,11 +28,6 @@ from .service import StateService
 _NEEDS_SERVER = "the server needs packages that are not installed: pip install 'agent-memory[server]'"
 _LEAST_BYTES = 512
 """The smallest page of SQLite: it takes an empty file for an empty database."""
-
-
-def shown(text: str) -> str:
-    """Return a text in one line and without what moves a terminal's cursor: keys may hold any character."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def serve(options: argparse.Namespace) -> int:

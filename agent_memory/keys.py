@@ -70,6 +70,11 @@ def end_of_parent(parent: str) -> str:
     return f"{parent[:-1]}0"
 
 
+def shown(text: str) -> str:
+    """Return a text in one line and without what moves a terminal's cursor: keys may hold any character."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def _check_text(text: object, what: str, limit: int) -> str:
     if not isinstance(text, str):
         raise InvalidKeyError(f"{what} must be a string, not {type(text).__name__}")

@@ -59,7 +59,7 @@ class SchemaRules:
             unknown = dropped(adapter, made, sent)
             if not unknown:
                 return made
-            problem = f"{model.__name__} has no field {', '.join(unknown)}"
+            problem = f"{model.__name__} has no field {', '.join(map(_in_one_line, unknown))}"
         except ValidationError as error:
             problem = f"it is not a {model.__name__}: {_problems(error)}"
         except pydantic_core.PydanticSerializationError:
@@ -173,5 +173,11 @@ def item_name(namespace: tuple[str, ...], key: str) -> str:
 def _problems(error: ValidationError) -> str:
     # From location and type alone: Pydantic's own text repeats the input.
     found = error.errors(include_url=False, include_context=False, include_input=False)
-    shown = [f"{'.'.join(map(str, problem['loc'])) or '(the value)'}: {problem['type']}" for problem in found[:5]]
+    places = [_in_one_line(".".join(map(str, problem["loc"]))) or "(the value)" for problem in found[:5]]
+    shown = [f"{place}: {problem['type']}" for place, problem in zip(places, found, strict=False)]
     return ", ".join(shown) + (f", and {len(found) - 5} more" if len(found) > 5 else "")
+
+
+def _in_one_line(text: str) -> str:
+    """Return text with what is not printable escaped: the keys of a mapping are a part of places, and anybody's."""
+    return text if text.isprintable() else repr(text)[1:-1]

@@ -815,6 +815,23 @@ def test_a_put_that_is_not_its_model_is_refused_without_naming_values(open_store
     faced.put(("users", "1"), "profile", {"name": 1})
 
 
+def test_what_an_item_holds_puts_no_line_of_its_own_into_errors_and_the_log(
+    open_store: Callable[..., Faced], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Counts(BaseModel):
+        counts: dict[str, int]
+
+    faced = open_store(schemas={("user", "*"): {"counts": Counts}})
+    for value in ({"counts": {"a\n\x1b[31mb": "c"}}, {"counts": {}, "a\n\x1b[31mb": 1}):
+        with pytest.raises(SerializationError, match=r"a\\n\\x1b\[31mb") as caught:
+            faced.put(USER, "counts", value)
+        assert str(caught.value).isprintable()
+    faced.memory.app_state.set("user/123/counts", {"counts": {"a\n\x1b[31mb": "c"}})
+
+    assert faced.get(USER, "counts") is not None
+    assert [record.getMessage().isprintable() for record in caplog.records] == [True]
+
+
 def test_a_put_with_a_schema_stores_what_the_typed_document_would(open_store: Callable[..., Faced]) -> None:
     faced = open_store(schemas=SCHEMAS)
     profile = faced.memory.entity("user", "123").document(Profile)

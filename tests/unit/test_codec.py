@@ -709,6 +709,18 @@ def test_a_schema_error_tells_the_fields_and_classes_of_a_place_and_no_keys_of_m
     assert str(caught.value) == f"the stored value is not a Told: {places}"
 
 
+@pytest.mark.parametrize(
+    ("data", "content_type"),
+    [(b'{"a\\n\\u001b[31mb": 1}', JSON), (b"", "a\n\x1b[31mb")],
+    ids=["a place", "a content type"],
+)
+def test_what_is_stored_puts_no_line_of_its_own_into_an_error(data: bytes, content_type: str) -> None:
+    with pytest.raises(DeserializationError, match=r"a\\n\\x1b\[31mb") as caught:
+        typed_codec(Told).decode(data, content_type, no_pickle)
+
+    assert str(caught.value).isprintable()
+
+
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"{'a': 1}"])
 def test_what_is_not_json_is_no_schema_error(data: bytes) -> None:
     with pytest.raises(DeserializationError) as caught:
