@@ -20,7 +20,7 @@ from agent_memory.storage.blobs import FileBlobs
 from agent_memory.storage.postgres import listing as postgres_listing
 from agent_memory.storage.postgres import sweep as postgres_sweep
 from agent_memory.storage.postgres.catalog import PostgresCatalog
-from agent_memory.storage.postgres.connections import Session
+from agent_memory.storage.postgres.connections import Pool, Session
 from agent_memory.storage.sqlite.catalog import SqliteCatalog
 from tests.support.postgres import PostgresServer, name_of
 
@@ -222,3 +222,20 @@ def test_the_only_parent_of_many_at_a_depth_is_found_in_postgresql_without_looki
 
     assert postgres_listing.list_parents(session, page, None) == ["user/"]
     assert rows_read(session) - before < 100
+
+
+def test_restarting_a_time_to_live_in_postgresql_reads_its_row_though_the_table_was_never_analyzed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with PostgresServer() as server:
+        address = server.database()
+        rows = _ROWS.format(scope=SCOPE.path, expires_us=3_000, deleted=False, first=1, last=4_000)
+        server.execute(rows, name_of(address))
+        catalog = PostgresCatalog(address, clock=lambda: 2_000)
+        session = catalog._pool._take()  # pyright: ignore[reportPrivateUsage]
+        monkeypatch.setattr(Pool, "run", lambda _, work: work(session))
+        with session.connection.transaction(force_rollback=True):
+            catalog.touch(SCOPE, ["17"])
+            assert rows_read(session) < 20
+        session.connection.close()
+        catalog.close()

@@ -164,12 +164,14 @@ class PostgresCatalog:
         return self._pool.run(lambda session: apply(session, operations, context))
 
     def touch(self, scope: Scope, keys: Sequence[str]) -> None:
+        # The keys are named twice: joined alone, a plan made for few rows may read all those of the scope.
         self._rows(
             f"""WITH wanted AS MATERIALIZED (
                 SELECT key FROM agent_memory.entry WHERE scope = %(scope)s AND key = ANY(%(keys)b)
                     AND expires_us > {NOW} ORDER BY key FOR NO KEY UPDATE)
             UPDATE agent_memory.entry AS entry SET expires_us = {NOW} + ttl_us FROM wanted
-                WHERE entry.scope = %(scope)s AND entry.key = wanted.key AND entry.expires_us > {NOW}""",
+                WHERE entry.scope = %(scope)s AND entry.key = wanted.key AND entry.key = ANY(%(keys)b)
+                    AND entry.expires_us > {NOW}""",
             {"scope": scope.path, "keys": list(keys), "now": self._now()},
         )
 
