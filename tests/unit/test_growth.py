@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import apsw
+import psycopg
 import pytest
 
 from agent_memory import drivers, flows
@@ -239,3 +241,25 @@ def test_restarting_a_time_to_live_in_postgresql_reads_its_row_though_the_table_
             assert rows_read(session) < 20
         session.connection.close()
         catalog.close()
+
+
+def test_sweeping_requests_in_postgresql_passes_each_once_while_a_long_transaction_keeps_those_that_are_gone() -> None:
+    with PostgresServer() as server:
+        address = server.database()
+        server.execute(
+            "INSERT INTO agent_memory.scope SELECT 'default/app/' || n, 0, n FROM generate_series(1, 200) AS n",
+            name_of(address),
+        )
+        catalog = PostgresCatalog(address)
+        with psycopg.connect(address) as other:
+            other.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            other.execute("SELECT count(*) FROM agent_memory.scope")
+            assert catalog.drop_requests(before=1_000, limit=1_000) == 200
+        # A session tells what it has read when it ends.
+        catalog.close()
+        entries = (
+            "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'scope_last_write' AND idx_scan > 0"
+        )
+        while not (passed := server.execute(entries, name_of(address))):
+            time.sleep(0.05)
+        assert passed[0][0] < 1_000

@@ -97,17 +97,19 @@ def drop_receipts(session: Session, *, before: int, limit: int) -> int:
 
 def drop_requests(session: Session, *, before: int, limit: int, now: int | None, vectors: bool) -> int:
     """See ``Catalog.drop_requests``."""
-    handled = 0
+    handled = since = 0
     while handled < limit:
         with session.connection.transaction():
+            # From where the last one stood: while a long transaction is open, all that are gone stay in the index.
             scopes = session.rows(
-                "SELECT scope FROM agent_memory.scope WHERE last_write_us IS NOT NULL AND last_write_us < %(before)s "
-                "LIMIT 1 FOR UPDATE SKIP LOCKED",
-                {"before": before},
+                "SELECT scope, last_write_us FROM agent_memory.scope WHERE last_write_us IS NOT NULL "
+                "AND last_write_us >= %(since)s AND last_write_us < %(before)s "
+                "ORDER BY last_write_us LIMIT 1 FOR UPDATE SKIP LOCKED",
+                {"since": since, "before": before},
             )
             if not scopes:
                 break
-            scope, room = scopes[0][0], limit - handled
+            (scope, since), room = scopes[0], limit - handled
             # A writer may hold one of the keys and wait for the scope: waiting for that writer would be a deadlock.
             keys = _count(
                 session,
