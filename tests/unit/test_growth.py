@@ -94,6 +94,17 @@ def test_a_page_of_parents_costs_what_it_shows(service: StateService, steps: Ste
     assert steps.of(lambda: service.handle(page)) < 5_000
 
 
+@pytest.mark.parametrize("cursor", [None, "user/00500/"])
+def test_the_only_parent_of_many_at_a_depth_is_found_without_looking_at_all(
+    service: StateService, steps: Steps, cursor: str | None
+) -> None:
+    put(service, [f"user/{number:05}/profile" for number in range(1_000)])
+    page = ListParents(SCOPE, "", cursor, depth=1)
+    assert service.handle(page).segments == ([] if cursor else ["user/"])
+
+    assert steps.of(lambda: service.handle(page)) < 1_000
+
+
 def clear(service: StateService, prefix: str, before: Callable[[Message], object] = lambda _: None) -> int:
     """Delete all keys under a prefix, ten at a time; ``before`` is called with each message ahead of its answer."""
 

@@ -78,9 +78,12 @@ def _parents(connection: apsw.Connection, request: ListParents, now: int, limit:
         limit.check()
         place, parent = key, _parent_of(key)
         for name in accumulate(f"{segment}/" for segment in parent.split("/")[:-1]):
-            if last.startswith(name) or not _holds_objects(connection, request, name, now):
+            # Which of those below it fits a pattern is not known yet.
+            is_cut = name.count("/") == request.depth and not request.patterns
+            if not last.startswith(name) and _holds_objects(connection, request, name, now, below=is_cut):
+                yield name
+            elif not is_cut:
                 continue
-            yield name
             shown = shown_name(request, name)
             if shown is not None and shown.count("/") == request.depth:
                 # All others below it would have the same name.
@@ -107,14 +110,10 @@ def _parent_of(key: str) -> str:
     return key[: key.rfind("/") + 1]
 
 
-def _holds_objects(connection: apsw.Connection, request: ListParents, parent: str, now: int) -> bool:
-    """Say whether some of a parent's own keys, among those listed, are live objects."""
+def _holds_objects(connection: apsw.Connection, request: ListParents, parent: str, now: int, *, below: bool) -> bool:
+    """Say whether some of a parent's own keys, among those listed, are live objects; or with ``below`` of all keys."""
     where, bindings = key_range(request.scope, max(parent, request.prefix))
-    return bool(
-        all_rows(
-            connection,
-            f"SELECT 1 FROM entry WHERE {where} AND instr(substr(key, ?), '/') = 0 AND {IS_LIVE} AND {IS_OBJECT} "
-            "LIMIT 1",
-            (*bindings, len(parent) + 1, now),
-        )
-    )
+    if not below:
+        where, bindings = f"{where} AND instr(substr(key, ?), '/') = 0", (*bindings, len(parent) + 1)
+    sql = f"SELECT 1 FROM entry WHERE {where} AND {IS_LIVE} AND {IS_OBJECT} LIMIT 1"
+    return bool(all_rows(connection, sql, (*bindings, now)))
