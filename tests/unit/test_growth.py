@@ -23,6 +23,7 @@ from agent_memory.storage.postgres import listing as postgres_listing
 from agent_memory.storage.postgres import sweep as postgres_sweep
 from agent_memory.storage.postgres.catalog import PostgresCatalog
 from agent_memory.storage.postgres.connections import Pool, Session
+from agent_memory.storage.postgres.rows import TimeLimit
 from agent_memory.storage.sqlite.catalog import SqliteCatalog
 from tests.support.postgres import PostgresServer, name_of
 
@@ -219,7 +220,7 @@ def test_a_page_of_parents_in_postgresql_costs_what_it_shows(
     before = rows_read(session)
     page = ListParents(Scope("default", "parents"), "", cursor, limit=10, depth=depth)
 
-    assert len(postgres_listing.list_parents(session, page, None)) == 10
+    assert len(postgres_listing.list_parents(session, page, None, TimeLimit(10))) == 10
     assert rows_read(session) - before < 500
 
 
@@ -233,7 +234,7 @@ def test_the_only_parent_of_many_at_a_depth_is_found_in_postgresql_without_looki
     before = rows_read(session)
     page = ListParents(Scope("default", "parents"), "", depth=1)
 
-    assert postgres_listing.list_parents(session, page, None) == ["user/"]
+    assert postgres_listing.list_parents(session, page, None, TimeLimit(10)) == ["user/"]
     assert rows_read(session) - before < 100
 
 

@@ -362,7 +362,7 @@ def test_a_blob_is_retired_by_an_older_write_that_had_to_wait_for_it(
                     assert not waiting.done()
                 # The waiting write has begun: what is staged now is not in its snapshot.
                 write = staged(catalog)
-                apply_in(session, [write], Context(None, None, lambda *_: b""))
+                apply_in(session, [write], Context(None, None, lambda *_: b"", 10))
             return write, waiting
 
         write, waiting = catalog._pool.run(commit_before_it)

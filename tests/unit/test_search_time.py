@@ -1,4 +1,4 @@
-"""A search of a file ends in time: what writes besides keeps all other writers waiting."""
+"""A search ends in time: in a file, what writes besides keeps all other writers waiting."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ import pytest
 from agent_memory import AgentMemory, TimedOutError
 from agent_memory.flows import call
 from agent_memory.messages import Check
-from agent_memory.operations import Delete, Search, Set
+from agent_memory.operations import Delete, Parents, Pattern, Search, Set
+from agent_memory.storage import finding
+from agent_memory.storage.postgres import search as postgres_search
 from agent_memory.storage.sqlite import apply as sqlite_apply
 from agent_memory.storage.sqlite import rows as sqlite_rows
 from agent_memory.storage.sqlite import writes as sqlite_writes
 from agent_memory.wire import decode_error, encode_error
 from agent_memory.wire.problems import PROBLEM_TYPE
+from tests.support.postgres import PostgresServer
 
 STEP = 1_000
 NOBODY = {"text": {"$ne": "x"}, "number": {"$ne": 0}, "absent": 1}
@@ -90,3 +93,45 @@ def test_a_search_ends_when_its_time_is_over(
         hasty.app_state.search("", filter=condition, limit=1, offset=100 * STEP)
 
     assert len(memory.app_state.search("", filter=EVERYBODY, limit=5)) == 5
+
+
+# -- PostgreSQL limits each statement, but a search may take many ------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    with PostgresServer() as server:
+        yield server.database()
+
+
+@pytest.mark.parametrize(
+    "operations",
+    [
+        [Search("", filter={"absent": {"$ne": 1}})],
+        [Search("", filter={"text": {"$ne": "x"}}, limit=5)] * 900,
+        [Parents(patterns=[Pattern(("nobody",), at_end=True)])],
+    ],
+    ids=["in pieces", "many", "parents"],
+)
+def test_the_searches_of_a_call_to_postgresql_end_when_their_time_is_over(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operations: list[Any]
+) -> None:
+    def slowly(work: Any) -> Any:
+        def slow(*arguments: Any) -> Any:
+            time.sleep(0.005)
+            return work(*arguments)
+
+        return slow
+
+    with AgentMemory(database, application="any", blobs=str(tmp_path)) as memory:
+        memory.app_state.batch([Set(f"user/{n}/doc", {"text": "y", "number": n}) for n in range(1_000)])
+    monkeypatch.setattr(postgres_search, "holds", slowly(postgres_search.holds))
+    monkeypatch.setattr(finding, "shown_name", slowly(finding.shown_name))
+    began = time.monotonic()
+    with (
+        AgentMemory(database, application="any", blobs=str(tmp_path), timeout=0.5) as hasty,
+        pytest.raises(TimedOutError, match="search took too long"),
+    ):
+        hasty.app_state.batch(operations)
+
+    assert time.monotonic() - began < 3

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
-from ...errors import TimedOutError
 from ...messages import CommitWrite, Delete, List, ListParents, Operation, PrepareRead, Scope, Search, Write
 from ..catalog import COLUMNS, LoadBlob, Row
 from ..finding import add_up
@@ -18,7 +17,7 @@ from .binding import Array, Vector
 from .connections import Cursor, Session, psycopg
 from .errors import no_vectors
 from .listing import list_keys, list_parents
-from .rows import LIVE, NOW, to_row
+from .rows import LIVE, NOW, TimeLimit, search_timeout, to_row
 from .search import search
 from .writes import Kind, finish, kind_of, start
 
@@ -42,11 +41,13 @@ _KEEP: Final = (
 
 
 class Context(NamedTuple):
-    """What operations need besides a session: the time of a test, and the schema of pgvector if there are vectors."""
+    """What operations need besides a session: the time of a test, the schema of pgvector if there are vectors, and how
+    many seconds searches may take."""
 
     now: int | None
     vectors: str | None
     load: LoadBlob
+    search_seconds: float
 
 
 class Missed(Exception):
@@ -95,6 +96,7 @@ class Batch:
         self.results: list[Any] = [None] * len(operations)
         self.pending: list[tuple[Cursor, _Take]] = []
         self.carried = 0
+        self.limit: TimeLimit | None = None
 
     def lock(self, steps: Sequence[Step]) -> None:
         """Lock the rows in the order of their keys if more than one statement will write them."""
@@ -183,9 +185,7 @@ class Batch:
             self._look(index)
         except psycopg.errors.QueryCanceled:
             # Sent again it would take as long.
-            raise TimedOutError(
-                "PostgreSQL: the search took too long: narrow its prefix", code="search_timeout"
-            ) from None
+            raise search_timeout() from None
 
     def _look(self, index: int) -> None:
         operation = self.operations[index]
@@ -193,14 +193,21 @@ class Batch:
             self.results[index] = rows = list_keys(self.session, operation, self.context.now)
             self.carried = add_up(self.carried, rows)
         elif isinstance(operation, ListParents):
-            self.results[index] = names = list_parents(self.session, operation, self.context.now)
+            self.results[index] = names = list_parents(self.session, operation, self.context.now, self._search_time())
             self.carried = add_up(self.carried, names)
         elif isinstance(operation, Search):
             if operation.vector is not None and self.context.vectors is None:
                 raise no_vectors()
-            hits = search(self.session, operation, self.context.now, self.context.load, self.context.vectors)
+            now, vectors, load, _ = self.context
+            hits = search(self.session, operation, now, load, vectors, self._search_time())
             self.results[index] = hits
             self.carried = add_up(self.carried, (hit.row for hit in hits))
+
+    def _search_time(self) -> TimeLimit:
+        """Return how long searches may take, which begins with the first; raise TimedOutError if that is over."""
+        self.limit = self.limit or TimeLimit(self.context.search_seconds)
+        self.limit.check()
+        return self.limit
 
 
 def _by_scope(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:

@@ -59,7 +59,8 @@ class PostgresCatalog:
         dsn: ``postgresql://user:password@host/database``, or what else libpq takes.
         connections: how many may be open at once.
         wait_seconds: how long a call waits for one of them.
-        statement_seconds: how long a statement may take; waiting for another's write at most half of it.
+        statement_seconds: how long a statement may take, and the searches of a call together; waiting for another's
+            write at most half of it.
         clock: microseconds since 1970; only tests give one, else it is the database's.
 
     Raises:
@@ -78,6 +79,7 @@ class PostgresCatalog:
     ) -> None:
         self._clock = clock
         self._pool = Pool(dsn, Settings(connections, wait_seconds, statement_seconds, statement_seconds / 2))
+        self._search_seconds = statement_seconds
         self._look_again = 0.0
         try:
             self._vector_schema = self._pool.run(_check)
@@ -160,7 +162,7 @@ class PostgresCatalog:
         return self.apply([write], _load_nothing)[0]
 
     def apply(self, operations: Sequence[Operation], load: LoadBlob) -> list[Any]:
-        context = Context(self._now(), self._vectors, load)
+        context = Context(self._now(), self._vectors, load, self._search_seconds)
         return self._pool.run(lambda session: apply(session, operations, context))
 
     def touch(self, scope: Scope, keys: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from ...messages import BATCH_INLINE_LIMIT, List, ListParents, Scope
 from ..catalog import COLUMNS, Row
 from ..finding import chosen_parents
 from .connections import Session
-from .rows import LIVE, key_range, to_row
+from .rows import LIVE, TimeLimit, key_range, to_row
 
 _MANY: Final = 1_000
 
@@ -58,7 +58,7 @@ def list_segments(
     return [row[0] for row in session.rows(statement, values)]
 
 
-def list_parents(session: Session, request: ListParents, now: int | None) -> list[str]:
+def list_parents(session: Session, request: ListParents, now: int | None, limit: TimeLimit) -> list[str]:
     """Return a page of names; see ``messages.ListParents``."""
     cursor, end = request.cursor or "", successor(request.prefix)
     # Which parents fit a pattern is known here alone: then all of them are wanted, uncut.
@@ -74,7 +74,7 @@ def list_parents(session: Session, request: ListParents, now: int | None) -> lis
     with session.connection.transaction(), session.connection.cursor("parents", binary=True) as found:
         found.itersize = _MANY
         found.execute(cast(Any, statement), values)
-        return chosen_parents(request, (row[0] for row in found))
+        return chosen_parents(request, (row[0] for row in limit.on(found)))
 
 
 # Trimming from the right every character that is no slash leaves a key up to its last one.

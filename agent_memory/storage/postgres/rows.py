@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
+from ...errors import TimedOutError
 from ...keys import successor
 from ...messages import Entry, Scope
 from ..catalog import Row
@@ -33,6 +36,31 @@ def retire(source: str, scope: str, blob_id: str, at: str) -> str:
         f"SELECT {blob_id}, {scope}, key, 0, 'garbage', {at} FROM {source} WHERE {blob_id} IS NOT NULL "
         "ON CONFLICT (id) DO UPDATE SET state = excluded.state, at_us = excluded.at_us"
     )
+
+
+class TimeLimit:
+    """How long all searches of a transaction may take together.
+
+    PostgreSQL limits each statement, and each piece that a cursor fetches is one.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    def check(self) -> None:
+        """Raise TimedOutError if the time is over."""
+        if time.monotonic() >= self._end:
+            raise search_timeout()
+
+    def on(self, rows: Iterable[Any]) -> Iterator[Any]:
+        """Iterate over rows while there is time."""
+        for row in rows:
+            self.check()
+            yield row
+
+
+def search_timeout() -> TimedOutError:
+    return TimedOutError("PostgreSQL: the search took too long: narrow its prefix", code="search_timeout")
 
 
 NOW: Final = now()

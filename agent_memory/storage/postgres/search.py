@@ -17,7 +17,7 @@ from .binding import Vector
 from .connections import Session
 from .errors import pq, sql
 from .narrowing import narrow
-from .rows import LIVE, key_range, to_row
+from .rows import LIVE, TimeLimit, key_range, to_row
 
 _FETCH: Final = 200
 # A search with an index keeps so many candidates, because pgvector's own 40 miss more hits. pgvector 0.8 and later
@@ -28,7 +28,9 @@ _TUNE: Final = (
 )
 
 
-def search(session: Session, request: Search, now: int | None, load: LoadBlob, vectors: str | None) -> list[ScoredRow]:
+def search(
+    session: Session, request: Search, now: int | None, load: LoadBlob, vectors: str | None, limit: TimeLimit
+) -> list[ScoredRow]:
     """Return the hits of a search; see ``messages.Search``. ``vectors`` is the schema of pgvector."""
     condition = parse(request.filter)
     first = request.offset + request.limit
@@ -53,7 +55,7 @@ def search(session: Session, request: Search, now: int | None, load: LoadBlob, v
     with session.connection.transaction(), session.connection.cursor("search", binary=True) as cursor:
         cursor.itersize = _FETCH
         cursor.execute(cast(Any, statement), values)
-        return _hits(cursor, request, condition, load)
+        return _hits(limit.on(cursor), request, condition, load)
 
 
 def _hits(rows: Iterable[Any], request: Search, condition: AllOf, load: LoadBlob) -> list[ScoredRow]:
