@@ -36,7 +36,7 @@ from agent_memory.errors import (
 from agent_memory.ids import uuid7
 from agent_memory.messages import JSON, CommitWrite, Delete, Entry, List, ListParents, PrepareRead, Scope, Search
 from agent_memory.operations import Set
-from agent_memory.storage.catalog import DEAD, GARBAGE, LIVE, STAGED, BlobRow
+from agent_memory.storage.catalog import DEAD, GARBAGE, LIVE, STAGED, BlobRow, Row
 from agent_memory.storage.postgres import batch as postgres_batch
 from agent_memory.storage.postgres import vector_index as postgres_vector_index
 from agent_memory.storage.postgres.apply import apply as apply_in
@@ -1278,6 +1278,25 @@ def test_a_search_that_takes_too_long_is_not_sent_again(address: str, monkeypatc
                 catalog.apply(operations, lambda *_: b"")
             assert caught.value.code == "search_timeout"
         assert put(catalog, SCOPE, "k").version == 1
+
+
+def test_a_search_whose_large_values_take_too_long_ends(address: str) -> None:
+    """What is looked into here PostgreSQL does not see."""
+    loaded: list[str] = []
+
+    def load(row: Row, _: int) -> bytes:
+        loaded.append(row.entry.key)
+        time.sleep(0.3)
+        return b"{}"
+
+    with closing(PostgresCatalog(address, statement_seconds=0.5)) as catalog:
+        for number in range(9):
+            put(catalog, SCOPE, f"k{number}", {"a": 1})
+        catalog._rows("UPDATE agent_memory.entry SET value = NULL, projection = NULL, blob_id = 'b', size = 8")
+        with pytest.raises(TimedOutError) as caught:
+            catalog.apply([Search(SCOPE, "", {"a": 2})], load)
+    assert caught.value.code == "search_timeout"
+    assert len(loaded) < 9
 
 
 def test_text_that_postgresql_cannot_hold_is_an_invalid_request(shared: PostgresCatalog, scope: Scope) -> None:

@@ -41,7 +41,7 @@ def retire(source: str, scope: str, blob_id: str, at: str) -> str:
 class TimeLimit:
     """How long all searches of a transaction may take together.
 
-    PostgreSQL limits each statement, and each piece that a cursor fetches is one.
+    PostgreSQL limits each statement, each piece that a cursor fetches is one, and what is done with the rows is none.
     """
 
     def __init__(self, seconds: float) -> None:

@@ -42,26 +42,26 @@ def search(
             _tune(session, vectors)
             # Nearly always the most similar vectors are those of the hits: no other row is looked at.
             statement, values = _similar(request, condition, now, vectors, best=first)
-            hits = _hits(session.rows(statement, values, prepare=False), request, condition, load)
+            hits = _hits(session.rows(statement, values, prepare=False), request, condition, load, limit)
             if len(hits) == request.limit:
                 return hits
         statement, values = _similar(request, condition, now, vectors)
     if first <= PAGE_LIMIT:
         # Nearly always every row that was narrowed down to is a hit; with their values, more would fill the memory.
         rows = session.rows(f"{statement} LIMIT {first}", values, prepare=False)
-        hits = _hits(rows, request, condition, load)
+        hits = _hits(rows, request, condition, load, limit)
         if len(hits) == request.limit or len(rows) < first:
             return hits
     with session.connection.transaction(), session.connection.cursor("search", binary=True) as cursor:
         cursor.itersize = _FETCH
         cursor.execute(cast(Any, statement), values)
-        return _hits(limit.on(cursor), request, condition, load)
+        return _hits(cursor, request, condition, load, limit)
 
 
-def _hits(rows: Iterable[Any], request: Search, condition: AllOf, load: LoadBlob) -> list[ScoredRow]:
+def _hits(rows: Iterable[Any], request: Search, condition: AllOf, load: LoadBlob, limit: TimeLimit) -> list[ScoredRow]:
     found: list[ScoredRow] = []
     skip = request.offset
-    for values in rows:
+    for values in limit.on(rows):
         row = to_row(values[:-1])
         if not holds(condition, row, load):
             continue
