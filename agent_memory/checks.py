@@ -42,8 +42,10 @@ def check_parents(request: ListParents) -> None:
     check_prefix(request.prefix)
     check_prefix(request.cursor or "")
     check_offset(request.offset)
-    if request.depth is not None and not 0 < request.depth <= MAX_OFFSET:
-        raise InvalidRequestError("depth must be at least 1")
+    if request.depth is not None:
+        check_type(request.depth, int, "depth is a whole number")
+        if not 0 < request.depth <= MAX_OFFSET:
+            raise InvalidRequestError("depth must be at least 1")
     if len(request.patterns) > MAX_PATTERNS:
         raise LimitExceededError(f"a listing may have at most {MAX_PATTERNS} patterns")
 
@@ -64,7 +66,8 @@ def check_offset(offset: int) -> None:
 
 def check_type(value: object, kinds: type | tuple[type, ...], what: str) -> None:
     """Raise InvalidRequestError, which says what the value is to be, for one that no type checker has seen."""
-    if not isinstance(value, kinds):
+    # Only Python takes a bool for a number: a server and PostgreSQL do not.
+    if not isinstance(value, kinds) or isinstance(value, bool):
         raise InvalidRequestError(f"{what}, not {type(value).__name__}")
 
 

@@ -3,9 +3,10 @@
 ``{"field": value}`` compares for equality, ``{"field": {"$gt": 3}}`` with an operator; several of either must all hold,
 ``$and`` and ``$or`` combine whole filters. A field is first taken literally and then as a dotted path. Numbers compare
 as numbers, strings by code point; values of different types never compare, and a missing field matches nothing, not
-even ``$ne``. A value that is an object matches an object that has all its fields. What a field is compared with is
-JSON: no date, no object of another type. (NaN, infinity and integers of more than 64 bits compare where no server is in
-between, which refuses them.)
+even ``$ne``. A value that is an object matches an object that has all its fields. Operators stand at a field and not
+inside such a value, where names that begin with ``$`` are refused unless ``$eq`` or the like comes first. What a field
+is compared with is JSON: no date, no object of another type. (NaN, infinity and integers of more than 64 bits compare
+where no server is in between, which refuses them.)
 """
 
 from __future__ import annotations
@@ -96,7 +97,13 @@ def _comparisons(field: str, operand: Any, budget: _Budget) -> list[Comparison]:
     operators = [name for name in given if isinstance(name, str) and name.startswith("$")]
     if not operators:
         budget.spend()
-        return [Comparison(field, "$eq", _json(operand))]
+        wanted = _json(operand)
+        if _holds_operator(wanted):
+            # Taken for a value, it would be found nowhere, and nobody would be told.
+            raise InvalidRequestError(
+                'an operator stands at a field; one of an object is named by its path, as in "a.b"'
+            )
+        return [Comparison(field, "$eq", wanted)]
     if len(operators) != len(given):
         raise InvalidRequestError("a comparison holds either operators or fields, not both")
     found: list[Comparison] = []
@@ -127,6 +134,15 @@ def _is_json(operand: Any) -> bool:
         parts = cast("Mapping[Any, Any]", operand)
         return all(isinstance(name, str) for name in parts) and all(map(_is_json, parts.values()))
     return operand is None or isinstance(operand, str | bool | int | float)
+
+
+def _holds_operator(operand: Any) -> bool:
+    if isinstance(operand, list | tuple):
+        return any(map(_holds_operator, cast("Sequence[Any]", operand)))
+    if isinstance(operand, Mapping):
+        parts = cast("Mapping[str, Any]", operand)
+        return any(name.startswith("$") for name in parts) or any(map(_holds_operator, parts.values()))
+    return False
 
 
 def _sequence(operand: Any, name: str) -> Sequence[Any]:

@@ -186,12 +186,18 @@ def test_parents_are_the_same_however_they_are_looked_for(memory: Any) -> None:
         ({"patterns": [("a",)]}, InvalidRequestError),
         ({"depth": 0}, InvalidRequestError),
         ({"depth": 2**53 + 1}, InvalidRequestError),
+        ({"depth": 1.5}, InvalidRequestError),
+        ({"depth": "1"}, InvalidRequestError),
+        ({"depth": True}, InvalidRequestError),
         ({"offset": -1}, InvalidRequestError),
         ({"limit": 0}, InvalidRequestError),
         ({"patterns": [Pattern(("a",))] * 101}, LimitExceededError),
     ],
-    ids=["surrogate", "nul", "far", "part", "no pattern", "depth", "deep", "offset", "limit", "patterns"],
-)
+    ids=[
+        "surrogate", "nul", "far", "part", "no pattern", "depth", "deep", "half", "text", "truth", "offset", "limit",
+        "patterns",
+    ],
+)  # fmt: skip
 def test_a_listing_of_parents_that_makes_no_sense_is_refused(memory: Any, wrong: Any, error: type[Exception]) -> None:
     with pytest.raises(error):
         memory.app_state.batch([Set("key", 1), Parents(**wrong)])
