@@ -33,7 +33,7 @@ def memory(tmp_path: Path) -> Iterator[AgentMemory]:
 
 
 @pytest.fixture
-def store(memory: AgentMemory) -> AgentMemoryStore:
+def kept(memory: AgentMemory) -> AgentMemoryStore:
     index: Any = {**INDEX, "fields": ["$"]}
     return AgentMemoryStore(memory, index=index)
 
@@ -63,9 +63,9 @@ class Fact(BaseModel):
     content: str
 
 
-def test_the_tools_keep_find_change_and_forget(store: AgentMemoryStore) -> None:
-    manage = create_manage_memory_tool(NAMESPACE, store=store)
-    search = create_search_memory_tool(NAMESPACE, store=store)
+def test_the_tools_keep_find_change_and_forget(kept: AgentMemoryStore) -> None:
+    manage = create_manage_memory_tool(NAMESPACE, store=kept)
+    search = create_search_memory_tool(NAMESPACE, store=kept)
 
     said = manage.invoke({"content": "likes swimming", "action": "create"}, CONFIG)
     identifier = said.rsplit(" ", 1)[1]
@@ -75,17 +75,17 @@ def test_the_tools_keep_find_change_and_forget(store: AgentMemoryStore) -> None:
     assert {one["value"]["content"] for one in found} == {"likes swimming", "has a dog"}
 
     manage.invoke({"content": "likes running", "action": "update", "id": identifier}, CONFIG)
-    item = store.get(("memories", "ada"), identifier)
+    item = kept.get(("memories", "ada"), identifier)
     assert item is not None
     assert item.value["content"] == "likes running"
     manage.invoke({"action": "delete", "id": identifier}, CONFIG)
-    assert store.get(("memories", "ada"), identifier) is None
+    assert kept.get(("memories", "ada"), identifier) is None
     assert json.loads(search.invoke({"query": "x"}, {"configurable": {"user_id": "bob"}})) == []
 
 
-def test_the_tools_work_async_and_from_threads(store: AgentMemoryStore, portal: BlockingPortal) -> None:
-    manage = create_manage_memory_tool(NAMESPACE, store=store)
-    search = create_search_memory_tool(NAMESPACE, store=store)
+def test_the_tools_work_async_and_from_threads(kept: AgentMemoryStore, portal: BlockingPortal) -> None:
+    manage = create_manage_memory_tool(NAMESPACE, store=kept)
+    search = create_search_memory_tool(NAMESPACE, store=kept)
 
     async def use() -> str:
         await manage.ainvoke({"content": "async", "action": "create"}, CONFIG)
@@ -96,16 +96,16 @@ def test_the_tools_work_async_and_from_threads(store: AgentMemoryStore, portal: 
         calls = [pool.submit(manage.invoke, {"content": f"fact {n}", "action": "create"}, CONFIG) for n in range(40)]
         for call in calls:
             call.result()
-    assert len(store.search(("memories", "ada"), limit=100)) == 41
+    assert len(kept.search(("memories", "ada"), limit=100)) == 41
 
 
 @pytest.mark.parametrize("face", ["sync", "async"])
 def test_the_store_manager_keeps_what_the_model_extracts(
-    store: AgentMemoryStore, portal: BlockingPortal, face: str
+    kept: AgentMemoryStore, portal: BlockingPortal, face: str
 ) -> None:
     model = Scripted(calls=[{"name": "Fact", "args": {"content": f"fact {n}"}} for n in range(3)])
     manager = create_memory_store_manager(
-        model, schemas=[Fact], namespace=NAMESPACE, store=store, enable_inserts=True, enable_deletes=False
+        model, schemas=[Fact], namespace=NAMESPACE, store=kept, enable_inserts=True, enable_deletes=False
     )
     given = {"messages": [{"role": "user", "content": "I have facts"}]}
     if face == "sync":
@@ -113,6 +113,6 @@ def test_the_store_manager_keeps_what_the_model_extracts(
     else:
         portal.call(partial(manager.ainvoke, given, CONFIG))
 
-    items = store.search(("memories", "ada"), limit=10)
+    items = kept.search(("memories", "ada"), limit=10)
     assert {item.value["content"]["content"] for item in items} == {f"fact {n}" for n in range(3)}
     assert {item.value["kind"] for item in items} == {"Fact"}
