@@ -105,11 +105,14 @@ def backup(options: argparse.Namespace) -> int:
 def migrate(options: argparse.Namespace) -> int:
     from .storage.postgres import migrations
 
-    steps = migrations.migrate(options.database, dry_run=options.dry_run)
+    left_out: list[migrations.Step] = []
+    steps = migrations.migrate(options.database, dry_run=options.dry_run, left_out=left_out.append)
     for step in steps:
         print(f"{'would take' if options.dry_run else 'took'} {step}")
     if not steps:
         print("the database is up to date")
+    for step in left_out:
+        print(f"left out {step.name}: {step.needs}")
     return 0
 
 

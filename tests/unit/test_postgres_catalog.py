@@ -911,6 +911,24 @@ def test_without_pgvector_vectors_are_refused_by_name(without_vectors: str) -> N
     assert migrate(address, dry_run=True) == migrate(address) == ["0002_create_vectors"]
 
 
+def test_a_migration_that_may_not_make_pgvector_says_what_is_missing(
+    server: PostgresServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = server.empty_database()
+    server.execute(f"CREATE ROLE plain_owner LOGIN; ALTER DATABASE {name_of(empty)} OWNER TO plain_owner")
+    address = f"postgresql://plain_owner@/{name_of(empty)}?host={psycopg.conninfo.conninfo_to_dict(empty)['host']}"
+    for found in ("would take 0001_create_tables", "took 0001_create_tables", "the database is up to date"):
+        main(["migrate", "--database", address, *(["--dry-run"] if found.startswith("would") else [])])
+        first, second = capsys.readouterr().out.splitlines()
+        assert first == found
+        assert second.startswith("left out 0002_create_vectors: ")
+        assert "CREATE EXTENSION vector" in second
+    server.execute("CREATE EXTENSION vector", name_of(empty))
+    main(["migrate", "--database", address])
+    assert capsys.readouterr().out == "took 0002_create_vectors\n"
+    server.drop(empty)
+
+
 def works(call: Callable[[], Any]) -> bool:
     try:
         call()

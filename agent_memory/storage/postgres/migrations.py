@@ -19,11 +19,15 @@ _ATTEMPTS: Final = 20
 
 
 class Step(NamedTuple):
-    """One step. An optional one is made as soon as ``possible`` says so; a catalog works without it."""
+    """One step. An optional one is made as soon as ``possible`` says so, and ``needs`` is why it may not be.
+
+    A catalog works without it.
+    """
 
     name: str
     migrate: Callable[[Connection], None]
     possible: Callable[[Connection], bool] | None = None
+    needs: str = ""
 
 
 def create_tables(connection: Connection) -> None:
@@ -114,16 +118,22 @@ VECTOR_SCHEMA: Final = (
 
 STEPS: Final = (
     Step("0001_create_tables", create_tables),
-    Step("0002_create_vectors", create_vectors, _has_pgvector),
+    Step(
+        "0002_create_vectors",
+        create_vectors,
+        _has_pgvector,
+        "semantic search needs the extension pgvector: install it on the server, let a superuser CREATE EXTENSION "
+        "vector in this database, and migrate again",
+    ),
 )
 
 
-def migrate(dsn: str, *, dry_run: bool = False) -> list[str]:
+def migrate(dsn: str, *, dry_run: bool = False, left_out: Callable[[Step], None] | None = None) -> list[str]:
     """Bring a database up to date, each step in a transaction of its own; return the names of the steps it took.
 
     Several may run at once. A step takes as long as it takes; one that is cut short, however, leaves nothing, and the
-    next run begins with it. Semantic search needs the extension pgvector: its step waits until the server has it. With
-    ``dry_run`` nothing is changed, and the names are those of the steps that would be taken.
+    next run begins with it. Semantic search needs the extension pgvector: its step waits until the server has it, and
+    ``left_out`` is told. With ``dry_run`` nothing is changed, and the names are those of the steps that would be taken.
 
     Raises UnavailableError if the server cannot be reached or a newer agent-memory made the database, and
     PermissionDeniedError if the user may not make tables.
@@ -133,21 +143,21 @@ def migrate(dsn: str, *, dry_run: bool = False) -> list[str]:
         connection.execute(UNLIMITED)
         # Several at once wait for each other's step; a lock that somebody else holds for longer is worth an error.
         connection.execute("SET lock_timeout = '60s'")
-        return _migrate(connection, dry_run)
+        return _migrate(connection, dry_run, left_out)
     except psycopg.Error as error:
         raise translate(error, lost=connection.closed).error from None
     finally:
         connection.close()
 
 
-def _migrate(connection: Connection, dry_run: bool) -> list[str]:
+def _migrate(connection: Connection, dry_run: bool, left_out: Callable[[Step], None] | None) -> list[str]:
     encoding = connection.execute("SELECT current_setting('server_encoding')").fetchone()
     if encoding is None or encoding[0] != "UTF8":
         raise UnavailableError("the PostgreSQL database must have the encoding UTF8", code="wrong_encoding")
     if dry_run:
         applied = applied_steps(connection) or set()
         check_not_newer(applied)
-        return [step.name for step in STEPS if step.name not in applied and _may(step, connection, dry_run)]
+        return [step.name for step in STEPS if step.name not in applied and _may(step, connection, dry_run, left_out)]
     _create_schema(connection)
     taken: list[str] = []
     for step in STEPS:
@@ -156,7 +166,7 @@ def _migrate(connection: Connection, dry_run: bool) -> list[str]:
             connection.execute("LOCK TABLE agent_memory.migration IN SHARE ROW EXCLUSIVE MODE")
             applied = applied_steps(connection) or set()
             check_not_newer(applied)
-            if step.name in applied or not _may(step, connection, dry_run):
+            if step.name in applied or not _may(step, connection, dry_run, left_out):
                 continue
             step.migrate(connection)
             connection.execute("INSERT INTO agent_memory.migration (name) VALUES (%s)", (step.name,))
@@ -164,13 +174,14 @@ def _migrate(connection: Connection, dry_run: bool) -> list[str]:
     return taken
 
 
-def _may(step: Step, connection: Connection, dry_run: bool) -> bool:
+def _may(step: Step, connection: Connection, dry_run: bool, left_out: Callable[[Step], None] | None) -> bool:
     if step.possible is None:
         return True
-    if not dry_run:
-        return step.possible(connection)
-    with connection.transaction(force_rollback=True):
-        return step.possible(connection)
+    with connection.transaction(force_rollback=dry_run):
+        possible = step.possible(connection)
+    if not possible and left_out is not None:
+        left_out(step)
+    return possible
 
 
 def _create_schema(connection: Connection) -> None:
