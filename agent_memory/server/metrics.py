@@ -32,6 +32,7 @@ METRICS_PATH: Final = "/metrics"
 
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT")
 _SCOPE: Final = "/v1/namespaces/{namespace}/applications/{application}/"
+_FIRST_BYTES: Final = 256 * 1024
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 prometheus_client.disable_created_metrics()
@@ -48,6 +49,8 @@ class Metrics:
             ProcessCollector(registry=own)
         else:
             self._place, place = _take_place(Path(self._folder))
+            if hasattr(os, "posix_fallocate"):
+                _find_room(self._place, place)
             values.ValueClass = cast(Any, values).MultiProcessValue(lambda: place)
         self._requests = Counter(
             "agent_memory_requests",
@@ -79,6 +82,8 @@ class Metrics:
         # What is known beforehand begins at nothing, not with its first event; and it takes its room now.
         for state, verb in product(("app_state", "request_state"), VERBS):
             self._seconds.labels("POST", f"{state}/{verb}")
+            # One failure is worth an alert, and a rate sees none in a series that begins with it.
+            self._requests.labels("POST", f"{state}/{verb}", "503", "internal")
         for outcome in ("done", "failed"):
             self._sweeps.labels(outcome)
         for kind in SweepReport._fields:
@@ -135,18 +140,33 @@ def _take_place(folder: Path) -> tuple[BinaryIO, int]:
     raise AssertionError("there is always another number")
 
 
+def _find_room(file: BinaryIO, place: int) -> None:
+    """Fail where there is no room for the files of a process: they are written to before it can be taken for them."""
+    if any(Path(file.name).parent.glob(f"*_{place}.db")):
+        return  # the worker before has taken it
+    try:
+        _allocate(file, _FIRST_BYTES)
+        file.truncate(0)
+    except UnavailableError:
+        file.close()
+        raise
+
+
 def _reserve(folder: Path) -> None:
     """Take the room of the files now: what is mapped and finds none later ends the process."""
+    for path in folder.glob("*.db"):
+        with open(path, "r+b") as file:
+            # Another worker's may have been made just now.
+            if size := os.fstat(file.fileno()).st_size:
+                _allocate(file, size)
+
+
+def _allocate(file: BinaryIO, size: int) -> None:
     try:
-        for path in folder.glob("*.db"):
-            with open(path, "r+b") as file:
-                # Another worker's may have been made just now.
-                if size := os.fstat(file.fileno()).st_size:
-                    os.posix_fallocate(file.fileno(), 0, size)
+        os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
-        raise UnavailableError(
-            f"there is no room to count in {str(folder)!r}: {error.strerror}", code="disk_full"
-        ) from None
+        folder = os.path.dirname(file.name)
+        raise UnavailableError(f"there is no room to count in {folder!r}: {error.strerror}", code="disk_full") from None
 
 
 class MetricsPort:

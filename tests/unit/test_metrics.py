@@ -114,6 +114,11 @@ def test_requests_are_counted_by_route_status_and_problem(server: ServerProcess)
     assert after["process_resident_memory_bytes", frozenset()] > 0
 
 
+def test_a_failure_of_the_server_is_counted_before_the_first_as_none(server: ServerProcess) -> None:
+    known = {"method": "POST", "route": "app_state/commit_write", "status": "503", "code": "internal"}
+    assert ("agent_memory_requests_total", frozenset(known.items())) in scrape(metrics_url(server))
+
+
 def test_metrics_name_no_tenant_and_no_key(server: ServerProcess) -> None:
     with AgentMemory(server.url, application="shy", namespace="acme") as memory:
         memory.app_state.set("a-key-of-somebody", "value")
@@ -246,6 +251,21 @@ def test_where_there_is_no_room_to_count_it_is_said_at_the_start(
     with pytest.raises(UnavailableError, match="no room to count") as caught:
         metrics._reserve(tmp_path)
     assert caught.value.code == "disk_full"
+
+
+@on_linux
+def test_no_file_is_mapped_where_there_is_no_room_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UnavailableError, match="no room to count"):
+        metrics.Metrics()
+    assert list(tmp_path.glob("*.db")) == [], "writing to it would end the process before it could say why"
+    (tmp_path / "counter_0.db").write_bytes(b"\0")
+    with open(tmp_path / "0.lock", "wb") as place:
+        metrics._find_room(place, 0)  # a worker that follows another needs no more than that had
 
 
 @on_linux
