@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import stat
 from collections.abc import Sequence
@@ -144,8 +145,10 @@ def _mark(text: str) -> bytes:
 
 
 def is_exposed(path: Path) -> bool:
-    """Say whether others than its owner can read a file."""
-    return bool(path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO))
+    """Say whether others than its owner can read a file; its group may if another user, as root, gives it this way."""
+    found = path.stat()
+    theirs = stat.S_IRWXO if found.st_uid != os.geteuid() else stat.S_IRWXG | stat.S_IRWXO
+    return bool(found.st_mode & theirs)
 
 
 def _grants(text: str) -> dict[bytes, list[Grant]]:

@@ -67,7 +67,10 @@ def serve(options: Options) -> None:
     raise_file_limit()
     gate = _gate(options)
     if options.token_file is not None and is_exposed(options.token_file):
-        print("agent-memory: warning: others can read the token file; chmod 600 it", file=sys.stderr)
+        print(
+            "agent-memory: warning: others can read the token file; make it readable by the server alone",
+            file=sys.stderr,
+        )
     public_url = _public_url(options.public_url)
     if options.workers < 1:
         raise InvalidRequestError("--workers is 1 or more")

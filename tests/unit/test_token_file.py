@@ -211,3 +211,12 @@ def test_each_new_reason_why_a_file_is_of_no_use_is_an_error_that_holds_nothing_
 def test_a_file_that_others_can_read_is_exposed(tokens: Path, mode: int, exposed: bool) -> None:
     tokens.chmod(mode)
     assert is_exposed(tokens) is exposed
+
+
+@pytest.mark.parametrize(("mode", "exposed"), [(0o640, False), (0o440, False), (0o644, True)])
+def test_a_file_that_another_user_gives_to_the_servers_group_is_not_exposed(
+    tokens: Path, mode: int, exposed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens.chmod(mode)
+    monkeypatch.setattr(os, "geteuid", lambda: tokens.stat().st_uid + 1)
+    assert is_exposed(tokens) is exposed
