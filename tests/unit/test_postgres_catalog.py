@@ -694,6 +694,7 @@ def end_waiting(server: PostgresServer, by: str) -> int:
 def test_a_write_that_no_standby_has_is_not_acknowledged_when_it_is_sent_again(
     server: PostgresServer, address: str, unconfirmed: Callable[[], None], batched: bool, by: str
 ) -> None:
+    server.execute(f"ALTER DATABASE {name_of(address)} SET client_min_messages = error")
     with closing(PostgresCatalog(address, statement_seconds=0.5)) as catalog, ThreadPoolExecutor(1) as thread:
         put(catalog, SCOPE, "k")
         unconfirmed()

@@ -46,6 +46,8 @@ _SESSION: Final = {
     "plan_cache_mode": "force_generic_plan",
     # A plan made while a table was still empty would go on reading the whole of it. There is an index for everything.
     "enable_seqscan": "off",
+    # A user or a database may have it that warnings are not sent: one of them is about a commit.
+    "client_min_messages": "warning",
 }
 
 
