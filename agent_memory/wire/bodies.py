@@ -40,10 +40,11 @@ Size: TypeAlias = Annotated[int, Field(ge=0, le=2**53)]
 Number: TypeAlias = Annotated[int, Field(ge=1, le=2**53)]
 Text: TypeAlias = Annotated[str, Field(max_length=1024)]
 Sha256: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-# A batch's results are validated as plain objects, in which a time is still a string. In UTC the first and the last day
-# of the calendar may lie beyond it.
+# A batch's results are validated as plain objects, in which a time is still a string. With an offset it may lie beyond
+# the calendar.
 Time: TypeAlias = Annotated[
-    AwareDatetime, Field(strict=False, ge=datetime(1, 1, 2, tzinfo=UTC), lt=datetime(9999, 12, 31, tzinfo=UTC))
+    AwareDatetime,
+    Field(strict=False, ge=datetime.min.replace(tzinfo=UTC), le=datetime.max.replace(tzinfo=UTC)),
 ]
 # Little-endian 32-bit floats in base64.
 Vector: TypeAlias = Annotated[str, Field(max_length=128 * 1024, json_schema_extra={"contentEncoding": "base64"})]

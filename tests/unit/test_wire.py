@@ -6,6 +6,7 @@ import functools
 import hashlib
 import inspect
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -44,6 +45,7 @@ from agent_memory.messages import (
     Scope,
     Search,
     SegmentPage,
+    to_us,
 )
 from agent_memory.wire import (
     VERBS,
@@ -65,7 +67,8 @@ provenances = st.none() | st.dictionaries(text, text, min_size=1, max_size=3)
 chunks = st.builds(Chunk, text.map(lambda name: f"https://bucket/{name}"), sizes, st.none() | text)
 blobs = st.builds(Blob, text, st.lists(chunks, max_size=3).map(tuple))
 digests = st.none() | st.binary(min_size=32, max_size=32).map(bytes.hex)
-times = st.integers(0, 4_000_000_000_000_000)
+calendar = [to_us(end.replace(tzinfo=UTC)) for end in (datetime.min, datetime.max)]
+times = st.sampled_from(calendar) | st.integers(*calendar)
 
 reads = st.builds(PrepareRead, scopes, text, sizes, st.none() | st.integers(1, 2**53), st.booleans())
 conditions = st.fixed_dictionaries({"if_match": st.none() | text, "provenance": provenances, "max_inline_size": sizes})
