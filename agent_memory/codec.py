@@ -141,24 +141,25 @@ class TypedCodec(Generic[T]):
             return self._cleared(decoded)
         if any(kind == "json_invalid" for _, kind in decoded.problems):
             raise DeserializationError("the stored bytes are not JSON; raw() reads them")
+        told = self.joined(decoded.problems, in_python=content_type == PICKLE)
         raise SchemaError(
-            f"the stored value is not {with_article(self._name)}: {self.joined(decoded.problems)}",
+            f"the stored value is not {with_article(self._name)}: {told}",
             problems=[(_place(map(str, location)), kind) for location, kind in decoded.problems],
         )
 
-    def joined(self, problems: Sequence[Problem]) -> str:
+    def joined(self, problems: Sequence[Problem], *, in_python: bool = False) -> str:
         """Return what is wrong with a value as one line: the first five places, each with the kind of its error.
 
-        The keys of mappings are data, and left out.
+        The keys of mappings are data, and left out. In JSON they are text, but ``in_python`` a number may be one.
         """
-        places = ", ".join(f"{_place(self._named(*problem))}: {problem[1]}" for problem in problems[:5])
+        places = ", ".join(f"{_place(self._named(*problem, in_python))}: {problem[1]}" for problem in problems[:5])
         return places if len(problems) <= 5 else f"{places}, and {len(problems) - 5} more"
 
-    def _named(self, location: tuple[str | int, ...], kind: str) -> Iterator[str]:
+    def _named(self, location: tuple[str | int, ...], kind: str, in_python: bool) -> Iterator[str]:
         for depth, part in enumerate(location, 1):
             # The name of a field that the model does not have tells what has become of it.
             is_name = part in self._names or (kind == "extra_forbidden" and depth == len(location))
-            yield shown(str(part)) if is_name or isinstance(part, int) else "…"
+            yield shown(str(part)) if is_name or (isinstance(part, int) and not in_python) else "…"
 
     def is_same(self, data: bytes, other: bytes) -> bool:
         """Say whether JSON is read as one value: a set has no order, and older models wrote fewer or more fields."""

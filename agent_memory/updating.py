@@ -189,7 +189,7 @@ def with_fields(key: str, value_type: Any, fields: Mapping[str, Any]) -> Callabl
         except ValidationError as error:
             problems = problems_of(error)
         # Outside the handler: Pydantic's text repeats the value, and must not be this error's context.
-        shown = typed_codec(model).joined(problems)
+        shown = typed_codec(model).joined(problems, in_python=True)
         raise SerializationError(f"{key!r}: the change is not a valid {model.__name__}: {shown}")
 
     return change

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast, get_args
 
 import pydantic_core
 from pydantic import BaseModel, RootModel, TypeAdapter, ValidationError
@@ -61,7 +61,7 @@ class SchemaRules:
                 return made
             problem = f"{model.__name__} has no field {', '.join(map(_in_one_line, unknown))}"
         except ValidationError as error:
-            problem = f"it is not a {model.__name__}: {_problems(error)}"
+            problem = f"it is not a {model.__name__}: {_problems(error, model)}"
         except pydantic_core.PydanticSerializationError:
             problem = "it is no JSON"
         except (AgentMemoryError, MemoryError):
@@ -79,7 +79,7 @@ class SchemaRules:
         try:
             self._adapters[model].validate_json(pydantic_core.to_json(value))
         except ValidationError as error:
-            problem = _problems(error)
+            problem = _problems(error, model)
         except (AgentMemoryError, MemoryError):
             raise
         except Exception as error:
@@ -170,14 +170,36 @@ def item_name(namespace: tuple[str, ...], key: str) -> str:
     return f"item {key!r} of {namespace!r}"
 
 
-def _problems(error: ValidationError) -> str:
+def _problems(error: ValidationError, model: type[BaseModel]) -> str:
     # From location and type alone: Pydantic's own text repeats the input.
     found = error.errors(include_url=False, include_context=False, include_input=False)
-    places = [_in_one_line(".".join(map(str, problem["loc"]))) or "(the value)" for problem in found[:5]]
-    shown = [f"{place}: {problem['type']}" for place, problem in zip(places, found, strict=False)]
+    names = _declared(model, set())
+    shown = [f"{_place(problem['loc'], problem['type'], names)}: {problem['type']}" for problem in found[:5]]
     return ", ".join(shown) + (f", and {len(found) - 5} more" if len(found) > 5 else "")
 
 
+def _place(location: tuple[int | str, ...], kind: str, names: set[Any]) -> str:
+    """Return the place of a problem in JSON without the keys of mappings, which are data."""
+    # The name of a field that the model does not have is what is wrong.
+    unknown = len(location) - 1 if kind == "extra_forbidden" else None
+    parts = [
+        str(part) if isinstance(part, int) or part in names or depth == unknown else "…"
+        for depth, part in enumerate(location)
+    ]
+    return _in_one_line(".".join(parts)) or "(the value)"
+
+
+def _declared(kind: Any, names: set[Any]) -> set[Any]:
+    """Add the models of a type to ``names``, and what they and their fields are called in a location; return it."""
+    for part in get_args(kind):
+        _declared(part, names)
+    if isinstance(kind, type) and issubclass(kind, BaseModel) and kind not in names:
+        names |= {kind, kind.__name__, *_names(kind, True)}
+        for field in kind.model_fields.values():
+            _declared(field.annotation, names)
+    return names
+
+
 def _in_one_line(text: str) -> str:
-    """Return text with what is not printable escaped: the keys of a mapping are a part of places, and anybody's."""
+    """Return text with what is not printable escaped: whoever puts an item chooses the names in it."""
     return text if text.isprintable() else repr(text)[1:-1]

@@ -248,6 +248,10 @@ class Ticket(BaseModel):
     default: int = 0
 
 
+class Calls(BaseModel):
+    minutes: dict[int, int] = {}
+
+
 class Accident(BaseModel):
     place: str = ""
 
@@ -299,6 +303,10 @@ def test_a_wrong_change_of_fields_names_the_key(memory: Any) -> None:
     document.create(Profile(name="Ada"))
     assert failing(lambda: document.update(goals="run")) == (
         "'user/1/profile': the change is not a valid Profile: goals: list_type"
+    )
+    calls = memory.entity("user", "1").document(Calls)
+    assert failing(lambda: calls.update(minutes={4915112345678: "none"})) == (
+        "'user/1/calls': the change is not a valid Calls: minutes.\u2026: int_parsing"
     )
 
 

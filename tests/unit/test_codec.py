@@ -709,6 +709,13 @@ def test_a_schema_error_tells_the_fields_and_classes_of_a_place_and_no_keys_of_m
     assert str(caught.value) == f"the stored value is not a Told: {places}"
 
 
+def test_the_number_of_a_place_in_a_pickle_may_be_a_key_and_is_not_told() -> None:
+    with pytest.raises(SchemaError, match=r"Told: years\.\u2026\.Profile: model_type, years") as caught:
+        typed_codec(Told).decode(b"", PICKLE, lambda: {"years": {1815: "the secret"}})
+
+    assert caught.value.problems[0] == ("years.1815.Profile", "model_type")
+
+
 @pytest.mark.parametrize(
     ("data", "content_type"),
     [(b'{"a\\n\\u001b[31mb": 1}', JSON), (b"", "a\n\x1b[31mb")],
