@@ -63,7 +63,8 @@ def _parts(value_type: Any, place: str, seen: set[Any]) -> Iterator[_Part]:
     # Python's own class of aliases and typing-extensions' are two.
     if type(value_type).__name__ in ("TypeAliasType", "NewType", "TypeVar") and value_type not in seen:
         seen.add(value_type)
-        yield from _parts(_stands_for(value_type), place, seen)
+        for part in _stands_for(value_type):
+            yield from _parts(part, place, seen)
     if not isinstance(value_type, type):
         return
     kind = cast("type[object]", value_type)
@@ -76,10 +77,11 @@ def _parts(value_type: Any, place: str, seen: set[Any]) -> Iterator[_Part]:
             yield from _parts(annotation, f"{kind.__name__}.{name}", seen)
 
 
-def _stands_for(name: Any) -> Any:
-    """Return the type that a name stands for: an alias, a NewType, or a variable that is bound to one."""
-    attributes = ("__value__", "__supertype__", "__bound__")
-    return next((getattr(name, one) for one in attributes if hasattr(name, one)), None)
+def _stands_for(name: Any) -> list[Any]:
+    """Return the types that a name can stand for: an alias, a NewType or a variable."""
+    attributes = ("__value__", "__supertype__", "__bound__", "__default__")
+    found = [getattr(name, one) for one in attributes if hasattr(name, one)]
+    return [*found, *getattr(name, "__constraints__", ())]
 
 
 def _annotations(kind: type[object]) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections import OrderedDict, deque
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, NewType, NotRequired, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, NewType, NotRequired
 
 import pytest
 from hypothesis import given
@@ -31,7 +31,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.dataclasses import dataclass as pydantic_dataclass
-from typing_extensions import TypeAliasType, TypedDict
+from typing_extensions import TypeAliasType, TypedDict, TypeVar
 
 from agent_memory.codec import schema_name, snake_case, typed_codec
 from agent_memory.errors import DeserializationError, SchemaError, SerializationError, UnavailableError
@@ -626,6 +626,8 @@ Recursive = TypeAliasType("Recursive", "dict[str, Recursive] | int")
         TypeAliasType("Listed", list[Partly]),
         NewType("New", Partly),
         TypeVar("Bound", bound=Partly),
+        TypeVar("OneOf", Partly, int),
+        TypeVar("Default", default=Partly),
     ],
     ids=str,
 )
