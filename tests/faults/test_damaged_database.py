@@ -169,6 +169,35 @@ def test_a_damaged_index_brings_nothing_wrong_into_a_copy(astray: Path, tmp_path
         copy(source, target)
 
 
+def test_a_copy_into_a_store_with_a_damaged_index_takes_the_place_of_no_other_key(astray: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source.db"
+    with AgentMemory(source, application="faults") as memory:
+        memory.app_state.set("b", "old")
+        memory.app_state.set("b", "newer than what is there")
+    with (
+        closing(open_service(str(source), None)) as copied,
+        closing(open_service(str(astray), None)) as target,
+        pytest.raises(IntegrityError),
+    ):
+        target.catalog.take(copied.catalog.stored(after=("", ""), limit=10))
+    with AgentMemory(astray, application="others") as memory:
+        assert memory.app_state.get("d") == {"is": "d"}
+
+
+def test_a_damaged_index_makes_no_garbage_of_the_value_of_another_key(database: Path) -> None:
+    with AgentMemory(database, application="faults") as memory:
+        for key in ("first", "a", "b"):
+            memory.app_state.set(key, b"x" * 100_000)
+    with closing(apsw.Connection(str(database))) as connection:
+        [(blob_id,)] = all_rows(connection, "SELECT id FROM blob WHERE key = 'a'")
+        [(rowid,)] = all_rows(connection, "SELECT rowid FROM blob WHERE key = 'b'")
+    point_elsewhere(database, "sqlite_autoindex_blob_1", blob_id.encode(), rowid)
+    with AgentMemory(database, application="faults") as memory:
+        memory.app_state.set("a", 1)
+    with closing(apsw.Connection(str(database))) as connection:
+        assert all_rows(connection, "SELECT state FROM blob WHERE rowid = ?", (rowid,)) == [("live",)]
+
+
 LONG_AGO = 10**15
 """In microseconds since 1970; eight bytes in an index."""
 
