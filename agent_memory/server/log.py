@@ -102,7 +102,8 @@ class RequestLog:
 
     def _has_room(self, stream: TextIO) -> bool:
         try:
-            # Where there is any room in a pipe, there is room for 4 KiB.
+            # On Linux there is room for 4 KiB in a pipe where there is any. Of many workers that see the last of it at
+            # once, one could still be made to wait.
             return bool(select.select([], [stream.fileno()], [], 0 if self._dropped else _READER_SECONDS)[1])
         except (OSError, ValueError):
             # It is no file, or Windows, where only sockets can be asked: it takes everything, or makes us wait.
