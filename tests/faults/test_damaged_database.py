@@ -283,6 +283,27 @@ def test_a_text_that_is_damaged_under_a_write_is_an_integrity_error(database: Pa
                 list(call("k") or ())
 
 
+def change(database: Path, statement: str) -> None:
+    """Change a database as damage does, which keeps to no types."""
+    with closing(apsw.Connection(str(database))) as connection:
+        all_rows(connection, "PRAGMA writable_schema = ON")
+        all_rows(connection, "UPDATE sqlite_schema SET sql = replace(sql, 'STRICT', '') WHERE type = 'table'")
+    with closing(apsw.Connection(str(database))) as connection:
+        all_rows(connection, statement)
+
+
+def test_who_keeps_the_error_of_a_damaged_row_still_reads_what_is_written_later(database: Path) -> None:
+    with AgentMemory(database, application="faults") as memory:
+        for key in ("a", "b", "c"):
+            memory.app_state.set(key, 1)
+        change(database, "UPDATE entry SET provenance = 'none' WHERE key = 'b'")
+        with pytest.raises(IntegrityError) as kept:
+            list(memory.app_state.keys())
+        memory.app_state.set("a", 2)
+        assert memory.app_state.get("a") == 2
+        assert kept.value
+
+
 def test_a_blob_without_a_place_stops_neither_a_check_nor_a_sweep(database: Path) -> None:
     with AgentMemory(database, application="faults") as memory:
         for key in ("a", "b", "c"):

@@ -219,8 +219,16 @@ class Connections:
             return connection
 
     def release(self, connection: apsw.Connection) -> None:
-        """Take a connection back, or close it: one whose transaction was interrupted would read old values for ever."""
-        if self._closed or len(self._readers) >= _IDLE_READERS or connection.in_transaction:
+        """Take a connection back, or close it: one whose transaction was interrupted would read old values for ever.
+
+        So would one with a statement that was not fetched to its end, which is in no transaction of its own.
+        """
+        if (
+            self._closed
+            or len(self._readers) >= _IDLE_READERS
+            or connection.in_transaction
+            or connection.txn_state() != apsw.SQLITE_TXN_NONE
+        ):
             self._close_reader(connection)
         else:
             self._readers.append(connection)

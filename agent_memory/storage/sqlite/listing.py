@@ -26,13 +26,16 @@ def list_keys(connection: apsw.Connection, request: List, now: int) -> list[Row]
     found: list[Row] = []
     size = 0
     cursor: Any = cast(Any, connection).execute(sql, (*bindings, now, request.limit))
-    for values in cursor:
-        row = to_row(values)
-        size += len(row.data or b"")
-        if found and size > BATCH_INLINE_LIMIT:
-            cursor.close()
-            break
-        found.append(row)
+    try:
+        for values in cursor:
+            row = to_row(values)
+            size += len(row.data or b"")
+            if found and size > BATCH_INLINE_LIMIT:
+                break
+            found.append(row)
+    finally:
+        # Whoever keeps the error of a damaged row keeps this frame, and the connection would stay in its snapshot.
+        cursor.close(True)
     return found
 
 
