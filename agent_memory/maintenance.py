@@ -127,8 +127,12 @@ def _has(blobs: BlobStore, blob_id: str) -> bool:
 
 def _harm(catalog: Catalog, blobs: BlobStore, value: StoredValue) -> tuple[str, str] | None:
     """Return the kind and the description of what is wrong with a value."""
+    if not value.sound:
+        return "damaged", "what the catalog says of the value cannot be true"
     if value.blob_id is None:
         data = value.data or b""
+        if type(data) is not bytes:
+            return "damaged", "the value in the catalog is not what was written"
         if hashlib.sha256(data).hexdigest() != value.sha256 or len(data) != value.size:
             return "damaged", "the value in the catalog is not what was written"
         return None
@@ -147,8 +151,11 @@ def _harm(catalog: Catalog, blobs: BlobStore, value: StoredValue) -> tuple[str, 
 
 
 def _is_current(catalog: Catalog, value: StoredValue) -> bool:
-    namespace, application, *request = value.scope.split("/", 2)
-    row = catalog.read(Scope(namespace, application, request[0] if request else None), value.key)
+    if not value.sound:
+        return True
+    namespace, _, rest = value.scope.partition("/")
+    application, _, request = rest.partition("/")
+    row = catalog.read(Scope(namespace, application, request or None), value.key)
     return row is not None and (row.blob_id, row.entry.sha256) == (value.blob_id, value.sha256)
 
 

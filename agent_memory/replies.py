@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
-from .errors import ConflictError, LimitExceededError, ProtocolError
+from .errors import ConflictError, IntegrityError, LimitExceededError
 from .executors import Executor
 from .ids import uuid7
 from .messages import (
@@ -105,7 +105,7 @@ class Replies:
         entry, data, blob_id, chunk_size = row
         if data is None:
             if blob_id is None:
-                raise ProtocolError("the catalog has a value without bytes")
+                raise IntegrityError("the catalog has a value without bytes")
             if entry.size > min(max_inline_size, self._room, INLINE_LIMIT):
                 self._chunks -= _chunks(row)
                 if self._chunks < 0:

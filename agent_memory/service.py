@@ -148,9 +148,11 @@ class StateService:
         return made
 
     def _load(self, row: Row, size: int) -> bytes:
+        # First: of a size that is damaged no memory is taken.
+        chunks = blob_of(row.blob_id or "", row.entry.size, row.chunk_size).chunks
         data = bytearray(size)
         view, offset = memoryview(data), 0
-        for chunk in blob_of(row.blob_id or "", row.entry.size, row.chunk_size).chunks:
+        for chunk in chunks:
             if offset >= size:
                 break
             self.blobs.read_into(*chunk_name(chunk), 0, view[offset : offset + chunk.size])

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import secrets
 import time
 from collections import defaultdict
@@ -19,10 +20,11 @@ from typing import Final, NamedTuple, Protocol
 
 from ..disk import disk_error, private, sync_file, sync_folder, write_trial
 from ..errors import AgentMemoryError, ConflictError, IntegrityError, UnavailableError
-from ..messages import Blob, Chunk
+from ..messages import MAX_VALUE_BYTES, Blob, Chunk
 
 _BLOCK: Final = 1024 * 1024
 _BLOB_URI: Final = "blob:"
+_ID: Final = re.compile(r"[0-9a-f-]{1,64}")
 
 URL_SECONDS: Final = 300
 """How long a chunk's URL lives."""
@@ -36,17 +38,35 @@ MAX_CHUNKS: Final = 10_000
 
 def chunk_sizes(size: int, chunk_size: int | None) -> list[int]:
     """Return the sizes of a value's chunks: all but the last are ``chunk_size``; without one there is one chunk."""
+    # A database that is damaged, or that somebody else made, may say anything: nothing is made of such a size.
+    if (
+        type(size) is not int
+        or not 0 <= size <= MAX_VALUE_BYTES
+        or (chunk_size is not None and (type(chunk_size) is not int or size > chunk_size * MAX_CHUNKS))
+    ):
+        raise IntegrityError("the sizes that the catalog has of a value's chunks are damaged")
     if chunk_size is None or size <= chunk_size:
         return [size]
-    if size > chunk_size * MAX_CHUNKS:
-        raise IntegrityError("the sizes that the catalog has of a value's chunks are damaged")
     whole, rest = divmod(size, chunk_size)
     return [chunk_size] * whole + ([rest] if rest else [])
+
+
+def is_blob_id(blob_id: str) -> bool:
+    """Say whether a store made this id: any other may lead out of its folder or prefix, or be no name at all."""
+    return type(blob_id) is str and _ID.fullmatch(blob_id) is not None
+
+
+def check_blob_id(blob_id: str) -> str:
+    """Return the id of a blob; raise IntegrityError for one that no store made, which a damaged catalog may name."""
+    if not is_blob_id(blob_id):
+        raise IntegrityError("the catalog names a blob that no store made")
+    return blob_id
 
 
 def blob_of(blob_id: str, size: int, chunk_size: int | None) -> Blob:
     """Return a blob whose chunks are named for the blob store; a server puts URLs in the names' place."""
     sizes = enumerate(chunk_sizes(size, chunk_size))
+    check_blob_id(blob_id)
     return Blob(blob_id, tuple(Chunk(f"{_BLOB_URI}{blob_id}/{number}", one) for number, one in sizes))
 
 
@@ -124,9 +144,7 @@ class FileBlobs:
 
     def path(self, blob_id: str, index: int) -> Path:
         """Return where a chunk lies; raise IntegrityError for a name that leads out of the folder."""
-        if "/" in blob_id or blob_id.endswith(".."):
-            # A catalog that somebody else made, and that is opened or copied here, may name anything.
-            raise IntegrityError("the catalog names a blob that no store made")
+        check_blob_id(blob_id)
         return self.folder / blob_id[-2:] / f"{blob_id}.{index}"
 
     def put(self, blob_id: str, index: int, data: memoryview) -> str:
@@ -205,7 +223,7 @@ class FileBlobs:
                     with contextlib.suppress(FileNotFoundError):
                         status = file.stat()
                         blob_id, _, index = file.name.rpartition(".")
-                        number = int(index) if index.isdecimal() else -1
+                        number = int(index) if index.isdecimal() and is_blob_id(blob_id) else -1
                         yield BlobObject(
                             blob_id if number >= 0 else file.name, number, status.st_size, now - status.st_mtime
                         )

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
-from ..errors import ConflictError
+from ..errors import ConflictError, IntegrityError
 from ..messages import CommitWrite, Delete, Entry, List, Operation, Scope, Write
 
 Clock: TypeAlias = Callable[[], int]
@@ -36,6 +36,54 @@ COLUMNS: Final = (
     "created_us, updated_us, expires_us, provenance, deleted, blob_id, chunk_size, value"
 )
 """The columns that make a Row, in the order in which every catalog reads them."""
+
+
+SECRET_BYTES: Final = 32
+
+_FIRST_US: Final = -62_135_596_800_000_000
+_LAST_US: Final = 253_402_300_799_999_999
+"""The years 1 to 9999, which a datetime can tell."""
+
+_MAX_VERSION: Final = 2**53
+"""What JSON carries exactly everywhere."""
+
+
+def is_sound(row: Any) -> bool:
+    """Say whether what no hash covers, in a row of COLUMNS, is of its type and in its bounds.
+
+    A flipped bit changes a number to any other one, and in SQLite, which keeps it in each row, a column's type.
+    """
+    _, version, etag, size, sha256, kind, signature, name, number, created, updated, expires, provenance = row[:13]
+    return (
+        type(version) is type(size) is type(created) is type(updated) is int
+        and type(etag) is type(sha256) is type(kind) is str
+        and (signature is None or type(signature) is str)
+        and (name is None or type(name) is str)
+        and (number is None or type(number) is int)
+        and (provenance is None or type(provenance) is str)
+        and 0 < version <= _MAX_VERSION
+        and size >= 0
+        and _FIRST_US <= created <= _LAST_US
+        and _FIRST_US <= updated <= _LAST_US
+        and (expires is None or (type(expires) is int and _FIRST_US <= expires <= _LAST_US))
+    )
+
+
+def is_time(us: Any) -> bool:
+    """Say whether something is microseconds since 1970, of a time that a datetime can tell."""
+    return type(us) is int and _FIRST_US <= us <= _LAST_US
+
+
+def is_version(number: Any) -> bool:
+    """Say whether something is a version, or the floor of some."""
+    return type(number) is int and 0 <= number <= _MAX_VERSION
+
+
+def check_secret(secret: Any) -> bytes:
+    """Return a secret of SECRET_BYTES; raise IntegrityError for anything else, with which nothing may be signed."""
+    if type(secret) is not bytes or len(secret) != SECRET_BYTES:
+        raise IntegrityError("a secret of the store is damaged in the database")
+    return secret
 
 
 def provenance_text(provenance: Mapping[str, str] | None) -> str | None:
@@ -67,7 +115,7 @@ class BlobRow(NamedTuple):
 
 
 class StoredValue(NamedTuple):
-    """One row as the consistency check sees it."""
+    """One row as the consistency check sees it; ``sound`` says whether what no hash covers can be true."""
 
     scope: str
     key: str
@@ -76,6 +124,13 @@ class StoredValue(NamedTuple):
     data: bytes | None
     blob_id: str | None
     chunk_size: int | None
+    sound: bool
+
+
+def stored_value(row: Any) -> StoredValue:
+    """Return what the consistency check sees of a row of COLUMNS and its scope, the last of all."""
+    key, scope = row[0], row[-1]
+    return StoredValue(scope, key, row[3], row[4], row[16], row[14], row[15], is_sound(row))
 
 
 class StoredRow(NamedTuple):

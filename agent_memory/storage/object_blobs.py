@@ -22,7 +22,7 @@ from typing import Any, Final, TypeVar, cast
 
 from ..errors import AgentMemoryError, ConflictError, IntegrityError, InvalidRequestError, UnavailableError
 from ..executors import Executor
-from .blobs import BlobObject
+from .blobs import BlobObject, check_blob_id, is_blob_id
 
 T = TypeVar("T")
 
@@ -61,6 +61,7 @@ _CONTROL_SECONDS: Final = 8.0
 _RETRIES: Final = 2
 _RETRY_SECONDS: Final = 10.0
 _BACKOFF: Final = {"init_backoff": timedelta(milliseconds=50), "max_backoff": timedelta(seconds=1), "base": 2}
+_NUMBER: Final = re.compile("0|[1-9][0-9]{0,5}")
 _STATUS: Final = re.compile(r"status code: (\d{3})")
 _NO_BUCKET: Final = ("NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist")
 # Where a machine's own identity comes from, once the environment has named no credentials.
@@ -187,7 +188,7 @@ class ObjectBlobs:
         """Return what a listing says of a blob's chunks: one request for a thousand of them."""
         found = (one for page in self._pages(_path(blob_id)) for one in page)
         named = ((one["path"].rpartition("/")[2], one) for one in found)
-        return {int(number): one for number, one in named if number.isdecimal()}
+        return {int(number): one for number, one in named if _NUMBER.fullmatch(number)}
 
     def _head(self, path: str) -> Any:
         try:
@@ -216,7 +217,8 @@ class ObjectBlobs:
                     future.cancel()
 
     def delete(self, blobs: Iterable[tuple[str, int]]) -> None:
-        paths = (_path(blob_id, index) for blob_id, count in blobs for index in range(count))
+        # What no store made is no object of it.
+        paths = (_path(blob_id, index) for blob_id, count in blobs if is_blob_id(blob_id) for index in range(count))
         while some := list(islice(paths, _BULK)):
             self._delete(some)
 
@@ -244,7 +246,7 @@ class ObjectBlobs:
         for page in self._pages(None):
             for found in page:
                 blob_id, _, number = found["path"].partition("/")[2].partition("/")
-                if number.isdecimal() and found["path"] == _path(blob_id, int(number)):
+                if is_blob_id(blob_id) and _NUMBER.fullmatch(number) and found["path"] == _path(blob_id, int(number)):
                     age = (now - found["last_modified"]).total_seconds()
                     yield BlobObject(blob_id, int(number), found["size"], age)
 
@@ -383,4 +385,5 @@ def _etag(found: Any) -> str:
 
 
 def _path(blob_id: str, index: int | None = None) -> str:
+    check_blob_id(blob_id)
     return f"{blob_id[-2:]}/{blob_id}" if index is None else f"{blob_id[-2:]}/{blob_id}/{index}"

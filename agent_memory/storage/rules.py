@@ -80,8 +80,9 @@ def swept_requests(scope: str) -> str:
 
     No request has an empty id, so no scope has this name; one row stands for any number of requests.
     """
-    namespace, application, *_ = scope.split("/", 2)
-    return f"{namespace}/{application}/"
+    # Of a name that is damaged there may be less.
+    namespace, _, rest = scope.partition("/")
+    return f"{namespace}/{rest.partition('/')[0]}/"
 
 
 def replay(write: Write, receipt: Receipt) -> Entry | None:

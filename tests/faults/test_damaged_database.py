@@ -292,6 +292,83 @@ def change(database: Path, statement: str) -> None:
         all_rows(connection, statement)
 
 
+@pytest.mark.parametrize(
+    "harm",
+    ["size = -1", "size = 1 << 62", "size = x'00'", "chunk_size = 'a'", "blob_id = 'a' || char(0)", "blob_id = x'00'"],
+)
+@pytest.mark.parametrize("size", [100, 200_000], ids=["small", "large"])
+def test_damaged_sizes_and_ids_of_blobs_are_integrity_errors(database: Path, harm: str, size: int) -> None:
+    with AgentMemory(database, application="faults") as memory:
+        memory.app_state.set("other", 1)
+        memory.app_state.set("a/k", {"is": "x" * 200_000})
+        if size == 100:
+            # A large one whose row says that it is small: the store itself fetches it.
+            change(database, "UPDATE entry SET size = 100 WHERE key = 'a/k'")
+        change(database, f"UPDATE entry SET {harm} WHERE key = 'a/k'")
+        state = memory.app_state
+        for call in (
+            lambda: state.get("a/k"),
+            lambda: state.get_many(["a/k", "other"]),
+            lambda: state.search("a/"),
+            lambda: state.search("a/", filter={"is": {"$ne": 1}}, limit=5) or state.get("a/k"),
+        ):
+            with pytest.raises(IntegrityError):
+                call()
+        assert ("damaged", "default/faults a/k") in {(one.kind, one.place) for one in memory.check().problems}
+        assert state.get("other") == 1
+        state.set("a/k", {"is": "new"})
+        assert state.get("a/k") == {"is": "new"}
+
+
+def test_damaged_sizes_and_ids_of_blobs_stop_no_sweep(database: Path) -> None:
+    with AgentMemory(database, application="faults") as memory:
+        for number, harm in enumerate(["size = -1", "size = 1 << 62", "id = 'a' || char(0)"]):
+            memory.app_state.set(f"k{number}", b"x" * 100_000)
+            change(database, f"UPDATE blob SET state = 'garbage', at_us = 0, {harm} WHERE key = 'k{number}'")
+        assert memory.sweep().blobs == 3
+
+
+@pytest.mark.parametrize(
+    "harm",
+    ["updated_us = 1 << 62", "created_us = -(1 << 62)", "expires_us = 1 << 62", "version = 1 << 60", "etag = x'00'"],
+)
+def test_metadata_that_cannot_be_true_is_an_integrity_error(database: Path, harm: str) -> None:
+    with AgentMemory(database, application="faults") as memory:
+        memory.app_state.set("k", 1)
+        change(database, f"UPDATE entry SET {harm}")
+        for call in (memory.app_state.get, memory.app_state.snapshot, memory.app_state.keys):
+            with pytest.raises(IntegrityError, match="damaged"):
+                list(call("k") or ())  # type: ignore[arg-type]
+        [problem] = memory.check().problems
+        assert (problem.kind, problem.place) == ("damaged", "default/faults k")
+
+
+def test_a_write_mends_when_a_value_was_written(database: Path) -> None:
+    with AgentMemory(database, application="faults") as memory:
+        memory.app_state.set("k", 1)
+        change(database, "UPDATE entry SET created_us = 1 << 62, updated_us = 1 << 62")
+        assert memory.app_state.set("k", 2).created_at.year < 3000
+        assert memory.app_state.get("k") == 2
+
+
+def test_a_version_that_is_damaged_never_counts_on(database: Path) -> None:
+    with AgentMemory(database, application="faults") as memory:
+        memory.app_state.set("k", 1)
+        change(database, f"UPDATE entry SET version = {2**63 - 1}")
+        for call in (lambda: memory.app_state.set("k", 2), lambda: memory.app_state.delete("k")):
+            with pytest.raises(IntegrityError, match="damaged"):
+                call()
+
+
+@pytest.mark.parametrize("harm", ["1", "'text'", "x'00'", "5000000000"])
+def test_a_damaged_secret_is_an_integrity_error(database: Path, harm: str) -> None:
+    with closing(open_service(str(database), None)) as service:
+        service.catalog.secret("urls")
+        change(database, f"UPDATE secret SET value = {harm}")
+        with pytest.raises(IntegrityError, match="secret"):
+            service.catalog.secret("urls")
+
+
 def test_who_keeps_the_error_of_a_damaged_row_still_reads_what_is_written_later(database: Path) -> None:
     with AgentMemory(database, application="faults") as memory:
         for key in ("a", "b", "c"):

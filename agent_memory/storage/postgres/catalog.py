@@ -13,7 +13,22 @@ from typing import Any, Final, TypeVar
 
 from ...errors import UnavailableError
 from ...messages import Entry, List, Operation, Scope, Write
-from ..catalog import COLUMNS, DEAD, STAGED, BlobRow, Clock, LoadBlob, Row, ScopeRow, StoredRow, StoredValue, Times
+from ..catalog import (
+    COLUMNS,
+    DEAD,
+    SECRET_BYTES,
+    STAGED,
+    BlobRow,
+    Clock,
+    LoadBlob,
+    Row,
+    ScopeRow,
+    StoredRow,
+    StoredValue,
+    Times,
+    check_secret,
+    stored_value,
+)
 from . import copy, sweep
 from .apply import apply
 from .batch import Context
@@ -133,13 +148,13 @@ class PostgresCatalog:
 
     def values(self) -> Iterator[StoredValue]:
         statement = (
-            "SELECT scope, key, size, sha256, value, blob_id, chunk_size FROM agent_memory.entry "
+            f"SELECT {COLUMNS}, scope FROM agent_memory.entry "
             "WHERE (scope, key) > (%(scope)s, %(key)s) AND NOT deleted ORDER BY scope, key LIMIT %(limit)s"
         )
         place = {"scope": "", "key": "", "limit": _PAGE}
         while rows := self._rows(statement, place):
-            yield from (StoredValue(*row) for row in rows)
-            place |= {"scope": rows[-1][0], "key": rows[-1][1]}
+            yield from map(stored_value, rows)
+            place |= {"scope": rows[-1][-1], "key": rows[-1][0]}
 
     def blobs(self) -> Iterator[BlobRow]:
         statement = f"SELECT {BLOB_COLUMNS} FROM agent_memory.blob WHERE id > %(id)s ORDER BY id LIMIT %(limit)s"
@@ -232,10 +247,10 @@ class PostgresCatalog:
     def secret(self, name: str) -> bytes:
         self._rows(
             "INSERT INTO agent_memory.secret VALUES (%(name)s, %(value)s) ON CONFLICT (name) DO NOTHING",
-            {"name": name, "value": secrets.token_bytes(32)},
+            {"name": name, "value": secrets.token_bytes(SECRET_BYTES)},
         )
         rows = self._rows("SELECT value FROM agent_memory.secret WHERE name = %(name)s", {"name": name})
-        return bytes(rows[0][0])
+        return check_secret(rows[0][0])
 
     # -- sweeping ----------------------------------------------------------------------------------------------------
 

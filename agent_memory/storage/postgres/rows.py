@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from ...errors import TimedOutError
+from ...errors import IntegrityError, TimedOutError
 from ...keys import successor
 from ...messages import Entry, Scope
-from ..catalog import Row
+from ..catalog import Row, is_sound
 
 DATABASE_TIME: Final = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 
@@ -69,9 +69,14 @@ LIVE: Final = live()
 
 def to_row(row: Any) -> Row:
     """Return what a row of COLUMNS says."""
-    provenance = row[12]
-    entry = Entry._make((*row[:12], json.loads(provenance) if provenance is not None else None, False))
-    return Row(entry, row[16], row[14], row[15])
+    provenance: Any = row[12]
+    try:
+        if is_sound(row) and (provenance is None or type(provenance := json.loads(provenance)) is dict):
+            facts: Any = (*row[:12], provenance, False)
+            return Row(Entry._make(facts), row[16], row[14], row[15])
+    except ValueError:
+        pass
+    raise IntegrityError(f"the entry of {row[0]!r} is damaged in the database")
 
 
 def key_range(scope: Scope, prefix: str) -> tuple[str, dict[str, Any]]:

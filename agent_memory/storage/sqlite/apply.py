@@ -13,7 +13,7 @@ from ..catalog import LoadBlob, Row, has_writes
 from ..finding import add_up
 from .busy import BUSY_SECONDS
 from .listing import list_keys, list_parents
-from .rows import PLACE, TimeLimit, all_rows, live_rows_at, read_row, to_row
+from .rows import PLACE, TimeLimit, all_rows, damaged, live_rows_at, read_row, to_row
 from .search import search
 from .writes import Run, carry_out
 
@@ -69,4 +69,8 @@ def _read_many(connection: apsw.Connection, operations: Sequence[Operation], now
         return {}
     keys = json.dumps([read.key for read in reads])
     rows = all_rows(connection, _SELECT_MANY, (reads[0].scope.path, keys, now))
-    return {row[0]: to_row(row) for row in rows}
+    found = {row[0]: to_row(row) for row in rows}
+    if not found.keys() <= {read.key for read in reads}:
+        # One of them leads to another key's row, and is not absent.
+        raise damaged(next(iter(found.keys() - {read.key for read in reads})))
+    return found

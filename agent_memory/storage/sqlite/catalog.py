@@ -16,7 +16,21 @@ from typing import Any, Final
 import apsw
 
 from ...messages import Entry, List, Operation, Scope, Write
-from ..catalog import BlobRow, Clock, LoadBlob, Row, ScopeRow, StoredRow, StoredValue, Times, has_writes
+from ..catalog import (
+    COLUMNS,
+    SECRET_BYTES,
+    BlobRow,
+    Clock,
+    LoadBlob,
+    Row,
+    ScopeRow,
+    StoredRow,
+    StoredValue,
+    Times,
+    check_secret,
+    has_writes,
+    stored_value,
+)
 from . import copy, sweep
 from .apply import SEARCH_SECONDS, apply
 from .busy import BUSY_SECONDS
@@ -108,14 +122,14 @@ class SqliteCatalog:
             with self._reading() as connection:
                 rows = all_rows(
                     connection,
-                    "SELECT scope, key, size, sha256, value, blob_id, chunk_size FROM entry "
-                    "WHERE (scope, key) > (?, ?) AND NOT deleted ORDER BY scope, key LIMIT ?",
+                    f"SELECT {COLUMNS}, scope FROM entry WHERE (scope, key) > (?, ?) AND NOT deleted "
+                    "ORDER BY scope, key LIMIT ?",
                     (*place, _PAGE),
                 )
             if not rows:
                 return
-            yield from (StoredValue(*row) for row in rows)
-            place = (str(rows[-1][0]), str(rows[-1][1]))
+            yield from map(stored_value, rows)
+            place = (rows[-1][-1], rows[-1][0])
 
     def blobs(self) -> Iterator[BlobRow]:
         place = ""
@@ -238,8 +252,10 @@ class SqliteCatalog:
 
     def secret(self, name: str) -> bytes:
         def make(connection: apsw.Connection) -> bytes:
-            all_rows(connection, "INSERT OR IGNORE INTO secret VALUES (?, ?)", (name, secrets.token_bytes(32)))
-            return bytes(all_rows(connection, "SELECT value FROM secret WHERE name = ?", (name,))[0][0])
+            all_rows(
+                connection, "INSERT OR IGNORE INTO secret VALUES (?, ?)", (name, secrets.token_bytes(SECRET_BYTES))
+            )
+            return check_secret(all_rows(connection, "SELECT value FROM secret WHERE name = ?", (name,))[0][0])
 
         return self._transaction(make)
 

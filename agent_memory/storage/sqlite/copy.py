@@ -42,7 +42,10 @@ def _stored_row(connection: apsw.Connection, row: Any) -> StoredRow:
         vectors = all_rows(
             connection, "SELECT embedding FROM vector WHERE scope = ? AND key = ? ORDER BY number", (scope, columns[0])
         )
-    return StoredRow(scope, found, ttl_us, tuple(bytes(one[0]) for one in vectors))
+    embeddings = tuple(one[0] for one in vectors)
+    if not all(type(one) is bytes for one in embeddings) or not (ttl_us is None or type(ttl_us) is int):
+        raise damaged(found.entry.key)
+    return StoredRow(scope, found, ttl_us, embeddings)
 
 
 def take(connection: apsw.Connection, rows: Sequence[StoredRow], now: int) -> None:

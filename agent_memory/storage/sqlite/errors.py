@@ -10,8 +10,11 @@ import apsw
 
 from ...errors import AgentMemoryError, IntegrityError, LimitExceededError, UnavailableError
 
-FAILURES: Final = (apsw.Error, UnicodeDecodeError)
-"""Only Unicode is written: a text that is none is damage that SQLite does not see."""
+FAILURES: Final = (apsw.Error, UnicodeDecodeError, OverflowError)
+"""Only Unicode is written: a text that is none is damage that SQLite does not see.
+
+So is a number that counts on from what stands there and needs more than 64 bits.
+"""
 
 
 @contextmanager
@@ -23,7 +26,7 @@ def translated() -> Generator[None]:
         raise translate(error) from None
 
 
-def translate(error: apsw.Error | UnicodeDecodeError) -> AgentMemoryError:
+def translate(error: apsw.Error | UnicodeDecodeError | OverflowError) -> AgentMemoryError:
     """Name what went wrong without SQLite's own text, which may repeat a value."""
     match error:
         case apsw.BusyError() | apsw.LockedError():
@@ -34,7 +37,15 @@ def translate(error: apsw.Error | UnicodeDecodeError) -> AgentMemoryError:
             return UnavailableError("the disk failed; nothing was changed", code="disk_failed")
         case apsw.CantOpenError() | apsw.ReadOnlyError() | apsw.PermissionsError():
             return UnavailableError("the database cannot be opened for writing; check the file and its folder")
-        case apsw.NotADBError() | apsw.CorruptError() | UnicodeDecodeError():
+        # No statement breaks a rule of a sound table; a damaged one has types and duplicates that it forbids.
+        case (
+            apsw.NotADBError()
+            | apsw.CorruptError()
+            | apsw.ConstraintError()
+            | apsw.MismatchError()
+            | UnicodeDecodeError()
+            | OverflowError()
+        ):
             return IntegrityError("the database file is damaged, or no SQLite database; restore it from a backup")
         case apsw.TooBigError():
             return LimitExceededError("the value is too large for the catalog")

@@ -13,7 +13,7 @@ import apsw
 from ...errors import IntegrityError, TimedOutError
 from ...keys import successor
 from ...messages import Entry, Scope
-from ..catalog import COLUMNS, Row
+from ..catalog import COLUMNS, Row, is_sound
 
 _STEPS: Final = 100_000
 """Steps of SQLite between two looks at the clock: about a millisecond."""
@@ -47,7 +47,9 @@ def live_rows_at(places: str, columns: str = COLUMNS) -> str:
     return f"{rows_at(places, columns)} WHERE (({IS_LIVE}) OR NOT ({SOUND}))"
 
 
-AT_KEY: Final = f"SELECT {PLACE} FROM entry WHERE scope = ? AND key = ?"
+AT_KEY: Final = "SELECT rowid AS place, ?1 AS within, ?2 AS at FROM entry WHERE scope = ?1 AND key = ?2"
+"""Where a key is, with the key itself: in a damaged index the place that is found may be another's."""
+
 SELECT_ROW: Final = rows_at(AT_KEY)
 
 
@@ -94,13 +96,12 @@ def damaged(key: str) -> IntegrityError:
 
 def to_row(row: Any) -> Row:
     """Return what a row of ``rows_at`` says."""
-    expires_us, provenance, data = row[11], row[12], row[16]
+    provenance, data = row[12], row[16]
     try:
-        # SQLite keeps the type of a column in each row, and a flipped bit may change that as well.
         if (
             row[17]
+            and is_sound(row)
             and (data is None or type(data) is bytes)
-            and (expires_us is None or type(expires_us) is int)
             and (provenance is None or type(provenance := json.loads(provenance)) is dict)
         ):
             entry = _new(Entry, (*row[:12], provenance, False))

@@ -8,8 +8,9 @@ from typing import Any, Final, TypeAlias
 
 import apsw
 
+from ...errors import IntegrityError
 from ...messages import CommitWrite, Entry, Write
-from ..catalog import GARBAGE, LIVE, STAGED, provenance_text
+from ..catalog import GARBAGE, LIVE, STAGED, is_time, is_version, provenance_text
 from ..rules import (
     Current,
     Receipt,
@@ -37,7 +38,7 @@ _SELECT_RECEIPT: Final = (
     "SELECT fingerprint, version, created_us, updated_us, expires_us FROM receipt WHERE hour IN (?, ?) AND write = ?"
 )
 _SELECT_CURRENT: Final = rows_at(
-    AT_KEY, f"version, etag, {IS_LIVE}, created_us, expires_us, ttl_us, blob_id, vectors, place"
+    AT_KEY, f"version, etag, {IS_LIVE.replace('?', '?3')}, created_us, expires_us, ttl_us, blob_id, vectors, place"
 )
 _WRITTEN: Final = (
     "version", "etag", "size", "sha256", "content_type", "signature", "schema_name", "schema_version", "created_us",
@@ -73,11 +74,16 @@ def _change(connection: apsw.Connection, run: Run, request: Write, mark: bytes, 
     """Carry out a write that was not made before, on its conditions; ``mark`` makes its etag unique."""
     scope, key = request.scope.path, request.key
     current, blob_id, vectors, rowid = None, None, 0, None
-    if rows := run(_SELECT_CURRENT, (now, scope, key)).fetchall():
+    if rows := run(_SELECT_CURRENT, (scope, key, now)).fetchall():
         *seen, blob_id, vectors, rowid, sound, _ = rows[0]
         if not sound:
             raise damaged(key)
         current = Current._make(seen)
+        if not is_version(current.version):
+            raise damaged(key)
+        if not is_time(current.created_us):
+            # Else the new value could not be read either.
+            current = current._replace(created_us=now)
     if not conditions_hold(request, current and current.live_etag):
         raise condition_failed(request, read_row(connection, scope, key, now))
     entry = None
@@ -96,6 +102,14 @@ def _change(connection: apsw.Connection, run: Run, request: Write, mark: bytes, 
 
 def _receipt_of(row: Any, digest: bytes) -> Receipt:
     intent, version, created_us, updated_us, expires_us = row
+    if not (
+        type(intent) is bytes
+        and (version is None or is_version(version))
+        and is_time(created_us)
+        and is_time(updated_us)
+        and (expires_us is None or is_time(expires_us))
+    ):
+        raise IntegrityError("the receipt of this write is damaged in the database file")
     etag = "" if version is None else etag_of(write_mark(digest, intent), version)
     return Receipt(intent.hex(), version, etag, created_us, updated_us, expires_us)
 
@@ -155,7 +169,10 @@ def floor_of(connection: apsw.Connection, scope: str) -> int:
     rows = all_rows(
         connection, "SELECT max(version_floor) FROM scope WHERE scope IN (?, ?)", (scope, swept_requests(scope))
     )
-    return int(rows[0][0] or 0)
+    floor = rows[0][0] or 0
+    if not is_version(floor):
+        raise IntegrityError("the lowest version of a new key is damaged in the database file")
+    return floor
 
 
 def raise_floor(connection: apsw.Connection, scope: str, version: int) -> None:
