@@ -343,6 +343,18 @@ def test_metadata_that_cannot_be_true_is_an_integrity_error(database: Path, harm
         assert (problem.kind, problem.place) == ("damaged", "default/faults k")
 
 
+def test_a_value_that_seems_deleted_is_not_absent(database: Path) -> None:
+    with AgentMemory(database, application="faults") as memory:
+        memory.app_state.set("there", 1)
+        memory.app_state.set("gone", 1)
+        memory.app_state.delete("gone")
+        change(database, "UPDATE entry SET deleted = NOT deleted")
+        for call in (memory.app_state.get, memory.app_state.keys, lambda key: memory.app_state.get_many([key])):
+            for key in ("there", "gone"):
+                with pytest.raises(IntegrityError, match="damaged"):
+                    list(call(key) or ())
+
+
 def test_a_write_mends_when_a_value_was_written(database: Path) -> None:
     with AgentMemory(database, application="faults") as memory:
         memory.app_state.set("k", 1)

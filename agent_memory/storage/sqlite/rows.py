@@ -29,8 +29,8 @@ IS_OBJECT: Final = f"{IS_JSON} AND (value IS NULL OR substr(value, 1, 1) = x'7b'
 PLACE: Final = "rowid AS place, scope AS within, key AS at"
 """What an index says of a row."""
 
-SOUND: Final = "key IS at AND scope IS within"
-"""That a row is the one that the index stands for."""
+SOUND: Final = "key IS at AND scope IS within AND (value IS NULL AND blob_id IS NULL) = deleted"
+"""That a row is the one that the index stands for, and has a value unless it is deleted: one bit would hide it."""
 
 
 def rows_at(places: str, columns: str = COLUMNS) -> str:
@@ -44,7 +44,7 @@ def rows_at(places: str, columns: str = COLUMNS) -> str:
 
 def live_rows_at(places: str, columns: str = COLUMNS) -> str:
     """Return ``rows_at`` for the rows that are live, and for those that are not where they should be."""
-    return f"{rows_at(places, columns)} WHERE (({IS_LIVE}) OR NOT ({SOUND}))"
+    return f"{rows_at(places, columns)} WHERE (({IS_LIVE}) OR ({SOUND}) IS NOT TRUE)"
 
 
 AT_KEY: Final = "SELECT rowid AS place, ?1 AS within, ?2 AS at FROM entry WHERE scope = ?1 AND key = ?2"
