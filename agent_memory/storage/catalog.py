@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias, cast
 
 from ..errors import ConflictError, IntegrityError
 from ..messages import CommitWrite, Delete, Entry, List, Operation, Scope, Write
@@ -91,6 +91,19 @@ def provenance_text(provenance: Mapping[str, str] | None) -> str | None:
     return json.dumps(dict(provenance)) if provenance else None
 
 
+def provenance_of(text: str | None) -> dict[str, str] | None:
+    """Return the provenance that stands in a catalog as this text; raise ValueError if it is none."""
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        found = None
+    if type(found) is not dict or not all(type(one) is str for one in cast("dict[str, object]", found).values()):
+        raise ValueError
+    return cast("dict[str, str]", found)
+
+
 class ScoredRow(NamedTuple):
     """What a search found in the catalog."""
 
@@ -129,8 +142,12 @@ class StoredValue(NamedTuple):
 
 def stored_value(row: Any) -> StoredValue:
     """Return what the consistency check sees of a row of COLUMNS and its scope, the last of all."""
-    key, scope = row[0], row[-1]
-    return StoredValue(scope, key, row[3], row[4], row[16], row[14], row[15], is_sound(row))
+    sound = is_sound(row)
+    try:
+        provenance_of(row[12] if sound else None)
+    except ValueError:
+        sound = False
+    return StoredValue(row[-1], row[0], row[3], row[4], row[16], row[14], row[15], sound)
 
 
 class StoredRow(NamedTuple):

@@ -17,6 +17,7 @@ from agent_memory.copying import copy
 from agent_memory.opening import open_service
 from agent_memory.storage.sqlite.rows import all_rows
 from tests.faults.processes import Child, Report
+from tests.support.server import ServerProcess
 
 Start = Callable[..., Child]
 
@@ -330,7 +331,14 @@ def test_damaged_sizes_and_ids_of_blobs_stop_no_sweep(database: Path) -> None:
 
 @pytest.mark.parametrize(
     "harm",
-    ["updated_us = 1 << 62", "created_us = -(1 << 62)", "expires_us = 1 << 62", "version = 1 << 60", "etag = x'00'"],
+    [
+        "updated_us = 1 << 62",
+        "created_us = -(1 << 62)",
+        "expires_us = 1 << 62",
+        "version = 1 << 60",
+        "etag = x'00'",
+        "provenance = '{\"a\": [1]}'",
+    ],
 )
 def test_metadata_that_cannot_be_true_is_an_integrity_error(database: Path, harm: str) -> None:
     with AgentMemory(database, application="faults") as memory:
@@ -420,6 +428,29 @@ def test_damaged_sizes_of_a_value_are_named_by_a_check(database: Path) -> None:
         ]
         with pytest.raises(IntegrityError):
             memory.app_state.get("large")
+
+
+@pytest.mark.parametrize(
+    "harm", ["size = -1", "size = 100, blob_id = 'a' || char(0)", "updated_us = 1 << 62", "etag = x'00'"]
+)
+def test_a_server_answers_that_a_row_is_damaged_and_goes_on(tmp_path: Path, harm: str) -> None:
+    with ServerProcess(tmp_path) as server, AgentMemory(server.url, application="faults", timeout=5) as memory:
+        state = memory.app_state
+        state.set("a/k", {"is": "x" * 200_000})
+        state.set("other", 1)
+        change(server.data, f"UPDATE entry SET {harm} WHERE key = 'a/k'")
+        for call in (
+            lambda: state.get("a/k"),
+            lambda: state.get_many(["a/k"]),
+            lambda: state.search("a/", filter={"is": {"$ne": 1}}) or state.get("a/k"),
+        ):
+            with pytest.raises(IntegrityError) as caught:
+                call()
+            assert caught.value.code == "integrity"
+        assert state.get("other") == 1
+        state.set("a/k", {"is": "new"})
+        assert state.get("a/k") == {"is": "new"}
+        assert '"internal"' not in server.log
 
 
 def test_a_folder_in_the_place_of_the_database_is_an_unavailable_error(database: Path) -> None:

@@ -224,6 +224,22 @@ def test_thousands_of_objects_are_deleted_in_a_few_requests(s3: StrictS3, strict
     assert [one.method for one in s3.seen] == ["POST"] * 3
 
 
+@pytest.mark.parametrize("blob_id", ["../../other", "a/b", "a\0", "", "x", "a" * 65])
+def test_a_blob_that_no_store_made_is_none_of_its_objects(s3: StrictS3, strict: ObjectBlobs, blob_id: str) -> None:
+    put(strict, b"bytes")
+    before = len(s3.seen)
+    for call in (
+        lambda: strict.read_into(blob_id, 0, 0, memoryview(bytearray(1))),
+        lambda: strict.digest(blob_id, [1]),
+        lambda: strict.url("GET", blob_id, 0, 60),
+    ):
+        with pytest.raises(IntegrityError):
+            call()
+    strict.delete([(blob_id, 1)])
+    assert len(s3.seen) == before
+    assert read(strict, size=5) == b"bytes"
+
+
 def test_what_others_keep_behind_the_prefix_is_not_listed(s3: StrictS3, strict: ObjectBlobs) -> None:
     put(strict, DATA)
     stored = next(iter(s3.objects.values()))

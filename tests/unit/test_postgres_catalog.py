@@ -28,6 +28,7 @@ from agent_memory.cli import main
 from agent_memory.errors import (
     AgentMemoryError,
     ConflictError,
+    IntegrityError,
     InvalidRequestError,
     PermissionDeniedError,
     TimedOutError,
@@ -1355,3 +1356,32 @@ def test_what_was_acknowledged_survives_a_server_that_crashes_under_load(tmp_pat
                 snapshot = memory.entity("user", str(number)).document(Counter).snapshot()
                 assert snapshot is not None
                 assert snapshot.value.count == snapshot.version == count
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "size = -1",
+        "provenance = '{'",
+        "provenance = '[1]'",
+        "provenance = '{\"a\": [1]}'",
+        "provenance = repeat('[', 100000)",
+        "updated_us = 1 << 62",
+        "version = 1 << 60",
+        "value = NULL",
+    ],
+)
+def test_a_row_that_cannot_be_true_is_an_integrity_error(
+    server: PostgresServer, address: str, tmp_path: Path, harm: str
+) -> None:
+    with AgentMemory(address, application="app", blobs=str(tmp_path)) as memory:
+        memory.app_state.set("a/k", {"is": 1})
+        memory.app_state.set("other", 1)
+        server.execute(
+            f"UPDATE agent_memory.entry SET {harm.replace('1 <<', '1::bigint <<')} WHERE key = 'a/k'", name_of(address)
+        )
+        for call in (lambda: memory.app_state.get("a/k"), lambda: memory.app_state.get_many(["a/k", "other"])):
+            with pytest.raises(IntegrityError):
+                call()
+        assert ("damaged", "default/app a/k") in {(one.kind, one.place) for one in memory.check().problems}
+        assert memory.app_state.get("other") == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
@@ -10,7 +9,7 @@ from typing import Any, Final
 from ...errors import IntegrityError, TimedOutError
 from ...keys import successor
 from ...messages import Entry, Scope
-from ..catalog import Row, is_sound
+from ..catalog import Row, is_sound, provenance_of
 
 DATABASE_TIME: Final = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 
@@ -69,10 +68,9 @@ LIVE: Final = live()
 
 def to_row(row: Any) -> Row:
     """Return what a row of COLUMNS says."""
-    provenance: Any = row[12]
     try:
-        if is_sound(row) and (provenance is None or type(provenance := json.loads(provenance)) is dict):
-            facts: Any = (*row[:12], provenance, False)
+        if is_sound(row):
+            facts: Any = (*row[:12], provenance_of(row[12]), False)
             return Row(Entry._make(facts), row[16], row[14], row[15])
     except ValueError:
         pass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import apsw
 from ...errors import IntegrityError, TimedOutError
 from ...keys import successor
 from ...messages import Entry, Scope
-from ..catalog import COLUMNS, Row, is_sound
+from ..catalog import COLUMNS, Row, is_sound, provenance_of
 
 _STEPS: Final = 100_000
 """Steps of SQLite between two looks at the clock: about a millisecond."""
@@ -98,15 +97,12 @@ def to_row(row: Any) -> Row:
     """Return what a row of ``rows_at`` says."""
     provenance, data = row[12], row[16]
     try:
-        if (
-            row[17]
-            and is_sound(row)
-            and (data is None or type(data) is bytes)
-            and (provenance is None or type(provenance := json.loads(provenance)) is dict)
-        ):
+        if row[17] and is_sound(row) and (data is None or type(data) is bytes):
+            if provenance is not None:
+                provenance = provenance_of(provenance)
             entry = _new(Entry, (*row[:12], provenance, False))
             return _new(Row, (entry, data, row[14], row[15]))
-    except (ValueError, TypeError):
+    except ValueError:
         pass
     raise damaged(row[18])
 
