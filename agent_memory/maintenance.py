@@ -74,7 +74,7 @@ def check(catalog: Catalog, blobs: BlobStore, *, fix: bool = False) -> CheckRepo
                 _register(catalog, value)
             problems.append(Problem(kind, f"{value.scope} {value.key}", detail, mended))
     problems += _unused_rows(catalog, live, fix)
-    objects, orphans = _orphans(catalog, blobs, fix)
+    objects, orphans = _orphans(catalog, blobs, live, fix)
     return CheckReport(values, objects, (*problems, *orphans))
 
 
@@ -84,8 +84,11 @@ def _register(catalog: Catalog, value: StoredValue) -> None:
     catalog.mend_blob(BlobRow(id, value.scope, value.key, value.size, value.chunk_size, LIVE, now))
 
 
-def _orphans(catalog: Catalog, blobs: BlobStore, fix: bool) -> tuple[int, list[Problem]]:
-    """Return how many files there are, and those that no row knows; where it knows none at all, they stay."""
+def _orphans(catalog: Catalog, blobs: BlobStore, live: set[str], fix: bool) -> tuple[int, list[Problem]]:
+    """Return how many files there are, and those that no row knows; where it knows none at all, they stay.
+
+    So do those of ``live`` values: what else the catalog says of such a one may be damaged.
+    """
     objects = known_objects = 0
     orphans: list[BlobObject] = []
     for found in blobs.objects():
@@ -93,7 +96,8 @@ def _orphans(catalog: Catalog, blobs: BlobStore, fix: bool) -> tuple[int, list[P
         # An unfinished upload is a file without a row's name, which may be no text at all; a young one may be going on.
         known = catalog.blob(found.blob_id) if found.number >= 0 else None
         known_objects += known is not None
-        if (known is None or known.state == DEAD) and found.age_seconds >= GRACE_SECONDS:
+        is_known = found.blob_id in live or (known is not None and known.state != DEAD)
+        if not is_known and found.age_seconds >= GRACE_SECONDS:
             orphans.append(found)
     mended = fix and known_objects > 0
     for orphan in orphans if mended else ():

@@ -80,6 +80,17 @@ def test_a_sound_store_has_no_problems(memory: AgentMemory) -> None:
     assert (report.values, report.objects) == (2, 2)
 
 
+def test_files_of_a_value_are_no_orphans_whatever_else_is_damaged(memory: AgentMemory, database: Path) -> None:
+    memory.app_state.set("other", value(2, LARGE))
+    sql(database, "UPDATE entry SET sha256 = 'x' WHERE key = 'large'")
+    sql(database, "DELETE FROM blob WHERE key = 'large'")
+    files = chunk_files(database)
+    for file in files:
+        make_old(file)
+    assert kinds(memory, fix=True) == [("damaged", False)]
+    assert chunk_files(database) == files
+
+
 def test_an_empty_store_has_no_problems(tmp_path: Path) -> None:
     with AgentMemory(tmp_path / "empty.db", application="app") as memory:
         assert memory.check(fix=True) == (0, 0, ())

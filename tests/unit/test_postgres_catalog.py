@@ -1385,3 +1385,20 @@ def test_a_row_that_cannot_be_true_is_an_integrity_error(
                 call()
         assert ("damaged", "default/app a/k") in {(one.kind, one.place) for one in memory.check().problems}
         assert memory.app_state.get("other") == 1
+
+
+def test_a_row_that_names_the_blob_of_another_key_takes_nothing_from_it(
+    server: PostgresServer, address: str, tmp_path: Path
+) -> None:
+    with AgentMemory(address, application="app", blobs=str(tmp_path)) as memory:
+        for key in ("a", "b", "c"):
+            memory.app_state.set(key, key.encode() * 100_000)
+        other = "(SELECT blob_id FROM agent_memory.entry WHERE key = 'c')"
+        server.execute(f"UPDATE agent_memory.entry SET blob_id = {other} WHERE key <> 'c'", name_of(address))
+        with pytest.raises(IntegrityError):
+            memory.app_state.get("a")
+        memory.app_state.set("a", 1)
+        memory.app_state.delete("b")
+        states = server.execute("SELECT state FROM agent_memory.blob WHERE key = 'c'", name_of(address))
+        assert states == [("live",)]
+        assert memory.app_state.get("c") == b"c" * 100_000

@@ -33,7 +33,9 @@ def retire(source: str, scope: str, blob_id: str, at: str) -> str:
     return (
         "INSERT INTO agent_memory.blob AS blob (id, scope, key, size, state, at_us) "
         f"SELECT {blob_id}, {scope}, key, 0, 'garbage', {at} FROM {source} WHERE {blob_id} IS NOT NULL "
-        "ON CONFLICT (id) DO UPDATE SET state = excluded.state, at_us = excluded.at_us"
+        "ON CONFLICT (id) DO UPDATE SET state = excluded.state, at_us = excluded.at_us "
+        # A row that is damaged may name the blob of another key, which is still in use.
+        "WHERE (blob.scope, blob.key) = (excluded.scope, excluded.key)"
     )
 
 
