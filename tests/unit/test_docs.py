@@ -9,6 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from agent_memory import replies
+from agent_memory.checks import MAX_DIMENSIONS, MAX_PATTERNS, MAX_PROVENANCE_BYTES, MAX_VECTORS
+from agent_memory.filters import MAX_DEPTH, MAX_FIELD_CHARACTERS, MAX_TERMS
+from agent_memory.keys import MAX_KEY_BYTES
+from agent_memory.messages import BATCH_INLINE_LIMIT, INLINE_LIMIT, MAX_VALUE_BYTES, PAGE_LIMIT
+from agent_memory.server import connections
+from agent_memory.storage.blobs import MAX_CHUNKS, URL_SECONDS
+from agent_memory.storage.finding import FILTER_LIMIT, READ_LIMIT
+from agent_memory.uploads import MIN_CHUNK_BYTES
+from agent_memory.wire import BODY_LIMIT, parsing
 from agent_memory.wire.bodies import VERBS
 from agent_memory.wire.problems import _CODES
 from tests.support.server import ROOT, WARNINGS_ARE_ERRORS
@@ -81,3 +91,30 @@ def test_every_code_of_a_refused_request_stands_in_the_protocol_beside_its_statu
     }
 
     assert answered <= told
+
+
+LIMITS = [
+    f"`request_id` are 1 to {MAX_KEY_BYTES:,} bytes",
+    f"`limit` is 1 to {PAGE_LIMIT:,}",
+    f"There are up to {MAX_PATTERNS}, and all must fit",
+    f"find up to {READ_LIMIT >> 20} MiB",
+    f"names up to {replies._MOST_CHUNKS:,} chunks",
+    f"{BODY_LIMIT >> 20} MiB and {parsing._MOST_PARTS:,} commas",
+    f"{connections._HEAD_BYTES >> 10} KiB and {connections._MOST_HEADERS} headers",
+    f"one chunk of at most {INLINE_LIMIT >> 10} KiB",
+    f"up to {BATCH_INLINE_LIMIT >> 20} MiB in all",
+    f"good for {URL_SECONDS} seconds",
+    f"up to {MAX_VALUE_BYTES >> 30} GiB",
+    f"({MIN_CHUNK_BYTES >> 10} KiB or more, at most {MAX_CHUNKS:,} chunks)",
+    f"texts, {MAX_PROVENANCE_BYTES:,} bytes in all",
+    f"1 to {MAX_DIMENSIONS:,} little-endian",
+    f"up to {MAX_VECTORS} `vectors`",
+    f"up to {MAX_DEPTH} deep, with {MAX_TERMS} comparisons and parts, {MAX_TERMS} values",
+    f"up to {MAX_FIELD_CHARACTERS:,} characters",
+    f"no value above {FILTER_LIMIT >> 20} MiB",
+]
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_a_limit_stands_in_the_protocol_as_it_is(limit: str) -> None:
+    assert limit in " ".join((ROOT / "docs" / "protocol.md").read_text().split())
