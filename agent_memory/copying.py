@@ -159,7 +159,7 @@ def _compared(
         other = found.get(_place(row))
         if other is not None:
             row = _with_later_end(row, other)
-            yield row, other, _facts(other) == _facts(row) or (_has_expired(row, now) and _is_tombstone_of(row, other))
+            yield row, other, _facts(other) == _facts(row) or (_has_expired(row, now) and _is_tombstone_of(other, row))
         else:
             forgotten = _is_swept(origins.get(row.scope), now) or _is_forgotten(row, floors.get(row.scope, 0), now)
             yield row, None, forgotten
@@ -176,7 +176,7 @@ def _has_expired(row: StoredRow, now: int) -> bool:
 
 def _is_tombstone_of(row: StoredRow, other: StoredRow) -> bool:
     """Say whether a row is what a sweep makes of another one that has expired."""
-    entry, left = row.row.entry, other.row.entry
+    left, entry = row.row.entry, other.row.entry
     return left.deleted and (left.version, left.etag) == (entry.version, entry.etag)
 
 

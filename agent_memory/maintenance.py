@@ -1,4 +1,4 @@
-"""Looking after a store in files: comparing its parts, and copying it while others use it."""
+"""Looking after a store: comparing its parts, and copying one in files while others use it."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ class CommitWrite(NamedTuple):
     ``write_id`` names the change, so that it is made once however often it is sent; None for one that nobody sends
     twice. The version expires ``ttl_seconds`` after the commit, by the catalog's clock; with ``keep_ttl`` when the
     current one would, if there is one. ``vectors`` stand for it in semantic searches: little-endian 32-bit floats each,
-    all of the same length.
+    of which a search compares those that are as long as its own.
     """
 
     scope: Scope
