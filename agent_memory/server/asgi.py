@@ -35,7 +35,9 @@ KEPT: Final = 64 * 1024
 # Bytes a second that a body or a transfer has to reach: a link of half a megabit is enough.
 _SLOWEST: Final = 50_000
 
-_DISCARDED: Final = 64 * 1024 * 1024
+DISCARDED: Final = 64 * 1024 * 1024
+"""How much of a refused body is read, so that a client which sends it all first goes on with its connection."""
+
 _RECORD: Final = "agent_memory.record"
 
 
@@ -193,7 +195,7 @@ async def refuse(scope: Scope, send: Send, error: AgentMemoryError, *, status: i
     pause = getattr(error, "retry_after", None) or (1 if error.code == "overloaded" else None)
     if pause is not None:
         headers.append((b"retry-after", str(math.ceil(pause)).encode()))
-    if status == 408 or (declared_size(scope["headers"]) or 0) > _DISCARDED:
+    if status == 408 or (declared_size(scope["headers"]) or 0) > DISCARDED:
         # The rest of the body would be read only to be thrown away.
         headers.append((b"connection", b"close"))
     await answer(send, status, body, PROBLEM_TYPE.encode(), headers)

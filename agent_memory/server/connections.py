@@ -13,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from ..errors import ProtocolError
 from ..wire import encode_error
 from ..wire.problems import PROBLEM_TYPE
+from .asgi import DISCARDED
 
 ACCEPTED_AT_ONCE: Final = 16
 """Connections that are taken in one step of the event loop; it takes some steps until they are counted."""
@@ -25,8 +26,6 @@ _HEAD_SECONDS: Final = 20.0
 _MOST_HEADERS: Final = 128
 # Clients of ours wait for an answer before they ask again.
 _WAITING_REQUESTS: Final = 4
-# Of a body that is refused; a client that sends it all before it reads the answer goes on with its connection.
-_DISCARDED: Final = 64 * 1024 * 1024
 _SAY_THAT_A_BODY_FOLLOWS: Final = (b"content-length", b"transfer-encoding")
 
 
@@ -103,7 +102,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.abort()
         if self.cycle.response_complete:
             self._discarded_bytes += len(body)
-            if self._discarded_bytes > _DISCARDED:
+            if self._discarded_bytes > DISCARDED:
                 self.transport.abort()
         super().on_body(body)
 

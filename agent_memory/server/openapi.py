@@ -10,9 +10,10 @@ from pydantic_core import to_json
 
 from ..checks import MAX_PATTERNS, MAX_TTL_SECONDS, MAX_VECTORS
 from ..keys import MAX_KEY_BYTES
-from ..messages import BATCH_OPERATIONS, PAGE_LIMIT
-from ..uploads import MAX_VALUE_BYTES, MIN_CHUNK_BYTES
+from ..messages import BATCH_OPERATIONS, BYTES, JSON, MAX_VALUE_BYTES, PAGE_LIMIT
+from ..uploads import MIN_CHUNK_BYTES
 from ..wire.bodies import PROBLEM, VERBS
+from ..wire.problems import PROBLEM_TYPE
 
 # What the service refuses in requests whose shape is right. Of keys it counts the bytes, one or more a letter.
 _LIMITS: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -54,7 +55,7 @@ _PUT_REFUSALS: Final = {
     "410": "the prepared write is committed or has expired",
 }
 # Generators of clients leave out an operation that has a body without a schema.
-_BYTES: Final[dict[str, Any]] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_BYTES: Final[dict[str, Any]] = {BYTES: {"schema": {"type": "string", "format": "binary"}}}
 _PART_HEADERS: Final = ("Accept-Ranges", "Content-Length")
 _REQUEST_ID: Final = {"title": "Request Id", "type": "string", "minLength": 1, "maxLength": MAX_KEY_BYTES}
 
@@ -69,7 +70,7 @@ def document(*, blobs: bool) -> bytes:
         # Of the shapes those of requests take no other fields.
         if shape.get("additionalProperties") is False:
             _limit(shape["properties"])
-    problem = {"application/problem+json": {"schema": schemas["problem", "validation"]}}
+    problem = {PROBLEM_TYPE: {"schema": schemas["problem", "validation"]}}
     paths: dict[str, Any] = {
         f"/v1/namespaces/{{namespace}}/applications/{{application}}/{state}/{name}": {
             "parameters": [_scope_parameter("namespace"), _scope_parameter("application")],
@@ -189,7 +190,7 @@ def _refused(problem: Any, refusals: Mapping[str, str], *, busy: bool = False) -
 
 
 def _json(schema: Any) -> dict[str, Any]:
-    return {"application/json": {"schema": schema}}
+    return {JSON: {"schema": schema}}
 
 
 def _headers(*names: str) -> dict[str, Any]:

@@ -219,8 +219,8 @@ def _chunks(reply: Any) -> int:
             return 0
 
 
-def _inline_size(reply: Any) -> int:
-    return len(reply.data) if isinstance(reply, Found) and reply.data is not None else 0
+def _inline_size(found: Found) -> int:
+    return len(found.data or b"")
 
 
 def _check_json(scope: Scope) -> None:

@@ -13,8 +13,9 @@ from typing import Any, Final, Protocol
 import httpx
 
 from ..errors import AgentMemoryError, IntegrityError, ProtocolError, UnavailableError
-from ..messages import Message
+from ..messages import JSON, Message
 from ..wire import decode_error, decode_reply
+from ..wire.problems import PROBLEM_TYPE
 
 _LONGEST_REPLY: Final = 64 * 1024 * 1024
 _LONGEST_REFUSAL: Final = 64 * 1024
@@ -67,7 +68,7 @@ class ApiCall:
             raise decode_error(
                 self._status, self._type, raw, message=self._message, retry_after=self._retry_after, secret=self._secret
             )
-        if self._type.partition(";")[0].strip() != "application/json":
+        if self._type.partition(";")[0].strip() != JSON:
             raise ProtocolError("the answer is not JSON: is this the address of an agent-memory server?")
         return decode_reply(self._message, raw)
 
@@ -92,7 +93,7 @@ class _Transfer:
     def _refusal(self, refused: bytearray) -> AgentMemoryError:
         raw = bytes(refused)
         error = decode_error(self._status, self._type, raw, retry_after=self._retry_after, who="the blob store")
-        if self._type.startswith("application/problem+json"):
+        if self._type.startswith(PROBLEM_TYPE):
             return error
         if self._status in (400, 403) and any(mark in raw for mark in _EXPIRED):
             return UnavailableError("the signed URL has expired", code="url_expired")
