@@ -6,13 +6,11 @@ import hashlib
 import os
 import threading
 import time
-from datetime import UTC, datetime, timedelta
-from typing import Final
+from datetime import datetime
 
 from .checks import check_type
 from .errors import InvalidRequestError
-
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+from .messages import to_us
 
 _lock = threading.Lock()
 _last = 0
@@ -57,7 +55,7 @@ def item_id(at: datetime, name: str) -> str:
     check_type(name, str, "the name of an item is a str")
     if at.tzinfo is None:
         raise InvalidRequestError("the time of an item needs a time zone")
-    microseconds = (at - _EPOCH) // timedelta(microseconds=1)
+    microseconds = to_us(at)
     if microseconds < 0:
         raise InvalidRequestError("the time of an item must be after 1970")
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
