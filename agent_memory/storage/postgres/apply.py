@@ -12,12 +12,12 @@ from typing import Any, Final, cast
 
 from ...errors import UnavailableError
 from ...messages import CommitWrite, Delete, Entry, List, ListParents, Operation, PrepareRead, Search, Write
-from ..catalog import COLUMNS
+from ..catalog import COLUMNS, STAGED
 from ..rules import Current, Receipt, blob_gone, condition_failed, conditions_hold, replay
 from .batch import Batch, Context, Missed, Step, in_steps
 from .connections import Connection, Session, psycopg
 from .errors import no_vectors
-from .rows import LIVE, to_row
+from .rows import IS_LIVE, to_row
 from .writes import finish, is_simple, kind_of, start
 
 _ATTEMPTS: Final = 20
@@ -29,9 +29,11 @@ _RECEIPT: Final = (
     "SELECT fingerprint, version, etag, created_us, updated_us, expires_us FROM agent_memory.receipt "
     "WHERE scope = %(scope)s AND write_id = %(id)s FOR KEY SHARE"
 )
-_CURRENT: Final = f"SELECT {COLUMNS}, {LIVE}, ttl_us FROM agent_memory.entry WHERE scope = %(scope)s AND key = %(key)s"
+_CURRENT: Final = (
+    f"SELECT {COLUMNS}, {IS_LIVE}, ttl_us FROM agent_memory.entry WHERE scope = %(scope)s AND key = %(key)s"
+)
 _STAGED: Final = (
-    "SELECT 1 FROM agent_memory.blob WHERE id = %(id)s AND scope = %(scope)s AND key = %(key)s AND state = 'staged'"
+    f"SELECT 1 FROM agent_memory.blob WHERE id = %(id)s AND scope = %(scope)s AND key = %(key)s AND state = '{STAGED}'"
 )
 
 

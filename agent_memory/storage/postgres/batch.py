@@ -11,27 +11,27 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 from ...messages import CommitWrite, Delete, List, ListParents, Operation, PrepareRead, Scope, Search, Write
-from ..catalog import COLUMNS, LoadBlob, Row
+from ..catalog import COLUMNS, LIVE, STAGED, LoadBlob, Row
 from ..finding import add_up
 from .binding import Array, Vector
 from .connections import Cursor, Session, psycopg
 from .errors import no_vectors
 from .listing import list_keys, list_parents
-from .rows import LIVE, NOW, TimeLimit, search_timeout, to_row
+from .rows import IS_LIVE, NOW, TimeLimit, search_timeout, to_row
 from .search import search
 from .writes import Kind, finish, kind_of, start
 
 _READ_MANY: Final = (
-    f"SELECT {COLUMNS} FROM agent_memory.entry WHERE scope = %(scope)s AND key = ANY(%(keys)s::text[]) AND {LIVE}"
+    f"SELECT {COLUMNS} FROM agent_memory.entry WHERE scope = %(scope)s AND key = ANY(%(keys)s::text[]) AND {IS_LIVE}"
 )
 _LOCK: Final = (
     "SELECT 1 FROM agent_memory.entry WHERE scope = %(scope)s AND key = ANY(%(keys)s::text[]) "
     "ORDER BY key FOR NO KEY UPDATE"
 )
 _CLAIM: Final = (
-    f"UPDATE agent_memory.blob AS blob SET state = 'live', at_us = {NOW} "
+    f"UPDATE agent_memory.blob AS blob SET state = '{LIVE}', at_us = {NOW} "
     "FROM unnest(%(ids)s::text[], %(keys)s::text[]) AS wanted (id, key) WHERE blob.id = wanted.id "
-    "AND blob.key = wanted.key AND blob.scope = %(scope)s AND blob.state = 'staged' RETURNING blob.key"
+    f"AND blob.key = wanted.key AND blob.scope = %(scope)s AND blob.state = '{STAGED}' RETURNING blob.key"
 )
 _KEEP: Final = (
     "INSERT INTO agent_memory.vector (scope, key, version, number, embedding) "

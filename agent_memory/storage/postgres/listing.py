@@ -9,7 +9,7 @@ from ...messages import BATCH_INLINE_LIMIT, List, ListParents, Scope
 from ..catalog import COLUMNS, Row
 from ..finding import chosen_parents
 from .connections import Session
-from .rows import LIVE, TimeLimit, key_range, to_row
+from .rows import IS_LIVE, TimeLimit, key_range, to_row
 
 _MANY: Final = 1_000
 
@@ -21,7 +21,7 @@ def list_keys(session: Session, request: List, now: int | None) -> list[Row]:
         where += f" AND entry.key {'<' if request.reverse else '>'} %(cursor)s"
     order = "ORDER BY key DESC" if request.reverse else "ORDER BY key"
     values |= {"cursor": request.cursor, "limit": request.limit, "now": now, "bytes": BATCH_INLINE_LIMIT}
-    page = f"FROM agent_memory.entry AS entry WHERE {where} AND {LIVE} {order} LIMIT %(limit)s"
+    page = f"FROM agent_memory.entry AS entry WHERE {where} AND {IS_LIVE} {order} LIMIT %(limit)s"
     if request.max_inline_size is None:
         statement = f"SELECT {COLUMNS.replace('value', 'NULL')} {page}"
     else:
@@ -42,7 +42,7 @@ def list_segments(
     end = "AND entry.key < %(end)s" if successor(prefix) else ""
     step = (
         "SELECT entry.key FROM agent_memory.entry AS entry WHERE entry.scope = %(scope)s AND entry.key >= {start} "
-        f"{end} AND {LIVE} AND strpos(substr(entry.key, %(skip)s::integer), '/') > 0 ORDER BY entry.key LIMIT 1"
+        f"{end} AND {IS_LIVE} AND strpos(substr(entry.key, %(skip)s::integer), '/') > 0 ORDER BY entry.key LIMIT 1"
     )
     # "0" follows "/" in every encoding of text: the smallest key that no longer starts with "name/".
     following = "(%(prefix)s || split_part(substr(found.key, %(skip)s::integer), '/', 1) || '0') COLLATE \"C\""
@@ -100,6 +100,6 @@ _PARENTS: Final = f"""
     WHERE NOT starts_with(found.before, name) AND (
         SELECT true FROM agent_memory.entry AS entry WHERE entry.scope = %(scope)s
         AND entry.key >= greatest(name, %(prefix)s) {{below}} AND entry.key < left(name, -1) || '0'
-        AND (part = %(depth)s OR strpos(substr(entry.key, length(name) + 1), '/') < 1) AND {LIVE} AND entry.searchable
-        ORDER BY entry.key LIMIT 1)
+        AND (part = %(depth)s OR strpos(substr(entry.key, length(name) + 1), '/') < 1)
+        AND {IS_LIVE} AND entry.searchable ORDER BY entry.key LIMIT 1)
 """

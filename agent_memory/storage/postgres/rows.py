@@ -9,7 +9,7 @@ from typing import Any, Final
 from ...errors import IntegrityError, TimedOutError
 from ...keys import successor
 from ...messages import Entry, Scope
-from ..catalog import Row, is_sound, provenance_of
+from ..catalog import GARBAGE, Row, is_sound, provenance_of
 
 DATABASE_TIME: Final = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 
@@ -32,7 +32,7 @@ def retire(source: str, scope: str, blob_id: str, at: str) -> str:
     """
     return (
         "INSERT INTO agent_memory.blob AS blob (id, scope, key, size, state, at_us) "
-        f"SELECT {blob_id}, {scope}, key, 0, 'garbage', {at} FROM {source} WHERE {blob_id} IS NOT NULL "
+        f"SELECT {blob_id}, {scope}, key, 0, '{GARBAGE}', {at} FROM {source} WHERE {blob_id} IS NOT NULL "
         "ON CONFLICT (id) DO UPDATE SET state = excluded.state, at_us = excluded.at_us "
         # A row that is damaged may name the blob of another key, which is still in use.
         "WHERE (blob.scope, blob.key) = (excluded.scope, excluded.key)"
@@ -65,7 +65,7 @@ def search_timeout() -> TimedOutError:
 
 
 NOW: Final = now()
-LIVE: Final = live()
+IS_LIVE: Final = live()
 
 
 def to_row(row: Any) -> Row:

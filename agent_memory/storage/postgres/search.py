@@ -17,7 +17,7 @@ from .binding import Vector
 from .connections import Session
 from .errors import pq, sql
 from .narrowing import narrow
-from .rows import LIVE, TimeLimit, key_range, to_row
+from .rows import IS_LIVE, TimeLimit, key_range, to_row
 
 _FETCH: Final = 200
 # A search with an index keeps so many candidates, because pgvector's own 40 miss more hits. pgvector 0.8 and later
@@ -132,7 +132,7 @@ def _tune(session: Session, schema: str) -> None:
 
 def _where(request: Search, condition: AllOf, now: int | None) -> tuple[str, dict[str, Any]]:
     narrowed, values = narrow(condition)
-    return f"{_place(request)} AND {LIVE} AND entry.searchable AND {narrowed}", {**values, "now": now}
+    return f"{_place(request)} AND {IS_LIVE} AND entry.searchable AND {narrowed}", {**values, "now": now}
 
 
 def _place(request: Search) -> str:

@@ -17,7 +17,7 @@ from .errors import psycopg, translate
 from .migrations import PARTS, VECTOR_SCHEMA, check_schema
 from .search import indexed
 
-MAX_DIMENSIONS: Final = 2_000
+MAX_INDEXED_DIMENSIONS: Final = 2_000
 """What an HNSW index of pgvector can hold (https://github.com/pgvector/pgvector, HNSW)."""
 
 Progress: TypeAlias = Callable[[int, int], object]
@@ -34,8 +34,8 @@ def create_index(dsn: str, dimensions: int, *, progress: Progress | None = None)
     One that was interrupted is gone on with. Raises InvalidRequestError for a length that cannot be indexed, and for
     a database that cannot hold vectors.
     """
-    if not 1 <= dimensions <= MAX_DIMENSIONS:
-        raise InvalidRequestError(f"an index takes vectors of 1 to {MAX_DIMENSIONS} numbers, not {dimensions}")
+    if not 1 <= dimensions <= MAX_INDEXED_DIMENSIONS:
+        raise InvalidRequestError(f"an index takes vectors of 1 to {MAX_INDEXED_DIMENSIONS} numbers, not {dimensions}")
     return _run(dsn, lambda connection: _create(connection, dimensions, progress))
 
 

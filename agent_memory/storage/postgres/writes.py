@@ -28,7 +28,7 @@ from ..catalog import provenance_text
 from ..rules import entry_of, fingerprint, swept_requests
 from .binding import Array
 from .connections import Cursor, Statement, positional
-from .rows import LIVE, NOW, retire
+from .rows import IS_LIVE, NOW, retire
 
 _FIELDS: Final = {
     "key": "text", "write_id": "text", "fingerprint": "text", "if_match": "text", "size": "bigint", "sha256": "text",
@@ -202,7 +202,7 @@ _FLOOR: Final = "(SELECT scope.version_floor FROM agent_memory.scope AS scope WH
 
 
 def _put(kind: Kind) -> str:
-    kept = f"CASE WHEN {LIVE} THEN entry.{{0}} ELSE excluded.{{0}} END" if kind.keep_ttl else "excluded.{0}"
+    kept = f"CASE WHEN {IS_LIVE} THEN entry.{{0}} ELSE excluded.{{0}} END" if kind.keep_ttl else "excluded.{0}"
     floor = _FLOOR.format("%(scope)s::text")
     if kind.in_request:
         floor += ", " + _FLOOR.format("%(swept)s::text")
@@ -223,12 +223,12 @@ def _put(kind: Kind) -> str:
             etag = (entry.version + 1) || substr(excluded.etag, strpos(excluded.etag, '-')), size = excluded.size,
             sha256 = excluded.sha256, content_type = excluded.content_type, signature = excluded.signature,
             schema_name = excluded.schema_name, schema_version = excluded.schema_version,
-            created_us = CASE WHEN {LIVE} THEN entry.created_us ELSE excluded.created_us END,
+            created_us = CASE WHEN {IS_LIVE} THEN entry.created_us ELSE excluded.created_us END,
             updated_us = excluded.updated_us, expires_us = {kept.format("expires_us")},
             ttl_us = {kept.format("ttl_us")}, provenance = excluded.provenance, deleted = false,
             searchable = excluded.searchable, replaced_blob_id = entry.blob_id, blob_id = excluded.blob_id,
             chunk_size = excluded.chunk_size, projection = excluded.projection, value = excluded.value
-        {f"WHERE NOT ({LIVE})" if kind.create else ""}"""
+        {f"WHERE NOT ({IS_LIVE})" if kind.create else ""}"""
 
 
 def _swap(kind: Kind) -> str:
@@ -237,11 +237,11 @@ def _swap(kind: Kind) -> str:
         UPDATE agent_memory.entry AS entry SET {_SET.format(deleted="false")}, (expires_us, ttl_us) = ROW({kept}),
             chunk_size = {_CHUNK_SIZE}, projection = {_PROJECTION}, value = <data>
         FROM {_IN_ORDER}, clock WHERE entry.scope = %(scope)s::text AND entry.key = input.key AND entry.key = <key>
-            AND {LIVE} AND entry.etag = input.if_match AND {_UNKNOWN}"""
+            AND {IS_LIVE} AND entry.etag = input.if_match AND {_UNKNOWN}"""
 
 
 _DELETE: Final = f"""
     UPDATE agent_memory.entry AS entry SET {_SET.format(deleted="true")}, expires_us = NULL, ttl_us = NULL,
         chunk_size = NULL, projection = NULL, value = NULL
     FROM {_IN_ORDER}, clock WHERE entry.scope = %(scope)s::text AND entry.key = input.key AND entry.key = <key>
-        AND {LIVE} AND (input.if_match IS NULL OR entry.etag = input.if_match) AND {_UNKNOWN}"""
+        AND {IS_LIVE} AND (input.if_match IS NULL OR entry.etag = input.if_match) AND {_UNKNOWN}"""
