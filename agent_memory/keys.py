@@ -19,17 +19,17 @@ def check_key(key: object) -> str:
     """Return ``key`` if it is 1 to 2,048 bytes of UTF-8 without NUL; raise InvalidKeyError otherwise."""
     if type(key) is str and key.isascii() and 0 < len(key) <= MAX_KEY_BYTES and "\0" not in key:
         return key
-    return _check_text(key, "a key", MAX_KEY_BYTES)
+    return _check_text(key, "a key")
 
 
 def check_prefix(prefix: object) -> str:
     """Return ``prefix`` if some key could start with it (the empty prefix is every key)."""
-    return "" if prefix == "" else _check_text(prefix, "a key prefix", MAX_KEY_BYTES)
+    return "" if prefix == "" else _check_text(prefix, "a key prefix")
 
 
 def check_request_id(request_id: object) -> str:
     """Return ``request_id`` if it can name a request: 1 to 2,048 bytes of UTF-8 without NUL."""
-    return _check_text(request_id, "a request id", MAX_KEY_BYTES)
+    return _check_text(request_id, "a request id")
 
 
 def check_scope_name(name: object, what: str) -> str:
@@ -41,7 +41,7 @@ def check_scope_name(name: object, what: str) -> str:
 
 def segment(name: object, what: str) -> str:
     """Return one escaped segment of a key, made from an entity kind, an id or a name."""
-    return _check_text(name, what, MAX_KEY_BYTES).replace("%", "%25").replace("/", "%2F")
+    return _check_text(name, what).replace("%", "%25").replace("/", "%2F")
 
 
 def unescape(part: str) -> str | None:
@@ -75,7 +75,7 @@ def shown(text: str) -> str:
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
-def _check_text(text: object, what: str, limit: int) -> str:
+def _check_text(text: object, what: str) -> str:
     if not isinstance(text, str):
         raise InvalidKeyError(f"{what} must be a string, not {type(text).__name__}")
     text = _plain(text)
@@ -87,8 +87,8 @@ def _check_text(text: object, what: str, limit: int) -> str:
         size = len(text.encode())
     except UnicodeEncodeError:
         raise InvalidKeyError(f"{what} must be valid Unicode; it has a lone surrogate") from None
-    if size > limit:
-        raise InvalidKeyError(f"{what} must be at most {limit} bytes of UTF-8, not {size}")
+    if size > MAX_KEY_BYTES:
+        raise InvalidKeyError(f"{what} must be at most {MAX_KEY_BYTES} bytes of UTF-8, not {size}")
     return text
 
 

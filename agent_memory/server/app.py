@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -17,7 +16,7 @@ from ..service import StateService
 from ..storage.blobs import FileBlobs
 from ..transports.local import LocalTransport
 from .asgi import Disconnected, no_route, record_of, refuse
-from .auth import Gate, LoopbackGate
+from .auth import Gate
 from .blob_urls import BlobUrls
 from .blobs import BlobEndpoint
 from .log import RequestLog
@@ -40,12 +39,8 @@ class Settings(NamedTuple):
     metrics: Metrics | None = None
 
 
-def create_app(service: StateService, settings: Settings | None = None) -> ASGIApp:
-    """Return the server as an ASGI application; it sweeps the store once a minute while it runs.
-
-    Without settings it answers whatever runs on this machine, without tokens.
-    """
-    settings = settings or Settings(LoopbackGate(), RequestLog(sys.stderr))
+def create_app(service: StateService, settings: Settings) -> ASGIApp:
+    """Return the server as an ASGI application; it sweeps the store once a minute while it runs."""
     urls = BlobUrls(service.catalog.secret("blob-urls"))
     transport, shared = LocalTransport(service), Shared()
     routes = [

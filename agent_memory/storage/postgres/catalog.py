@@ -50,8 +50,7 @@ _PAGE: Final = 200
 _LOOK_SECONDS: Final = 1.0
 _VECTOR_RIGHTS: Final = ("SELECT", "INSERT", "DELETE")
 _READ: Final[Any] = (
-    f"SELECT {COLUMNS} FROM agent_memory.entry AS entry "
-    f"WHERE scope = $1::text AND key = $2::text AND {live(parameter='$3')}"
+    f"SELECT {COLUMNS} FROM agent_memory.entry AS entry WHERE scope = $1::text AND key = $2::text AND {live('$3')}"
 )
 
 

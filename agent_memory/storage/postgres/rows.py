@@ -19,9 +19,9 @@ def now(parameter: str = "%(now)s") -> str:
     return f"coalesce({parameter}::bigint, {DATABASE_TIME})"
 
 
-def live(table: str = "entry", parameter: str = "%(now)s") -> str:
-    """Return the condition that a row is neither deleted nor expired."""
-    return f"NOT {table}.deleted AND ({table}.expires_us IS NULL OR {table}.expires_us > {now(parameter)})"
+def live(parameter: str = "%(now)s") -> str:
+    """Return the condition that a row of ``entry`` is neither deleted nor expired."""
+    return f"NOT entry.deleted AND (entry.expires_us IS NULL OR entry.expires_us > {now(parameter)})"
 
 
 def retire(source: str, scope: str, blob_id: str, at: str) -> str:
