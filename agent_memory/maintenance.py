@@ -239,24 +239,26 @@ def _copy_blobs(copy: Path, source: FileBlobs, target: FileBlobs) -> bool:
     """Copy the files that a copied database refers to; False if one is no longer there."""
     catalog = SqliteCatalog(copy)
     try:
-        for value in catalog.values():
-            for index, _ in enumerate(chunk_sizes(value.size, value.chunk_size) if value.blob_id else ()):
-                assert value.blob_id is not None
-                if target.path(value.blob_id, index).exists():
-                    continue
-                try:
-                    with (
-                        open(source.path(value.blob_id, index), "rb") as file,
-                        target.writer(value.blob_id, index) as upload,
-                    ):
-                        while block := file.read(1024 * 1024):
-                            upload.write(block)
-                        upload.finish()
-                except FileNotFoundError:
-                    return False
-        return True
+        return all(_copy_blob(value, source, target) for value in catalog.values())
     finally:
         catalog.close()
+
+
+def _copy_blob(value: StoredValue, source: FileBlobs, target: FileBlobs) -> bool:
+    """Copy those files of a value that are not in the target yet; False if one is no longer there."""
+    if not value.blob_id:
+        return True
+    for index, _ in enumerate(chunk_sizes(value.size, value.chunk_size)):
+        if target.path(value.blob_id, index).exists():
+            continue
+        try:
+            with open(source.path(value.blob_id, index), "rb") as file, target.writer(value.blob_id, index) as upload:
+                while block := file.read(1024 * 1024):
+                    upload.write(block)
+                upload.finish()
+        except FileNotFoundError:
+            return False
+    return True
 
 
 def blob_folder(database: Path) -> Path:
