@@ -26,7 +26,7 @@ from agent_memory import Entry, InvalidKeyError, InvalidRequestError, LimitExcee
 from agent_memory.operations import Delete, Get, Hit, Parents, Search, Set
 
 from .indexing import Index
-from .item_schemas import SchemaRules, as_json, item_name
+from .item_schemas import JSON_OBJECT, SchemaRules, as_json, item_name
 from .namespaces import (
     check_labels,
     checked,
@@ -41,7 +41,6 @@ from .namespaces import (
 PAGE: Final = 1_000
 """Operations in one transaction, hits of one search and namespaces of one listing, at most."""
 
-_JSON_OBJECT: Final[Any] = dict[str, Any]
 _JSON: Final = "application/json"
 
 
@@ -285,7 +284,7 @@ class _Put:
             as_json(dict(op.value)) if model is None else rules.to_model(model, op.value, item_name(namespace, key))
         )
         # Typed, so that it is never a pickle.
-        self._type = model or _JSON_OBJECT
+        self._type = model or JSON_OBJECT
 
     def write(self) -> Set | Delete:
         """Return the operation that applies it."""

@@ -32,12 +32,11 @@ from agent_memory import (
 from agent_memory.operations import Get, Set
 
 from .indexing import Index
-from .item_schemas import item_name
+from .item_schemas import JSON_OBJECT, item_name
 from .namespaces import to_state_key
 from .sources import SourceItem, items_of
 
 _AT_ONCE: Final = 100
-_JSON_OBJECT: Final[Any] = dict[str, Any]
 
 
 class ImportReport(NamedTuple):
@@ -144,7 +143,7 @@ class _Importer:
             if not item.namespace or not item.key or not all(item.namespace):
                 raise InvalidKeyError("an empty label or key")
             # Made only for its checks of the key; what is wrong with a value is found when it is written.
-            self._state.key(key, _JSON_OBJECT)
+            self._state.key(key, JSON_OBJECT)
         except AgentMemoryError as error:
             self._refuse(item, error)
             return None
@@ -179,7 +178,7 @@ class _Importer:
         except (DeserializationError, IntegrityError):
             if len(keys) > 1:
                 return [found for key in keys for found in self._there([key])]
-            return [self._state.key(keys[0], _JSON_OBJECT).raw()]
+            return [self._state.key(keys[0], JSON_OBJECT).raw()]
 
     def _set_times(self, items: Mapping[str, SourceItem]) -> None:
         """Give items their times; a server keeps its own, for only whoever runs it may set them."""
@@ -242,7 +241,7 @@ def _set(key: str, item: SourceItem, snapshot: Any, vectors: Sequence[Sequence[f
     ttl = None if item.expires_at is None else (item.expires_at - now).total_seconds()
     # The source's times stand here too, for a server does not take them over.
     reason = f"{_IMPORTED}, created {_text(item.created_at)}, updated {_text(item.updated_at)}"
-    return Set(key, item.value, _JSON_OBJECT, expected=snapshot, ttl=ttl, reason=reason, vectors=vectors)
+    return Set(key, item.value, JSON_OBJECT, expected=snapshot, ttl=ttl, reason=reason, vectors=vectors)
 
 
 def _same(stored: Any, given: Any) -> bool:

@@ -18,6 +18,9 @@ Schemas: TypeAlias = Mapping[tuple[str, ...], Mapping[str, type[BaseModel]]]
 
 _FORM: Final = 'schemas= names Pydantic models by namespace and key, such as {("user", "*"): {"profile": Profile}}'
 
+JSON_OBJECT: Final[Any] = dict[str, Any]
+"""The type of an item without a model; stored as it, a value is never a pickle."""
+
 logger = logging.getLogger(__name__)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import psycopg
 
-from agent_memory.storage.postgres.catalog import migrate
+from agent_memory.storage.postgres.migrations import migrate
 
 _TEMPLATE = "migrated"
 

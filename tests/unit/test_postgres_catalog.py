@@ -42,9 +42,10 @@ from agent_memory.storage.postgres import batch as postgres_batch
 from agent_memory.storage.postgres import vector_index as postgres_vector_index
 from agent_memory.storage.postgres.apply import apply as apply_in
 from agent_memory.storage.postgres.batch import Context
-from agent_memory.storage.postgres.catalog import PostgresCatalog, migrate
+from agent_memory.storage.postgres.catalog import PostgresCatalog
 from agent_memory.storage.postgres.connections import Session
 from agent_memory.storage.postgres.copy import analyze
+from agent_memory.storage.postgres.migrations import migrate
 from agent_memory.storage.postgres.vector_index import create_index, drop_index
 from agent_memory.vectors import pack_vector
 from tests.support.api import wait_for

@@ -35,11 +35,9 @@ from .batch import Context
 from .binding import Array
 from .connections import Pool, Session, Settings
 from .listing import list_keys, list_segments
-from .migrations import VECTOR_SCHEMA, check_schema, migrate
+from .migrations import VECTOR_SCHEMA, check_schema
 from .rows import DATABASE_TIME, NOW, live, to_row
 from .sweep import BLOB_COLUMNS
-
-__all__ = ["PostgresCatalog", "migrate"]
 
 T = TypeVar("T")
 
@@ -52,8 +50,6 @@ _VECTOR_RIGHTS: Final = ("SELECT", "INSERT", "DELETE")
 _READ: Final[Any] = (
     f"SELECT {COLUMNS} FROM agent_memory.entry AS entry WHERE scope = $1::text AND key = $2::text AND {live('$3')}"
 )
-
-
 _BLOB_TYPES: Final = ("text", "text", "text", "bigint", "bigint", "text", "bigint")
 _STAGE: Final = (
     f"INSERT INTO agent_memory.blob ({BLOB_COLUMNS}) SELECT * FROM unnest("
