@@ -49,7 +49,7 @@ def item_id(at: datetime, name: str) -> str:
     """Return the id of a collection's item that happened at a time and has a name elsewhere, such as ``strava-991``.
 
     The same time and name give the same id, so importing twice adds nothing; the ids of a collection sort by time,
-    those that ``add`` makes included. ``at`` must be aware of its time zone and after 1970.
+    those that ``add`` makes included. Raises InvalidRequestError for a time without a zone, or before 1970.
     """
     check_type(at, datetime, "the time of an item is a datetime")
     check_type(name, str, "the name of an item is a str")

@@ -24,7 +24,11 @@ _SAMPLE: Final = 100
 
 
 class Problem(NamedTuple):
-    """One disagreement. ``place`` is ``scope key`` or a blob's id; ``fixed`` says whether it is mended now."""
+    """One disagreement. ``place`` is ``scope key`` or a blob's id; ``fixed`` says whether it is mended now.
+
+    ``kind`` is ``damaged`` or ``missing`` for bytes, ``unregistered`` for a value whose blob the catalog does not know,
+    ``unused`` for a blob that it takes for a value's and is none, ``orphan`` for a file that nothing refers to.
+    """
 
     kind: str
     place: str

@@ -158,7 +158,8 @@ class AgentMemory(_AgentMemory):
     def request(self, request_id: str, **labels: str) -> Generator[RequestContext]:
         """Serve a request: inside, ``RequestContext.get()`` finds it and every write carries its id.
 
-        ``labels``, such as ``agent=`` and ``source=``, are provenance too.
+        ``labels``, such as ``agent=`` and ``source=``, are provenance too. Raises InvalidKeyError for an id that is
+        empty, holds NUL or has more than 2,048 bytes, and InvalidRequestError for a label that is no text.
         """
         with open_request(self._client, request_id, labels):
             yield RequestContext.get()
@@ -198,7 +199,8 @@ class AgentMemory(_AgentMemory):
         """Set when keys of the application state were first and last written, as whoever imports them knows it.
 
         Maintenance: for imports from elsewhere. Versions and etags stay; nothing is ordered by these times but the
-        hits of a search without a vector.
+        hits of a search without a vector. Raises InvalidRequestError for a time without a zone, and
+        PermissionDeniedError where the store is a server's.
         """
         self._client.run(call(_set_times(self._client.scope, times)))
 

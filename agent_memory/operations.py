@@ -55,6 +55,9 @@ class Search(NamedTuple):
     ``{"sport": "run", "km": {"$gte": 5}}``, with $eq $ne $gt $gte $lt $lte $in, combined by $and and $or; a field is
     taken literally first and then as a dotted path, and one that is missing matches nothing, nor does a value above
     4 MiB. ``nested`` leaves out keys without a ``/``.
+
+    At most ``limit``, 1 to 1,000, behind the first ``offset``. Raises InvalidRequestError for a filter or a vector that
+    is none, and TimedOutError with the code ``search_timeout`` where finding them takes too long.
     """
 
     prefix: str

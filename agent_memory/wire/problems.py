@@ -1,8 +1,8 @@
 """Errors as RFC 9457 problems with a status and a stable code, and back.
 
 The code decides which error a client raises; the status does where the code is not known or the answer is no problem,
-so that a proxy's own answer is never taken for the store's. Every 5xx may be repeated, but ``integrity``. What the
-server did not foresee is ``internal``: its reason stands in the server's log alone.
+so that a proxy's own answer is never taken for the store's. A 5xx may be repeated, unless its code says that this would
+not help. What the server did not foresee is ``internal``: its reason stands in the server's log alone.
 """
 
 from __future__ import annotations

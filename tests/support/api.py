@@ -63,7 +63,7 @@ def problem(response: httpx.Response) -> tuple[int, str]:
 
 
 def raw(url: str, request: bytes) -> bytes:
-    """Send bytes and return all that comes back until the server closes or a second is over."""
+    """Send bytes and return all that comes back until the server closes or says nothing for five seconds."""
     parts = urlsplit(url)
     with socket.create_connection((parts.hostname, parts.port), 5) as connection:
         connection.sendall(request)
