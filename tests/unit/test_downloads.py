@@ -42,6 +42,7 @@ from agent_memory.flows import Transfer, fetch
 from agent_memory.messages import Blob, Chunk, Entry, Found, GetRange, PrepareRead
 from agent_memory.transports import downloads
 from agent_memory.transports.http import HttpTransport
+from tests.support.api import wait_for
 from tests.support.wire import (
     BUCKET,
     DATA,
@@ -515,20 +516,13 @@ def test_closing_leaves_a_download_its_connection_and_keeps_none() -> None:
     into = bytearray(10)
     with peer_wire("sync", handle) as wire, ThreadPoolExecutor(1) as thread:
         call = thread.submit(wire.send, whole(wire, into))
-        wait_until(lambda: wire.transport._downloads._places._value < downloads.CONNECTIONS)
+        wait_for(lambda: wire.transport._downloads._places._value < downloads.CONNECTIONS)
         wire.transport.close()
         release.set()
         call.result(5)
         assert into == DATA
         assert not wire.transport._downloads._idle
         wire.fails(whole(wire, into), UnavailableError)
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 # -- beside an event loop --------------------------------------------------------------------------------------------
@@ -557,7 +551,7 @@ def test_a_cancelled_download_is_broken_off_and_its_connection_not_kept() -> Non
         asyncio.run(cancelled(wire))
         assert ended.wait(5), "the thread still reads"
         pool = wire.transport._downloads
-        wait_until(lambda: pool._places._value == downloads.CONNECTIONS)
+        wait_for(lambda: pool._places._value == downloads.CONNECTIONS)
         assert not pool._idle
 
 
@@ -583,7 +577,7 @@ def test_a_download_that_is_cancelled_before_it_is_connected_asks_for_nothing(mo
     with peer_wire("async", answering(OK, asked=asked)) as wire:
         asyncio.run(cancelled(wire))
         pool = wire.transport._downloads
-        wait_until(lambda: pool._places._value == downloads.CONNECTIONS)
+        wait_for(lambda: pool._places._value == downloads.CONNECTIONS)
         assert not asked.heads
         assert not pool._idle
 
@@ -623,7 +617,7 @@ def test_downloads_from_nowhere_take_no_place_once_they_are_cancelled(
 
         asyncio.run(cancelled())
         began = time.monotonic()
-        wait_until(lambda: pool._places._value == downloads.CONNECTIONS)
+        wait_for(lambda: pool._places._value == downloads.CONNECTIONS)
         assert time.monotonic() - began < 1, "less than connecting may take"
         transport.close()
 
@@ -807,7 +801,7 @@ def test_a_failure_that_somebody_keeps_keeps_no_memory_of_the_value(
                     asyncio.run(run_async(flow, wire.transport, deadline))
         assert len(made) == 1
         # The thread that failed may still be on its way out.
-        wait_until(lambda: made[0]() is None)
+        wait_for(lambda: made[0]() is None)
         assert kept.value is not None
     finally:
         gc.enable()

@@ -13,6 +13,7 @@ from agent_memory import turns as module
 from agent_memory.drivers import Flow, run
 from agent_memory.transports.local import ClosedTransport
 from agent_memory.turns import Turn, Turns
+from tests.support.api import wait_for
 
 PLACE = "place"
 
@@ -29,10 +30,7 @@ def turns() -> Any:
 
 
 def wait_for_queue(turns: Turns, length: int) -> None:
-    deadline = time.monotonic() + 5
-    while len(turns._queues[PLACE].waiting) < length:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    wait_for(lambda: len(turns._queues[PLACE].waiting) >= length)
 
 
 def test_who_meets_nobody_does_not_wait(turns: Turns) -> None:
