@@ -73,6 +73,22 @@ def put(service: StateService, keys: list[str]) -> None:
         service.handle(Batch(SCOPE, tuple(writes)))
 
 
+def test_a_listing_without_values_reads_no_pages_of_them(service: StateService) -> None:
+    def pages() -> int:
+        kinds = (apsw.SQLITE_DBSTATUS_CACHE_HIT, apsw.SQLITE_DBSTATUS_CACHE_MISS)
+        return sum(one.status(kind)[0] for one in apsw.connections() for kind in kinds)
+
+    def read(value: bytes) -> int:
+        writes = (CommitWrite(SCOPE, f"k{number}", uuid7(), value, None, JSON) for number in range(50))
+        service.handle(Batch(SCOPE, tuple(writes)))
+        before = pages()
+        assert len(service.handle(List(SCOPE, "", limit=100)).found) == 50
+        return pages() - before
+
+    assert read(b"1") > 0
+    assert read(b"1" * 60_000) < 50 * 5, "each of them lies on fifteen pages"
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 def test_the_last_page_of_a_listing_costs_what_the_first_does(
     service: StateService, steps: Steps, reverse: bool

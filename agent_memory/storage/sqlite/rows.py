@@ -28,8 +28,11 @@ IS_OBJECT: Final = f"{IS_JSON} AND (value IS NULL OR substr(value, 1, 1) = x'7b'
 PLACE: Final = "rowid AS place, scope AS within, key AS at"
 """What an index says of a row."""
 
-SOUND: Final = "key IS at AND scope IS within AND (value IS NULL AND blob_id IS NULL) = deleted"
-"""That a row is the one that the index stands for, and has a value unless it is deleted: one bit would hide it."""
+SOUND: Final = "key IS at AND scope IS within AND (typeof(value) = 'null' AND blob_id IS NULL) = deleted"
+"""That a row is the one that the index stands for, and has a value unless it is deleted: one bit would hide it.
+
+By its type, which stands in front of the row: ``value IS NULL`` would read all of a value.
+"""
 
 
 def rows_at(places: str, columns: str = COLUMNS) -> str:
