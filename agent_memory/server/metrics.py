@@ -83,7 +83,7 @@ class Metrics:
         for state, verb in product(("app_state", "request_state"), VERBS):
             self._seconds.labels("POST", f"{state}/{verb}")
             # One failure is worth an alert, and a rate sees none in a series that begins with it.
-            self._requests.labels("POST", f"{state}/{verb}", "503", "internal")
+            self._requests.labels("POST", f"{state}/{verb}", "500", "internal")
         for outcome in ("done", "failed"):
             self._sweeps.labels(outcome)
         for kind in SweepReport._fields:
