@@ -46,7 +46,7 @@ from .messages import (
 )
 from .replies import Replies, segment_page
 from .storage.blobs import BlobStore, FileBlobs, blob_of, chunk_name
-from .storage.catalog import Catalog, Row, Times, has_writes
+from .storage.catalog import Catalog, Row, Times, has_writes, is_time
 from .storage.sqlite.catalog import SqliteCatalog
 from .sweeping import SweepAfterWrites, SweepReport, sweep
 from .uploads import Uploads
@@ -286,6 +286,9 @@ class StateService:
         backup(self.catalog, self.blobs, self._key_file, Path(request.path))
 
     def set_times(self, request: SetTimes) -> None:
+        if not all(is_time(us) for _, *both in request.times for us in both):
+            # With its offset a time may lie beyond the calendar, and what has it could not be read.
+            raise InvalidRequestError("the times of a key are of the years 1 to 9999 in UTC")
         self.catalog.set_times(request.scope, [Times(*one) for one in request.times])
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -352,6 +352,22 @@ def test_times_are_set_where_they_are_meant_and_nowhere_else(memory: AgentMemory
     assert (snapshot.entry.created_at, snapshot.entry.updated_at) == (then, then)
     assert untouched == (1, before)
     assert memory.app_state.get("absent") is None
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        datetime.max.replace(tzinfo=timezone(timedelta(hours=-1))),
+        datetime.min.replace(tzinfo=timezone(timedelta(hours=1))),
+    ],
+)
+def test_a_time_that_utc_does_not_know_is_refused_and_the_key_stays_readable(
+    memory: AgentMemory, then: datetime
+) -> None:
+    memory.app_state.set("small", 1)
+    with pytest.raises(InvalidRequestError, match="the years 1 to 9999"):
+        memory.set_times({"small": (then, then)})
+    assert memory.app_state.get("small") == 1
 
 
 # -- backup ----------------------------------------------------------------------------------------------------------
