@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from .disk import private, sync_file, sync_folder
 from .errors import IntegrityError, InvalidRequestError, UnavailableError
 from .messages import Scope
-from .storage.blobs import GRACE_SECONDS, BlobObject, BlobStore, FileBlobs, chunk_sizes
+from .storage.blobs import GRACE_SECONDS, BlobObject, BlobStore, FileBlobs, chunk_sizes, is_blob_id
 from .storage.catalog import DEAD, GARBAGE, LIVE, BlobRow, Catalog, StoredValue
 from .storage.sqlite.catalog import SqliteCatalog
 
@@ -59,6 +59,7 @@ def check(catalog: Catalog, blobs: BlobStore, *, fix: bool = False) -> CheckRepo
     """
     values = 0
     live: set[str] = set()
+    harmed: set[tuple[str, str]] = set()
     problems: list[Problem] = []
     if not catalog.is_sound():
         # A key that hides makes its files look unused: nothing is mended by what such a database says.
@@ -76,8 +77,10 @@ def check(catalog: Catalog, blobs: BlobStore, *, fix: bool = False) -> CheckRepo
             mended = fix and kind == "unregistered"
             if mended:
                 _register(catalog, value)
+            elif kind != "unregistered":
+                harmed.add((value.scope, value.key))
             problems.append(Problem(kind, f"{value.scope} {value.key}", detail, mended))
-    problems += _unused_rows(catalog, live, fix)
+    problems += _unused_rows(catalog, live, harmed, fix)
     objects, orphans = _orphans(catalog, blobs, live, fix)
     return CheckReport(values, objects, (*problems, *orphans))
 
@@ -118,7 +121,8 @@ def lie_here(catalog: Catalog, blobs: BlobStore) -> bool:
     """
     has_some = False
     for state in (LIVE, GARBAGE):
-        for blob in islice((blob for blob in catalog.blobs() if blob.state == state), _SAMPLE):
+        some = (blob for blob in catalog.blobs() if blob.state == state and is_blob_id(blob.id))
+        for blob in islice(some, _SAMPLE):
             if _has(blobs, blob.id):
                 return True
             has_some = True
@@ -167,7 +171,8 @@ def _is_current(catalog: Catalog, value: StoredValue) -> bool:
     return row is not None and (row.blob_id, row.entry.sha256) == (value.blob_id, value.sha256)
 
 
-def _unused_rows(catalog: Catalog, live: set[str], fix: bool) -> Iterator[Problem]:
+def _unused_rows(catalog: Catalog, live: set[str], harmed: set[tuple[str, str]], fix: bool) -> Iterator[Problem]:
+    """Give the blobs that are no key's value. One of a ``harmed`` key stays: the id in its row may be the damage."""
     suspects = [blob for blob in catalog.blobs() if blob.state == LIVE and blob.id not in live]
     if not suspects:
         return
@@ -177,9 +182,10 @@ def _unused_rows(catalog: Catalog, live: set[str], fix: bool) -> Iterator[Proble
         known = catalog.blob(blob.id)
         if blob.id in used or known is None or known.state != LIVE:
             continue
-        if fix:
+        mended = fix and (known.scope, known.key) not in harmed
+        if mended:
             catalog.mend_blob(known._replace(state=GARBAGE, at_us=catalog.clock()))
-        yield Problem("unused", blob.id, "no key has this blob as its value", fix)
+        yield Problem("unused", blob.id, "no key has this blob as its value", mended)
 
 
 def backup(catalog: SqliteCatalog, blobs: FileBlobs, key_file: Path, target: Path) -> None:

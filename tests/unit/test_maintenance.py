@@ -91,6 +91,18 @@ def test_files_of_a_value_are_no_orphans_whatever_else_is_damaged(memory: AgentM
     assert chunk_files(database) == files
 
 
+def test_a_value_whose_blob_id_is_damaged_keeps_its_files_until_it_is_written_again(
+    memory: AgentMemory, database: Path
+) -> None:
+    sql(database, "UPDATE entry SET blob_id = replace(blob_id, '-7', '-6') WHERE key = 'large'")
+    assert kinds(memory, fix=True) == [("missing", False), ("unused", False)]
+    sql(database, "UPDATE entry SET blob_id = replace(blob_id, '-6', '-7') WHERE key = 'large'")
+    assert kinds(memory, fix=True) == []
+    sql(database, "UPDATE entry SET blob_id = replace(blob_id, '-7', '-6') WHERE key = 'large'")
+    memory.app_state.set("large", 1)
+    assert kinds(memory, fix=True) == [("unused", True)]
+
+
 def test_an_empty_store_has_no_problems(tmp_path: Path) -> None:
     with AgentMemory(tmp_path / "empty.db", application="app") as memory:
         assert memory.check(fix=True) == (0, 0, ())
@@ -245,6 +257,9 @@ def test_large_values_lie_where_one_of_them_is(memory: AgentMemory, database: Pa
     with contextlib.closing(open_service(str(database))) as service:
         assert lie_here(service.catalog, service.blobs)
         assert not lie_here(service.catalog, elsewhere)
+        sql(database, "UPDATE blob SET id = id || '?' WHERE key = 'other'")
+        assert not lie_here(service.catalog, elsewhere)
+        sql(database, "UPDATE blob SET id = rtrim(id, '?')")
         *others, cut = chunk_files(database)
         os.truncate(cut, 0)
         for path in others:
