@@ -16,6 +16,9 @@ from .namespaces import fits
 Schemas: TypeAlias = Mapping[tuple[str, ...], Mapping[str, type[BaseModel]]]
 """Models by namespace and key; ``*`` stands for any one label, and for any key."""
 
+Location: TypeAlias = tuple[int | str, ...]
+"""Where in a value something is: names of fields, keys of mappings and numbers of items."""
+
 _FORM: Final = 'schemas= names Pydantic models by namespace and key, such as {("user", "*"): {"profile": Profile}}'
 
 JSON_OBJECT: Final[Any] = dict[str, Any]
@@ -62,7 +65,9 @@ class SchemaRules:
             unknown = dropped(adapter, made, sent)
             if not unknown:
                 return made
-            problem = f"{model.__name__} has no field {', '.join(map(_in_one_line, unknown))}"
+            names = _declared(model, set())
+            places = sorted({_place(location, "extra_forbidden", names) for location in unknown})
+            problem = f"{model.__name__} has no field {', '.join(places)}"
         except ValidationError as error:
             problem = f"it is not a {model.__name__}: {_problems(error, model)}"
         except pydantic_core.PydanticSerializationError:
@@ -108,7 +113,7 @@ def _made(adapter: TypeAdapter[Any], sent: Any, by_name: bool | None = None) -> 
     return adapter.validate_json(data, by_name=by_name, by_alias=by_name)
 
 
-def dropped(adapter: TypeAdapter[Any], made: Any, sent: Any, by_name: bool | None = None) -> list[str]:
+def dropped(adapter: TypeAdapter[Any], made: Any, sent: Any, by_name: bool | None = None) -> list[Location]:
     """Return the places of what a model dropped in silence: no field of its, without which nothing is different.
 
     ``by_name`` says that fields were accepted by their names as well as by their aliases, whatever their model says.
@@ -116,7 +121,7 @@ def dropped(adapter: TypeAdapter[Any], made: Any, sent: Any, by_name: bool | Non
     suspects = list(_unknown(made, sent, by_name))
     if not suspects:
         return []
-    found: list[str] = []
+    found: list[Location] = []
     # Without what was not given: a default may be another one each time.
     given = adapter.dump_json(made, exclude_unset=True)
     for place, holder, key in suspects:
@@ -128,25 +133,27 @@ def dropped(adapter: TypeAdapter[Any], made: Any, sent: Any, by_name: bool | Non
         except ValidationError:
             pass
         holder[key] = one
-    return sorted(found)
+    return found
 
 
-def _unknown(made: Any, sent: Any, by_name: bool | None, place: str = "") -> Iterator[tuple[str, dict[str, Any], str]]:
+def _unknown(
+    made: Any, sent: Any, by_name: bool | None, place: Location = ()
+) -> Iterator[tuple[Location, dict[str, Any], str]]:
     """Iterate over what was sent under the name of no field: its place, what holds it, and its name there."""
     if isinstance(made, RootModel):
         yield from _unknown(cast("RootModel[Any]", made).root, sent, by_name, place)
     elif isinstance(made, BaseModel) and isinstance(sent, dict):
         held, names = cast("dict[str, Any]", sent), _names(type(made), by_name)
         if not _takes_other_names(type(made)):
-            yield from ((f"{place}{key}", held, key) for key in held if key not in names)
+            yield from (((*place, key), held, key) for key in held if key not in names)
         for key, name in names.items():
-            yield from _unknown(getattr(made, name), held.get(key), by_name, f"{place}{key}.")
+            yield from _unknown(getattr(made, name), held.get(key), by_name, (*place, key))
     elif isinstance(made, Mapping) and isinstance(sent, dict):
         for key, one in cast("dict[str, Any]", sent).items():
-            yield from _unknown(cast("Mapping[Any, Any]", made).get(key), one, by_name, f"{place}{key}.")
+            yield from _unknown(cast("Mapping[Any, Any]", made).get(key), one, by_name, (*place, key))
     elif isinstance(made, list | tuple) and isinstance(sent, list):
         for number, (one, other) in enumerate(zip(cast("Sequence[Any]", made), cast("list[Any]", sent), strict=False)):
-            yield from _unknown(one, other, by_name, f"{place}{number}.")
+            yield from _unknown(one, other, by_name, (*place, number))
 
 
 def _names(model: type[BaseModel], by_name: bool | None) -> dict[Any, str]:
@@ -181,7 +188,7 @@ def _problems(error: ValidationError, model: type[BaseModel]) -> str:
     return ", ".join(shown) + (f", and {len(found) - 5} more" if len(found) > 5 else "")
 
 
-def _place(location: tuple[int | str, ...], kind: str, names: set[Any]) -> str:
+def _place(location: Location, kind: str, names: set[Any]) -> str:
     """Return the place of a problem in JSON without the keys of mappings, which are data."""
     # The name of a field that the model does not have is what is wrong.
     unknown = len(location) - 1 if kind == "extra_forbidden" else None

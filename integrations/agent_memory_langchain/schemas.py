@@ -113,7 +113,7 @@ class Arguments:
         except PydanticSerializationError:
             raise refusal(self._tool, ["the arguments are not JSON"]) from None
         if unknown:
-            raise refusal(self._tool, [f"{safe_text(one)}: {_UNKNOWN}" for one in unknown])
+            raise refusal(self._tool, sorted(f"{safe_text('.'.join(map(str, one)))}: {_UNKNOWN}" for one in unknown))
         own = {name: getattr(found, name) for name in type(found).model_fields if name not in self._fields}
         given = [name for name in self._fields if name in found.model_fields_set]
         return Sent(own, {self._fields[name]: getattr(found, name) for name in given})
