@@ -14,6 +14,7 @@ import pytest
 
 from agent_memory import AgentMemory, IntegrityError, InvalidRequestError, UnavailableError
 from agent_memory.copying import copy
+from agent_memory.messages import JSON, CommitWrite, Scope
 from agent_memory.opening import open_service
 from agent_memory.storage.sqlite.rows import all_rows
 from tests.faults.processes import Child, Report
@@ -371,13 +372,34 @@ def test_a_write_mends_when_a_value_was_written(database: Path) -> None:
         assert memory.app_state.get("k") == 2
 
 
-def test_a_version_that_is_damaged_never_counts_on(database: Path) -> None:
+@pytest.mark.parametrize("version", [2**63 - 1, 2**60, -1])
+def test_a_version_that_is_damaged_never_counts_on(database: Path, version: int) -> None:
     with AgentMemory(database, application="faults") as memory:
         memory.app_state.set("k", 1)
-        change(database, f"UPDATE entry SET version = {2**63 - 1}")
+        change(database, f"UPDATE entry SET version = {version}")
         for call in (lambda: memory.app_state.set("k", 2), lambda: memory.app_state.delete("k")):
             with pytest.raises(IntegrityError, match="damaged"):
                 call()
+
+
+@pytest.mark.parametrize("floor", ["1 << 60", "-1", "'text'"])
+def test_a_floor_of_versions_that_is_damaged_never_counts_on(database: Path, floor: str) -> None:
+    with AgentMemory(database, application="faults") as memory:
+        change(database, f"INSERT INTO scope (scope, version_floor) VALUES ('default/faults', {floor})")
+        with pytest.raises(IntegrityError, match="damaged"):
+            memory.app_state.set("k", 1)
+
+
+@pytest.mark.parametrize(
+    "harm", ["fingerprint = 1", "version = 1 << 60", "created_us = 'text'", "expires_us = 1 << 62"]
+)
+def test_a_damaged_receipt_is_an_integrity_error(database: Path, harm: str) -> None:
+    write = CommitWrite(Scope("default", "faults"), "k", "a-write-id", b"1", None, JSON)
+    with closing(open_service(str(database), None)) as service:
+        service.catalog.write(write)
+        change(database, f"UPDATE receipt SET {harm}")
+        with pytest.raises(IntegrityError, match="receipt"):
+            service.catalog.write(write)
 
 
 @pytest.mark.parametrize("harm", ["1", "'text'", "x'00'", "5000000000"])
