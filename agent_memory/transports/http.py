@@ -31,6 +31,7 @@ from ..wire import LOGGED_ID, encode_request
 from ..wire.requests import scope_of
 from .async_pool import CONNECTIONS, KEPT, KEPT_SECONDS, AsyncPool, close_from_outside
 from .bounded import BoundedTransport, until
+from .cancellation import close_on_thread, to_the_end
 from .downloads import Downloads
 from .exchanges import ApiCall, Download, Exchange, Slices, Upload
 from .trust import BlobHosts, http_url, origin_of, ssl_context_for, tls_problem
@@ -250,9 +251,12 @@ class HttpTransport:
         """Close the connections, those of this event loop among them."""
         self._closed = True
         pool = self._async_pools.pop(asyncio.get_running_loop(), None)
-        if pool is not None:
-            await pool.aclose()
-        self.close()
+        try:
+            if pool is not None:
+                await to_the_end(asyncio.ensure_future(pool.aclose()))
+        finally:
+            # Another event loop may be busy, or wait for this one.
+            await close_on_thread(self.close)
 
 
 def _out_of_files(error: Exception) -> bool:

@@ -12,7 +12,7 @@ from ..errors import TimedOutError, UnavailableError
 from ..executors import Executor
 from ..messages import Message, PrepareRead
 from ..service import StateService
-from .cancellation import end_of
+from .cancellation import close_on_thread, end_of
 
 _THREADS: Final = 40
 
@@ -61,11 +61,7 @@ class LocalTransport:
             self._on_close()
 
     async def aclose(self) -> None:
-        try:
-            await self._on_a_thread(False, self.close)
-        except UnavailableError:
-            # There is no thread to be had.
-            self.close()
+        await close_on_thread(self.close)
 
     async def _on_a_thread(self, in_turn: bool, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function on a thread and wait for its end even if the task is cancelled meanwhile.

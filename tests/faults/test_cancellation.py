@@ -15,6 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from agent_memory import AgentMemory, AsyncAgentMemory, UnavailableError
@@ -236,6 +237,35 @@ def test_a_write_is_over_when_its_cancelled_task_is(
             await memory.app_state.set("k", "later")
             await asyncio.sleep(0.2)
             assert await memory.app_state.get("k") == "later"
+
+    asyncio.run(run())
+
+
+def test_a_store_is_closed_although_the_task_that_closes_it_was_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent_memory.transports.local._THREADS", 1)
+
+    async def run() -> None:
+        memory = AsyncAgentMemory("memory://", application="faults")
+        transport: Any = memory._client.transport()
+        folder = Path(memory._client.config.url).parent
+        handle, begun, go_on = transport.service.handle, threading.Event(), threading.Event()
+
+        def slow(message: object) -> object:
+            begun.set()
+            go_on.wait(10)
+            return handle(message)
+
+        monkeypatch.setattr(transport.service, "handle", slow)
+        # No thread is free to begin at once.
+        searching = asyncio.create_task(memory.app_state.search(""))
+        await asyncio.to_thread(begun.wait, 10)
+        with anyio.CancelScope() as scope:
+            async with memory:
+                asyncio.get_running_loop().call_later(0.05, go_on.set)
+                scope.cancel()
+                await anyio.sleep(10)
+        assert not folder.exists()
+        await asyncio.gather(searching, return_exceptions=True)
 
     asyncio.run(run())
 

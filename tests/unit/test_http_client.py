@@ -829,6 +829,51 @@ def test_closing_on_the_event_loop_itself_does_not_hold_it_up(server: Any) -> No
     asyncio.run(close())
 
 
+def test_closing_beside_a_busy_event_loop_does_not_hold_this_one_up(server: Any) -> None:
+    memory = AsyncAgentMemory(server.url, application="closing")
+    other = asyncio.new_event_loop()
+    thread = threading.Thread(target=other.run_forever)
+    thread.start()
+
+    async def close() -> None:
+        busy = threading.Event()
+        other.call_soon_threadsafe(busy.wait, 10)
+        closing = asyncio.create_task(memory.close())
+        # The other one goes on only if this one does.
+        asyncio.get_running_loop().call_later(0.05, busy.set)
+        began = time.monotonic()
+        await closing
+        assert time.monotonic() - began < async_pool._CLOSE_SECONDS / 2
+
+    try:
+        asyncio.run_coroutine_threadsafe(memory.app_state.set("key", 1), other).result(10)
+        asyncio.run(close())
+    finally:
+        other.call_soon_threadsafe(other.stop)
+        thread.join(5)
+        other.close()
+
+
+def test_a_close_that_is_cancelled_closes_all_connections(server: Any) -> None:
+    async def close() -> None:
+        memory = AsyncAgentMemory(server.url, application="closing")
+        await memory.app_state.set("key", 1)
+        assert memory.sync.app_state.get("key") == 1
+        transport: Any = memory._client.transport()
+        [pool] = transport._async_pools.values()
+        connections = [transport._pool._pool.connections, pool.transport._pool.connections]
+        assert [len(one) for one in connections] == [1, 1]
+        closing = asyncio.create_task(memory.close())
+        # While it waits for the first of them.
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert all(connection.is_closed() for one in connections for connection in one)
+
+    asyncio.run(close())
+
+
 @pytest.mark.parametrize("is_another_thread", [False, True], ids=["this thread", "a thread that ended"])
 def test_closing_closes_the_connections_of_an_event_loop_that_stands_still(
     server: Any, is_another_thread: bool
