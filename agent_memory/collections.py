@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar, cast
 
 from .checks import check_type
@@ -19,6 +19,7 @@ from .messages import BATCH_OPERATIONS, INLINE_LIMIT, PAGE_LIMIT, CommitWrite, E
 from .values import Snapshot, Values, is_model
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 class _CollectionFlows(Generic[T]):
@@ -99,16 +100,24 @@ class _CollectionFlows(Generic[T]):
         return []
 
     def _list(self, limit: int | None, reverse: bool, after: str | None) -> Flow[list[Snapshot[T]]]:
-        found = yield from self._raw(limit, reverse, after)
-        return [Snapshot(self._values_at(one.entry.key).decode(one.value, one.entry), one.entry) for one in found]
+        def load(data: bytes, entry: Entry) -> Snapshot[T]:
+            return Snapshot(self._values_at(entry.key).decode(data, entry), entry)
+
+        return (yield from self._all(load, limit, reverse, after))
 
     def _raw(self, limit: int | None, reverse: bool, after: str | None) -> Flow[list[Snapshot[bytes]]]:
+        return (yield from self._all(Snapshot[bytes], limit, reverse, after))
+
+    def _all(
+        self, load: Callable[[bytes, Entry], Snapshot[U]], limit: int | None, reverse: bool, after: str | None
+    ) -> Flow[list[Snapshot[U]]]:
+        """Find values and load each page of them as it comes: thousands at once would hold an event loop up."""
         if limit is not None:
             check_type(limit, int, "limit is a whole number")
             if limit < 0:
                 raise InvalidRequestError("limit must not be negative")
         cursor = None if after is None else self._key(after)
-        found: list[Snapshot[bytes]] = []
+        found: list[Snapshot[U]] = []
         while limit is None or len(found) < limit:
             room = PAGE_LIMIT if limit is None else min(PAGE_LIMIT, limit - len(found))
             page: Page = yield from call(
@@ -118,7 +127,7 @@ class _CollectionFlows(Generic[T]):
                 request = PrepareRead(self._client.scope, one.entry.key, INLINE_LIMIT)
                 stored = yield from fetch(one, request, self._client.config.transfer)
                 if stored is not None:
-                    found.append(Snapshot(*stored))
+                    found.append(load(*stored))
             cursor = page.cursor
             if cursor is None:
                 break

@@ -16,8 +16,10 @@ from typing import Any
 
 import apsw
 import pytest
+from pydantic import BaseModel, field_validator
 
 from agent_memory import AgentMemory, AsyncAgentMemory
+from agent_memory.messages import PAGE_LIMIT
 from agent_memory.transports.local import LocalTransport
 from tests.faults.processes import Child, Report, value
 
@@ -153,6 +155,39 @@ def test_large_values_are_hashed_beside_the_loop(tmp_path: Path, monkeypatch: py
     asyncio.run(run())
     assert sum(sizes) == 2 * len(data)
     assert threading.get_ident() not in threads
+
+
+def test_the_loop_goes_on_while_the_pages_of_a_long_list_are_loaded(database: Path) -> None:
+    turn, seen = 0, list[int]()
+
+    class Reading(BaseModel):
+        at: int
+
+        @field_validator("at")
+        @classmethod
+        def see(cls, at: int) -> int:
+            seen.append(turn)
+            return at
+
+    async def run() -> None:
+        nonlocal turn
+
+        async def count() -> None:
+            nonlocal turn
+            while True:
+                turn += 1
+                await asyncio.sleep(0)
+
+        async with AsyncAgentMemory(database, application="faults") as memory:
+            readings = memory.entity("site", "north").collection(Reading)
+            await readings.add_many([Reading(at=number) for number in range(PAGE_LIMIT + 1)])
+            seen.clear()
+            counting = asyncio.create_task(count())
+            assert len(await readings.list()) == PAGE_LIMIT + 1
+            counting.cancel()
+
+    asyncio.run(run())
+    assert seen[-1] > seen[0]
 
 
 def test_the_threads_of_an_event_loop_end_with_it(tmp_path: Path) -> None:
