@@ -38,6 +38,7 @@ class AsyncPool:
         self.places = asyncio.Semaphore(CONNECTIONS)
         self.thread = threading.current_thread()
         self._ending: AsyncGenerator[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._calls = 0
         self._closed = False
 
@@ -52,8 +53,9 @@ class AsyncPool:
             try:
                 yield
             finally:
+                self._ending = None
                 forget()
-                await self.transport.aclose()
+                await self._close_connections()
 
         self._ending = ending()
         await anext(self._ending)
@@ -77,10 +79,16 @@ class AsyncPool:
         # Closed under its calls, httpcore's pool would forget the connections that they go on to use or open.
         if self._calls:
             return
-        await self.transport.aclose()
+        await self._close_connections()
         ending, self._ending = self._ending, None
         if ending is not None:
             await ending.aclose()
+
+    async def _close_connections(self) -> None:
+        """Close them once: an event loop that ends meanwhile waits for it, too."""
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self.transport.aclose())
+        await asyncio.shield(self._closing)
 
 
 class _Call:
@@ -141,8 +149,7 @@ def close_from_outside(loop: asyncio.AbstractEventLoop, pool: AsyncPool) -> None
         # Its sockets went with it; nothing can run there any more.
         closing.close()
     elif loop is _running_loop():
-        _tasks.add(task := loop.create_task(closing))
-        task.add_done_callback(_tasks.discard)
+        _begin(loop, closing)
     elif loop.is_running():
         try:
             # A loop that is busy for longer closes them when it comes to it, one that is ending when it ends.
@@ -153,8 +160,15 @@ def close_from_outside(loop: asyncio.AbstractEventLoop, pool: AsyncPool) -> None
     elif _running_loop() is None and (pool.thread is threading.current_thread() or not pool.thread.is_alive()):
         loop.run_until_complete(closing)
     else:
-        # A loop stands still for moments while it ends: no other thread may run it then. It closes them itself.
+        # It stands still, for a moment while it ends or until it is run again, and no other thread may run it.
         closing.close()
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(lambda: _begin(loop, pool.aclose()))
+
+
+def _begin(loop: asyncio.AbstractEventLoop, closing: Coroutine[Any, Any, None]) -> None:
+    _tasks.add(task := loop.create_task(closing))
+    task.add_done_callback(_tasks.discard)
 
 
 # An event loop keeps only weak references to its tasks.

@@ -889,6 +889,26 @@ def test_closing_closes_the_connections_of_an_event_loop_that_stands_still(
     loop.close()
 
 
+@pytest.mark.parametrize("is_run_again", [True, False], ids=["run again", "ended"])
+def test_closing_on_one_event_loop_closes_the_connections_of_another_that_stands_still(
+    server: Any, is_run_again: bool
+) -> None:
+    gc.collect()
+    with warnings.catch_warnings(record=True) as unclosed:
+        warnings.simplefilter("always")
+        with asyncio.Runner() as outer:
+            memory = AsyncAgentMemory(server.url, application="closing")
+            outer.run(memory.app_state.set("key", 1))
+            asyncio.run(memory.close())
+            # Nobody but the event loop knows of them any more.
+            del memory
+            gc.collect()
+            if is_run_again:
+                outer.run(asyncio.sleep(0.1))
+        gc.collect()
+    assert [str(one.message) for one in unclosed] == []
+
+
 def test_closing_beside_calls_lets_them_end_and_leaves_no_connection_open(server: Any) -> None:
     async def close_beside_calls() -> list[Any]:
         memory = AsyncAgentMemory(server.url, application="closing")
