@@ -40,9 +40,12 @@ TOUCHED: Final = 1024 * 1024 * 1024
 _SERVE: Final = """
 import sys, uvicorn
 from agent_memory.opening import open_service
-from agent_memory.server.app import create_app
+from agent_memory.server.app import Settings, create_app
+from agent_memory.server.auth import LoopbackGate
+from agent_memory.server.log import RequestLog
 service = open_service(sys.argv[1], sys.argv[2])
-config = uvicorn.Config(create_app(service), port=0, log_level="warning", access_log=False, loop="asyncio")
+app = create_app(service, Settings(LoopbackGate(), RequestLog(sys.stderr)))
+config = uvicorn.Config(app, port=0, log_level="warning", access_log=False, loop="asyncio")
 class Server(uvicorn.Server):
     async def startup(self, sockets=None):
         await super().startup(sockets)
