@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
-from typing import cast
+from typing import NoReturn, cast
 
 from . import commands
 from .errors import AgentMemoryError
@@ -59,8 +60,14 @@ class _ShowVersion(argparse.Action):
         parser.exit()
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the arguments, of an address its kind alone: the rest may hold a password."""
+        super().error(re.sub(r"://[^\s']*", "://…", message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="agent-memory", description="Typed, durable memory for agents.")
+    parser = _Parser(prog="agent-memory", description="Typed, durable memory for agents.")
     parser.add_argument("--version", action=_ShowVersion, help="show the version and exit")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 

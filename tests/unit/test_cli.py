@@ -340,6 +340,18 @@ def test_what_lies_in_postgresql_is_checked_and_swept(tmp_path: Path, capsys: py
     assert "say with --blobs where they lie" in err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["serve", "postgresql://me:hush@db/memory"], ["postgresql://me:hush@db/memory"], ["serve", "--port", "s3://hush"]],
+    ids=["too many", "no command", "no number"],
+)
+def test_a_mistyped_line_is_refused_without_the_password_in_it(arguments: list[str]) -> None:
+    refused = run(*arguments)
+    assert refused.returncode == 2
+    assert "://…" in refused.stderr
+    assert "hush" not in refused.stdout + refused.stderr
+
+
 @pytest.mark.parametrize("address", ["postgresql://memory:the-secret@host/x", "https://memory:the-secret@host/x"])
 @pytest.mark.parametrize(
     "command", [["check", "--data"], ["sweep", "--data"], ["backup", "x.db", "--data"], ["copy", "x.db"]]
