@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +24,7 @@ from agent_memory.storage.postgres.catalog import PostgresCatalog
 from agent_memory.storage.postgres.connections import Pool, Session
 from agent_memory.storage.postgres.rows import TimeLimit
 from agent_memory.storage.sqlite.catalog import SqliteCatalog
+from tests.support.api import wait_for
 from tests.support.postgres import PostgresServer, name_of
 
 SCOPE = Scope("default", "app")
@@ -288,6 +288,5 @@ def test_sweeping_requests_in_postgresql_passes_each_once_while_a_long_transacti
         entries = (
             "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'scope_last_write' AND idx_scan > 0"
         )
-        while not (passed := server.execute(entries, name_of(address))):
-            time.sleep(0.05)
-        assert passed[0][0] < 1_000
+        wait_for(lambda: bool(server.execute(entries, name_of(address))))
+        assert server.execute(entries, name_of(address))[0][0] < 1_000
