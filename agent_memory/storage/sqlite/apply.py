@@ -70,7 +70,7 @@ def _read_many(connection: apsw.Connection, operations: Sequence[Operation], now
     keys = json.dumps([read.key for read in reads])
     rows = all_rows(connection, _SELECT_MANY, (reads[0].scope.path, keys, now))
     found = {row[0]: to_row(row) for row in rows}
-    if not found.keys() <= {read.key for read in reads}:
-        # One of them leads to another key's row, and is not absent.
-        raise damaged(next(iter(found.keys() - {read.key for read in reads})))
+    for key in found.keys() - {read.key for read in reads}:
+        # Another's row in the place of one that was asked for, which is not absent.
+        raise damaged(key)
     return found
